@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.11 or newer and make; they create .venv when it is missing or out of date.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# Nothing here reports home.
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export NO_ALBUMENTATIONS_UPDATE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test check format mlflow
+.DEFAULT_GOAL := check
+
+# Draws scenes, trains for some minutes, segments by words; the last line is a JSON object with the results.
+demo: $(INSTALLED)
+	@$(BIN)/groupvit demo --json
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+# The runs of this machine at http://127.0.0.1:5000
+mlflow: $(INSTALLED)
+	@infra/mlflow/serve
+
+# torch comes first and alone, so that it is the build that the machine's package index gives.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11' >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q 'torch==2.14.1' 'torchvision==0.29.1'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@

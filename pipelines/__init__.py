@@ -1,0 +1,1 @@
+"""The system around the method: data, training, evaluation and tracking on Ray."""
