@@ -1,0 +1,94 @@
+"""CLIP's byte pair encoding, on the `tokenizers` library.
+
+Gives the ids of the reference tokeniser (https://github.com/openai/CLIP, MIT) for every caption, with one difference:
+text that spells out a special token ("<end_of_text>") is encoded as ordinary characters, so that a caption from the
+web cannot inject one.
+"""
+
+import gzip
+import hashlib
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+START_OF_TEXT = 49406
+END_OF_TEXT = 49407
+VOCABULARY_SIZE = 49408
+
+_VOCABULARY_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+_VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+_NUM_MERGES = 49152 - 256 - 2
+
+# The reference compiles its pattern with IGNORECASE; text is lower case by then, but for the long s (U+017F), which
+# folds to s and has no lower case of its own.
+_WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def clean(text: str) -> str:
+    """Mend broken unicode, undo HTML escapes, collapse white space, lower-case: what CLIP does before encoding."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else ftfy and unescape change nothing
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+class Tokenizer:
+    """Turns texts into the token ids of CLIP's vocabulary of 49,408 entries."""
+
+    def __init__(self) -> None:
+        """Read the vocabulary that ships with the package; `ValueError` if the file is not the published one."""
+        packed = _VOCABULARY_FILE.read_bytes()
+        if hashlib.sha256(packed).hexdigest() != _VOCABULARY_SHA256:
+            raise ValueError(
+                f"{_VOCABULARY_FILE}: damaged, its sha256 must be {_VOCABULARY_SHA256}; reinstall groupvit"
+            )
+        lines = gzip.decompress(packed).decode().split("\n")
+        merges = [(first, second) for first, second in map(str.split, lines[1 : _NUM_MERGES + 1])]
+        symbols = _byte_symbols()
+        entries = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in merges)]
+        # The two special tokens complete the numbering but are not entries: no text can become one.
+        assert len(entries) == START_OF_TEXT
+        self._encoder = tokenizers.Tokenizer(
+            models.BPE(
+                vocab={entry: index for index, entry in enumerate(entries)},
+                merges=merges,
+                end_of_word_suffix="</w>",
+                continuing_subword_prefix="",
+            )
+        )
+        self._encoder.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_WORD_PATTERN), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+
+    def __call__(self, texts: Sequence[str], context_length: int = 77) -> npt.NDArray[np.int32]:
+        """Encode texts as int32 [N, context_length]: start of text, the text, end of text, zeros.
+
+        A text that is too long is cut so that its last id is the end of text, at which the text encoder pools.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"texts: {texts!r} is one string; pass a list of strings")
+        if context_length < 2:
+            raise ValueError(f"context_length: {context_length} leaves no room for the start and end of text; use >= 2")
+        token_ids = np.zeros((len(texts), context_length), dtype=np.int32)
+        encodings = self._encoder.encode_batch_fast([clean(text) for text in texts])
+        for row, encoding in zip(token_ids, encodings, strict=True):
+            ids = encoding.ids[: context_length - 2]
+            row[0] = START_OF_TEXT
+            row[1 : 1 + len(ids)] = ids
+            row[1 + len(ids)] = END_OF_TEXT
+        return token_ids
+
+
+def _byte_symbols() -> list[str]:
+    """One printable character per byte, in the order in which CLIP numbers them (GPT-2's byte alphabet)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    num_others = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(num_others)]

@@ -1,0 +1,215 @@
+"""Image transforms of training and of evaluation.
+
+Training goes in two halves, so that samples travel as bytes: `TrainTransform`, on the CPUs that read the data, makes a
+uint8 crop and draws what to erase; `finish`, on the worker that trains, normalises the batch and erases.
+
+The recipe "deit" is the paper's: what timm's `create_transform` gives for `rand-m9-mstd0.5-inc1` with random erasing.
+It is written out here because timm draws from the global generators of Python, numpy and torch, and a sample has to
+come out the same in any process, thread and order. Draw for draw it equals timm's steps; the tests hold it to that.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageEnhance
+from timm.data.auto_augment import NAME_TO_OP
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from groupvit.decode import MAX_PIXELS, decode_image
+
+IMAGENET_MEAN: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+IMAGENET_STD: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+
+Recipe = Literal["deit", "crop_flip"]
+
+_FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)
+
+
+class TrainSample(NamedTuple):
+    """What one image becomes for training."""
+
+    image: npt.NDArray[np.uint8]
+    """Pixels, uint8 [3,H,W] RGB."""
+    erase_box: npt.NDArray[np.int16]
+    """Rectangle to erase after normalisation, int16 [4]: top, left, height, width; zeros for none."""
+    noise_seed: int
+    """Seed of the noise that fills the rectangle, 63 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """The random half of the training transform: (file or pixels, seed) → `TrainSample`."""
+
+    image_size: int
+    recipe: Recipe = "deit"
+    """"deit": crop, flip, RandAugment, random erasing. "crop_flip": crop and flip, for small data."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the crop as a fraction of the image, smallest and largest."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the crop, smallest and largest."""
+    color_jitter: float = 0.0
+    """Brightness, contrast and saturation each change by up to this share, "crop_flip" only; "deit" has its own."""
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size: {self.image_size} must be at least 1 pixel")
+        if self.recipe not in get_args(Recipe):
+            raise ValueError(f"recipe: {self.recipe!r} is unknown; use one of {', '.join(get_args(Recipe))}")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale: {self.crop_scale} is no range of area; use 0 < smallest <= largest <= 1")
+        if not 0 <= self.color_jitter < 1:
+            raise ValueError(f"color_jitter: {self.color_jitter} is no share; use 0 to below 1")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(
+                f"crop_ratio: {self.crop_ratio} is no range of width over height; use 0 < smallest <= largest"
+            )
+
+    def __call__(self, image: bytes | npt.NDArray[np.uint8], seed: int) -> TrainSample:
+        """Augment one image, given as a file or as uint8 [H,W,3]; the same seed gives the same sample, anywhere.
+
+        `ValueError` if the file cannot be decoded (see `decode_image`).
+        """
+        rng = random.Random(int(seed) % 2**64)  # Random takes the absolute value of a negative seed
+        pixels = decode_image(image, max_pixels=self.max_pixels) if isinstance(image, bytes) else image
+        top, left, height, width = _crop_box(pixels.shape[0], pixels.shape[1], self.crop_scale, self.crop_ratio, rng)
+        crop = Image.fromarray(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
+        crop = crop.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        erase_box = (0, 0, 0, 0)
+        if self.recipe == "crop_flip" and self.color_jitter:
+            for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                crop = enhancer(crop).enhance(1 + self.color_jitter * (2 * rng.random() - 1))
+        if self.recipe == "deit":
+            crop = _rand_augment(crop, rng)
+            erase_box = _erase_box(self.image_size, self.image_size, rng)
+        channels_first = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))
+        return TrainSample(channels_first, np.array(erase_box, dtype=np.int16), rng.getrandbits(63))
+
+
+def finish(images: torch.Tensor, erase_boxes: torch.Tensor, noise_seeds: torch.Tensor) -> torch.Tensor:
+    """Normalise a batch and erase its rectangles: the second half of the training transform.
+
+    images uint8 [B,3,H,W], erase_boxes integer [B,4] and noise_seeds int64 [B] as `TrainSample` has them → float32
+    [B,3,H,W] on the device of `images`. Erased pixels are standard normal noise, drawn on the CPU so that it is the
+    same on every device.
+    """
+    output = normalize(images)
+    generator = torch.Generator()
+    for image, (top, left, height, width), seed in zip(output, erase_boxes.tolist(), noise_seeds.tolist(), strict=True):
+        if height:
+            noise = torch.randn(3, height, width, generator=generator.manual_seed(seed))
+            image[:, top : top + height, left : left + width] = noise.to(image.device)
+    return output
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Images uint8 [...,3,H,W] → float32 of the same shape, with ImageNet's mean and deviation taken out."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Pixels uint8 [H,W,3] → normalised float32 [3,H,W]."""
+    return normalize(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+
+
+def resize_short_side(
+    pixels: npt.NDArray[np.uint8], short_side: int, *, max_long_side: int = 2048, multiple_of: int = 1
+) -> npt.NDArray[np.uint8]:
+    """Resize uint8 [H,W,3] with its proportions kept, bilinear (averaging where it shrinks).
+
+    The short side becomes `short_side`, or less where the long one would exceed `max_long_side` (448 and 2048 are the
+    paper's protocol for segmentation). Both are rounded to a multiple of `multiple_of`, at least one.
+    """
+    height, width = pixels.shape[:2]
+    scale = min(short_side / min(height, width), max_long_side / max(height, width))
+    new_height, new_width = (max(round(side * scale / multiple_of), 1) * multiple_of for side in (height, width))
+    if (new_height, new_width) == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR))
+
+
+def center_crop(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
+    """Resize uint8 [H,W,3] to a short side of 8/7 of `image_size`, cut the middle: for classification."""
+    resized = resize_short_side(pixels, image_size * 8 // 7, max_long_side=2**16)
+    top, left = ((side - image_size) // 2 for side in resized.shape[:2])
+    return resized[top : top + image_size, left : left + image_size]
+
+
+def _crop_box(
+    image_height: int, image_width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """Draw the rectangle (top, left, height, width) of a random resized crop (arXiv 1409.4842)."""
+    for _ in range(10):
+        area = rng.uniform(*scale) * image_height * image_width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width = round(math.sqrt(area * aspect))
+        height = round(math.sqrt(area / aspect))
+        if 0 < width <= image_width and 0 < height <= image_height:
+            return rng.randint(0, image_height - height), rng.randint(0, image_width - width), height, width
+    # No such crop fits, as in a panorama: the middle, as much as the ratio allows.
+    width = min(image_width, max(round(image_height * ratio[1]), 1))
+    height = min(image_height, max(round(image_width / ratio[0]), 1))
+    return (image_height - height) // 2, (image_width - width) // 2, height, width
+
+
+def _erase_box(image_height: int, image_width: int, rng: random.Random) -> tuple[int, int, int, int]:
+    """Draw the rectangle (top, left, height, width) of random erasing (arXiv 1708.04896); mostly none: zeros."""
+    if rng.random() <= 0.25:
+        for _ in range(10):
+            area = rng.uniform(0.02, 1 / 3) * image_height * image_width
+            aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+            height = round(math.sqrt(area * aspect))
+            width = round(math.sqrt(area / aspect))
+            if width < image_width and height < image_height:
+                return rng.randint(0, image_height - height), rng.randint(0, image_width - width), height, width
+    return 0, 0, 0, 0
+
+
+# RandAugment (arXiv 1909.13719) with strengths that grow: level 0 … 1 → the argument of timm's operation of that name.
+# Changes that go both ways get a level whose sign was drawn.
+_SIGNED_ARGUMENTS: dict[str, Callable[[float], float]] = {
+    "Rotate": lambda level: level * 30,
+    "ShearX": lambda level: level * 0.3,
+    "ShearY": lambda level: level * 0.3,
+    "TranslateXRel": lambda level: level * 0.45,
+    "TranslateYRel": lambda level: level * 0.45,
+    "ColorIncreasing": lambda level: max(0.1, 1 + level * 0.9),
+    "ContrastIncreasing": lambda level: max(0.1, 1 + level * 0.9),
+    "BrightnessIncreasing": lambda level: max(0.1, 1 + level * 0.9),
+    "SharpnessIncreasing": lambda level: max(0.1, 1 + level * 0.9),
+}
+_UNSIGNED_ARGUMENTS: dict[str, Callable[[float], int]] = {
+    "PosterizeIncreasing": lambda level: 4 - int(level * 4),
+    "SolarizeIncreasing": lambda level: 256 - int(level * 256),
+    "SolarizeAdd": lambda level: int(level * 110),
+}
+_OPERATIONS = ("AutoContrast", "Equalize", "Invert", *_SIGNED_ARGUMENTS, *_UNSIGNED_ARGUMENTS)
+
+
+def _rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Two operations drawn from 15, each applied half of the time at a level of 0.9 ± 0.05."""
+    for name in rng.choices(_OPERATIONS, k=2):
+        image = _augment(image, name, rng)
+    return image
+
+
+def _augment(image: Image.Image, name: str, rng: random.Random) -> Image.Image:
+    if rng.random() > 0.5:
+        return image
+    level = max(0.0, min(rng.gauss(9, 0.5), 10.0)) / 10
+    arguments: tuple[float, ...] = ()
+    if name in _SIGNED_ARGUMENTS:
+        arguments = (_SIGNED_ARGUMENTS[name](-level if rng.random() > 0.5 else level),)
+    elif name in _UNSIGNED_ARGUMENTS:
+        arguments = (_UNSIGNED_ARGUMENTS[name](level),)
+    return NAME_TO_OP[name](image, *arguments, resample=Image.Resampling.BILINEAR, fillcolor=_FILL)

@@ -1,0 +1,269 @@
+"""Training and evaluation transforms, against timm's and torchvision's."""
+
+import io
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tvf
+from PIL import Image
+from timm.data.auto_augment import RandAugment
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms_factory import create_transform
+from torchvision.transforms import Compose
+
+from groupvit import transforms
+from groupvit.transforms import TrainTransform, center_crop, finish, normalize, resize_short_side, to_tensor
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    small = np.random.default_rng(height * 1000 + width).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def timm_stages():
+    """The paper's transform as timm builds it: crop and flip, RandAugment, tensor and erasing."""
+    return create_transform(
+        224,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bilinear",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+        separate=True,
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(61, 83), (300, 200), (16, 200), (200, 16)])
+def test_crop_equals_timm_draw_for_draw(timm_stages, height, width):
+    timm_crop = next(step for step in timm_stages[0].transforms if isinstance(step, RandomResizedCropAndInterpolation))
+    image = Image.fromarray(picture(height, width))
+    for seed in range(200):
+        random.seed(seed)
+        expected = timm_crop.get_params(image, timm_crop.scale, timm_crop.ratio)
+        assert transforms._crop_box(height, width, timm_crop.scale, timm_crop.ratio, random.Random(seed)) == expected
+
+
+def test_the_smallest_image_can_be_cropped():
+    for seed in range(50):  # timm's arithmetic can give an empty crop here
+        assert transforms._crop_box(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), random.Random(seed)) == (0, 0, 1, 1)
+
+
+def test_rand_augment_equals_timm_draw_for_draw(timm_stages):
+    timm_augment = next(step for step in timm_stages[1].transforms if isinstance(step, RandAugment))
+    assert timm_augment.num_layers == 2
+    assert {operation.name for operation in timm_augment.ops} == set(transforms._OPERATIONS)
+    image = Image.fromarray(picture(64, 64))
+    for operation in timm_augment.ops:
+        for seed in range(60):
+            random.seed(seed)
+            expected = np.asarray(operation(image))
+            actual = np.asarray(transforms._augment(image, operation.name, random.Random(seed)))
+            np.testing.assert_array_equal(actual, expected, err_msg=f"{operation.name} {seed}")
+
+
+def test_rand_augment_draws_all_operations_alike(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(transforms, "_augment", lambda image, name, rng: drawn.append(name) or image)
+    rng = random.Random(0)
+    for _ in range(3000):
+        transforms._rand_augment(Image.new("RGB", (1, 1)), rng)
+    counts = np.array([drawn.count(name) for name in transforms._OPERATIONS])
+    assert counts.sum() == 6000 and counts.size == 15
+    assert np.abs(counts - 400).max() < 5 * np.sqrt(400)
+
+
+def test_posterize_survives_the_largest_magnitude():
+    class Largest(random.Random):
+        def random(self):
+            return 0.0
+
+        def gauss(self, mu=0.0, sigma=1.0):
+            return 12.0
+
+    transforms._augment(Image.fromarray(picture(8, 8)), "PosterizeIncreasing", Largest())
+
+
+@pytest.mark.parametrize("size", [224, 32, 4])
+def test_erase_box_equals_timm_draw_for_draw(timm_stages, size):
+    timm_erasing = next(step for step in timm_stages[2].transforms if isinstance(step, RandomErasing))
+    num_erased = 0
+    for seed in range(1000):
+        random.seed(seed)
+        erased = timm_erasing(torch.full((3, size, size), 1e9))[0] < 1e8
+        top, left, height, width = transforms._erase_box(size, size, random.Random(seed))
+        expected = torch.zeros(size, size, dtype=torch.bool)
+        expected[top : top + height, left : left + width] = True
+        assert torch.equal(erased, expected)
+        num_erased += height > 0
+    assert 200 < num_erased < 300
+
+
+def test_the_whole_is_timm_with_the_same_draws(monkeypatch):
+    """Crop, flip and erasing in one go; RandAugment is left out, since numpy chooses its operations in timm."""
+    pixels = picture(200, 300)
+    crop = RandomResizedCropAndInterpolation(64)
+    erasing = RandomErasing(0.25, mode="pixel", device="cpu")
+    monkeypatch.setattr(transforms, "_rand_augment", lambda image, rng: image)
+    for seed in range(40):
+        sample = TrainTransform(image_size=64)(pixels, seed)
+        random.seed(seed)
+        image = crop(Image.fromarray(pixels))
+        expected = tvf.hflip(image) if random.random() < 0.5 else image
+        np.testing.assert_array_equal(sample.image, np.asarray(expected).transpose(2, 0, 1))
+        tensor = normalize(torch.from_numpy(sample.image))
+        before = tensor.clone()
+        erased = erasing(tensor) != before
+        finished = finish_one(sample)
+        assert torch.equal((finished != before).any(0), erased.any(0))
+
+
+def finish_one(sample: transforms.TrainSample) -> torch.Tensor:
+    images = torch.from_numpy(sample.image)[None]
+    return finish(images, torch.from_numpy(sample.erase_box)[None], torch.tensor([sample.noise_seed]))[0]
+
+
+@pytest.mark.parametrize("recipe", ["deit", "crop_flip"])
+def test_a_sample_depends_on_its_seed_only(recipe):
+    transform = TrainTransform(image_size=32, recipe=recipe)
+    pixels = picture(50, 70)
+    first = transform(pixels, 7)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # pyright: ignore
+    transform(pixels, 8)
+    again = transform(pixels, 7)
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.erase_box, again.erase_box)
+    assert first.noise_seed == again.noise_seed
+    finish_one(again)
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # pyright: ignore
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_threads_do_not_disturb_each_other():
+    transform = TrainTransform(image_size=32)
+    pixels = picture(50, 70)
+    expected = [transform(pixels, seed).image for seed in range(50)]
+    results: dict[int, list] = {}
+
+    def work(index):
+        results[index] = [transform(pixels, seed).image for seed in range(50)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for images in results.values():
+        np.testing.assert_array_equal(images, expected)
+
+
+def test_seeds_give_different_samples():
+    transform = TrainTransform(image_size=32, recipe="crop_flip")
+    pixels = picture(50, 70)
+    seeds = [0, 1, -1, 2**63, 2**64 - 2, np.int64(3)]
+    assert len({transform(pixels, seed).image.tobytes() for seed in seeds}) == len(seeds)
+
+
+def test_a_file_gives_what_its_pixels_give():
+    file = io.BytesIO()
+    Image.fromarray(picture(80, 60)).save(file, "PNG")
+    transform = TrainTransform(image_size=32)
+    np.testing.assert_array_equal(transform(file.getvalue(), 3).image, transform(picture(80, 60), 3).image)
+
+
+def test_sample_has_the_stated_shapes():
+    sample = TrainTransform(image_size=32)(picture(80, 60), 3)
+    assert sample.image.shape == (3, 32, 32) and sample.image.dtype == np.uint8
+    assert sample.image.flags.c_contiguous
+    assert sample.erase_box.shape == (4,) and sample.erase_box.dtype == np.int16
+    assert 0 <= sample.noise_seed < 2**63
+
+
+def test_crop_flip_erases_nothing_and_only_crops_and_flips():
+    pixels = picture(40, 40)
+    transform = TrainTransform(image_size=40, recipe="crop_flip", crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    seen = set()
+    for seed in range(20):
+        sample = transform(pixels, seed)
+        assert not sample.erase_box.any()
+        seen.add(sample.image.tobytes())
+    straight = pixels.transpose(2, 0, 1)
+    assert seen == {straight.tobytes(), np.ascontiguousarray(straight[:, :, ::-1]).tobytes()}
+
+
+def test_finish_normalises_and_fills_boxes_with_standard_normal_noise():
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0, 0, 0, 0], [4, 8, 50, 40], [4, 8, 50, 40]], dtype=torch.int16)
+    seeds = torch.tensor([5, 6, 7])
+    output = finish(images, boxes, seeds)
+    assert output.dtype == torch.float32 and output.shape == images.shape
+    plain = tvf.normalize(images.float() / 255, list(transforms.IMAGENET_MEAN), list(transforms.IMAGENET_STD))
+    torch.testing.assert_close(output[0], plain[0], rtol=0, atol=1e-6)
+    noise = output[1, :, 4:54, 8:48]
+    assert abs(noise.mean().item()) < 0.06 and abs(noise.std().item() - 1) < 0.06
+    outside = torch.ones(64, 64, dtype=torch.bool)
+    outside[4:54, 8:48] = False
+    torch.testing.assert_close(output[1:, :, outside], plain[1:, :, outside], rtol=0, atol=1e-6)
+    assert not torch.equal(output[1, :, 4:54, 8:48], output[2, :, 4:54, 8:48])
+    # Noise belongs to the sample, not to its place in the batch.
+    torch.testing.assert_close(finish(images[1:], boxes[1:], seeds[1:]), output[1:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"recipe": "diet"}, "recipe: 'diet' is unknown; use one of deit, crop_flip"),
+        ({"crop_scale": (0.5, 0.1)}, "crop_scale"),
+        ({"crop_ratio": (0.0, 1.0)}, "crop_ratio"),
+        ({"image_size": 0}, "image_size"),
+    ],
+)
+def test_bad_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TrainTransform(**{"image_size": 32, **arguments})
+
+
+def test_a_corrupt_image_is_refused():
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        TrainTransform(image_size=32)(b"no image", 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((375, 500), (448, 597)), ((500, 375), (597, 448)), ((100, 1000), (205, 2048))]
+)
+def test_resize_keeps_proportions_within_bounds(shape, expected):
+    assert resize_short_side(picture(*shape), 448).shape == (*expected, 3)
+
+
+def test_resize_to_a_multiple_of_the_patch_size():
+    assert resize_short_side(picture(375, 500), 448, multiple_of=16).shape == (448, 592, 3)
+    assert resize_short_side(picture(2, 500), 16, multiple_of=16, max_long_side=160).shape == (16, 160, 3)
+
+
+def test_center_crop_equals_timms_evaluation_transform():
+    reference = create_transform(224, is_training=False, interpolation="bilinear", crop_pct=0.875)
+    assert isinstance(reference, Compose)
+    for shape in [(375, 500), (300, 256), (64, 80)]:
+        actual = to_tensor(center_crop(picture(*shape), 224))
+        torch.testing.assert_close(actual, reference(Image.fromarray(picture(*shape))), rtol=0, atol=0.05)
+
+
+def test_colour_jitter_changes_colours_within_its_share():
+    gray = np.full((32, 32, 3), 100, np.uint8)
+    values = {
+        int(TrainTransform(image_size=8, recipe="crop_flip", color_jitter=0.2)(gray, seed).image[0, 0, 0])
+        for seed in range(200)
+    }
+    assert 80 <= min(values) < 85 and 115 < max(values) <= 120
+    with pytest.raises(ValueError, match="color_jitter"):
+        TrainTransform(image_size=8, color_jitter=1.5)
