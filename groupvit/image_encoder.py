@@ -1,0 +1,218 @@
+"""The image tower: image tokens, then stages of transformer blocks and grouping (paper section 3.1).
+
+Shapes: B images of H x W pixels, N image tokens, S segments into and G groups out of a stage, M group tokens, C
+channels.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groupvit.config import ImageEncoderConfig
+from groupvit.grouping import GroupingBlock, TokenMixing
+from groupvit.transformer import Block
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """What the image tower makes of a batch, before the projector."""
+
+    pooled: Tensor
+    """[B,C]: mean of the segment tokens."""
+    segment_tokens: Tensor
+    """[B,G,C], after the final norm; without grouping, the image tokens."""
+    image_tokens: Tensor
+    """[B,N,C]: the image tokens as they enter the first grouping block; without grouping, before the final norm."""
+    assignment_logits: tuple[Tensor, ...]
+    """One noise-free [B,G_l,S_l] per grouping block, float32."""
+    grid: tuple[int, int]
+    """Rows and columns of image tokens; N = rows * columns."""
+
+    @property
+    def segment_masses(self) -> Tensor:
+        """[B,G] float32: the share of the image tokens that each final segment owns, by the noise-free soft
+        assignments.
+        """
+        owned = self.assignment_logits[0].softmax(dim=1).mean(dim=2)
+        for logits in self.assignment_logits[1:]:
+            owned = (logits.softmax(dim=1) @ owned[..., None]).squeeze(-1)
+        return owned
+
+
+class PatchStem(nn.Module):
+    """One convolution with kernel = stride: images [B,3,H,W] -> tokens [B,N,C]."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.convolution = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # As a matrix product over unfolded patches: the same sums, several times faster on CPUs than the convolution.
+        batch, channels, height, width = images.shape
+        size = self.patch_size
+        patches = images.reshape(batch, channels, height // size, size, width // size, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+        return F.linear(patches, self.convolution.weight.flatten(1), self.convolution.bias)
+
+
+class ConvolutionalStem(nn.Module):
+    """3x3 convolutions of stride 2, one per halving, then a 1x1: images [B,3,H,W] -> tokens [B,N,C]."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        num_halvings = patch_size.bit_length() - 1
+        layers: list[nn.Module] = []
+        channels = 3
+        for level in range(num_halvings):
+            wider = max(width >> (num_halvings - 1 - level), 16)
+            layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1), nn.GroupNorm(1, wider), nn.GELU()]
+            channels = wider
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(2).transpose(1, 2)
+
+
+class Stage(nn.Module):
+    """Transformer blocks over [segments ; group tokens], then a grouping block, if the stage groups."""
+
+    def __init__(self, config: ImageEncoderConfig, stage: int) -> None:
+        super().__init__()
+        width = config.width
+        num_heads, num_tokens = config.num_heads[stage], config.num_group_tokens[stage]
+        previous = config.num_group_tokens[stage - 1] if stage > 0 else 0
+        hidden = int(width * config.token_mixing_ratio)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, mlp_ratio=config.mlp_ratio) for _ in range(config.depths[stage])
+        )
+        self.activation_checkpointing = config.activation_checkpointing
+        self.group_tokens: nn.Parameter | None = None
+        self.group_projector: nn.Sequential | None = None
+        self.grouping: GroupingBlock | None = None
+        if num_tokens > 0:
+            self.group_tokens = nn.Parameter(torch.zeros(1, num_tokens, width))
+            if previous > 0:
+                # The projector feeds these tokens, so they start at zero; the first stage's start random.
+                self.group_projector = nn.Sequential(nn.LayerNorm(width), TokenMixing(previous, hidden, num_tokens))
+            else:
+                nn.init.trunc_normal_(self.group_tokens, std=0.02)
+            self.grouping = GroupingBlock(
+                width,
+                num_heads,
+                num_tokens,
+                config.num_output_groups[stage],
+                mlp_ratio=config.mlp_ratio,
+                token_mixing_ratio=config.token_mixing_ratio,
+                hard=config.assignment == "hard",
+                residual=config.group_residual,
+            )
+
+    def forward(
+        self,
+        segments: Tensor,
+        previous_group_tokens: Tensor | None,
+        keeps: list[Tensor | None],
+        noise: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Segments [B,S,C] -> segments out [B,G,C], segments before grouping [B,S,C], group tokens [B,M,C], logits
+        [B,G,S].
+
+        The last two are None for a stage without grouping block, whose segments out are those before grouping.
+        """
+        batch, num_segments, _ = segments.shape
+        x = segments
+        if self.group_tokens is not None:
+            group_tokens = self.group_tokens.expand(batch, -1, -1)
+            if self.group_projector is not None:
+                assert previous_group_tokens is not None
+                group_tokens = group_tokens + self.group_projector(previous_group_tokens)
+            x = torch.cat([x, group_tokens.to(x.dtype)], dim=1)
+        for block, keep in zip(self.blocks, keeps, strict=True):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, keep, use_reentrant=False)
+            else:
+                x = block(x, keep)
+        if self.grouping is None:
+            return x, x, None, None
+        segments, group_tokens = x[:, :num_segments], x[:, num_segments:]
+        grouped, logits = self.grouping(segments, group_tokens, noise)
+        return grouped, segments, group_tokens, logits
+
+
+class ImageEncoder(nn.Module):
+    """The grouping vision transformer."""
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        stem = PatchStem if config.stem == "patch" else ConvolutionalStem
+        self.stem = stem(config.width, config.patch_size)
+        self.stem_norm = nn.LayerNorm(config.width)
+        self.positions = nn.Parameter(torch.zeros(1, config.grid_size**2, config.width))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.depths)))
+        self.norm = nn.LayerNorm(config.width)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                std = 0.02
+                if config.initialisation == "fan_in":
+                    std = module.in_features**-0.5 * (0.5 if name.endswith(("attention.out", "mlp.out")) else 1.0)
+                nn.init.trunc_normal_(module.weight, std=std)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, noise: torch.Generator | None = None) -> ImageFeatures:
+        """Images [B,3,H,W], normalised, sides multiples of the patch size (else ValueError) -> features.
+
+        `noise` draws stochastic depth and Gumbel noise, in this order, the same for the same generator state; None:
+        neither. Positions are resized bicubically when the grid differs from the training image's.
+        """
+        height, width = images.shape[-2:]
+        size = self.config.patch_size
+        if height % size or width % size:
+            raise ValueError(
+                f"image of {height} x {width} pixels: both sides must be multiples of the patch size {size}"
+            )
+        grid = (height // size, width // size)
+        x = self.stem_norm(self.stem(images)) + self._resized_positions(grid)
+        keeps = self._draw_stochastic_depth(len(images), noise)
+        image_tokens: Tensor | None = None
+        group_tokens: Tensor | None = None
+        assignment_logits: list[Tensor] = []
+        for stage, depth in zip(self.stages, self.config.depths, strict=True):
+            x, before_grouping, group_tokens, logits = stage(x, group_tokens, keeps[:depth], noise)
+            keeps = keeps[depth:]
+            image_tokens = before_grouping if image_tokens is None else image_tokens
+            if logits is not None:
+                assignment_logits.append(logits)
+        assert image_tokens is not None
+        segment_tokens = self.norm(x)
+        return ImageFeatures(
+            pooled=segment_tokens.mean(dim=1),
+            segment_tokens=segment_tokens,
+            image_tokens=image_tokens,
+            assignment_logits=tuple(assignment_logits),
+            grid=grid,
+        )
+
+    def _resized_positions(self, grid: tuple[int, int]) -> Tensor:
+        side = self.config.grid_size
+        if grid == (side, side):
+            return self.positions
+        table = self.positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        table = F.interpolate(table.float(), size=grid, mode="bicubic", align_corners=False)
+        return table.flatten(2).transpose(1, 2)
+
+    def _draw_stochastic_depth(self, batch: int, noise: torch.Generator | None) -> list[Tensor | None]:
+        num_blocks = sum(self.config.depths)
+        if noise is None or self.config.stochastic_depth == 0:
+            return [None] * num_blocks
+        keeps: list[Tensor | None] = []
+        for index in range(num_blocks):
+            keep_rate = 1 - self.config.stochastic_depth * index / max(num_blocks - 1, 1)
+            uniform = torch.rand((2, batch, 1, 1), generator=noise, device=noise.device)
+            keeps.append((uniform < keep_rate) / keep_rate)
+        return keeps

@@ -1,0 +1,118 @@
+"""GroupViT: the image tower, the text tower, their projectors, and the logit scales.
+
+Shapes: B images, N texts, G segment tokens, C channels of a tower, D channels of the shared space.
+"""
+
+import dataclasses
+import math
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from groupvit import collectives
+from groupvit.config import ModelConfig
+from groupvit.grouping import hard_assignment
+from groupvit.image_encoder import ImageEncoder, ImageFeatures
+from groupvit.precision import at_least_float32
+from groupvit.text_encoder import TextEncoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageEncoding:
+    """An image batch in the shared space. Embeddings are not L2-normalised."""
+
+    embedding: Tensor
+    """[B,D], of the mean segment token."""
+    segment_embeddings: Tensor
+    """[B,G,D], of each segment token."""
+    features: ImageFeatures
+    """The tower's own output, before the projector."""
+
+    @cached_property
+    def soft_assignments(self) -> tuple[Tensor, ...]:
+        """Noise-free softmax over groups, one [B,G_l,S_l] per grouping block."""
+        return tuple(logits.softmax(dim=1) for logits in self.features.assignment_logits)
+
+    @cached_property
+    def hard_assignments(self) -> tuple[Tensor, ...]:
+        """One-hot arg max over groups, one [B,G_l,S_l] per grouping block."""
+        return tuple(hard_assignment(soft) for soft in self.soft_assignments)
+
+
+class SharedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation whose statistics run over the rows of every worker in the group, on CPUs as well."""
+
+    def forward(self, input: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """[N,C] -> [N,C]; every worker has the same N. In evaluation, the running statistics are used."""
+        if not self.training or group is None:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        num_rows = len(input) * collectives.world_size(group)
+        mean = collectives.all_reduce_sum(input.sum(dim=0), group) / num_rows
+        centred = input - mean
+        variance = collectives.all_reduce_sum(centred.square().sum(dim=0), group) / num_rows
+        with torch.no_grad():
+            unbiased = variance * (num_rows / max(num_rows - 1, 1))
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class Projector(nn.Module):
+    """Linear, batch norm, ReLU, Linear: a tower's features into the shared space."""
+
+    def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(in_width, hidden_width)
+        self.norm = SharedBatchNorm(hidden_width)
+        self.out = nn.Linear(hidden_width, out_width)
+
+    def forward(self, x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """[...,C] -> [...,D] float32. Batch statistics run over all leading axes and all workers of the group."""
+        hidden = self.hidden(x).flatten(0, -2)
+        with torch.autocast(x.device.type, enabled=False):  # statistics of thousands of rows want float32
+            hidden = F.relu(self.norm(at_least_float32(hidden), group))
+        return at_least_float32(self.out(hidden)).unflatten(0, x.shape[:-1])
+
+
+class GroupViT(nn.Module):
+    """The two towers and the space they share."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.image)
+        self.text_encoder = TextEncoder(config.text)
+        self.image_projector = Projector(config.image.width, config.projector_width, config.embedding_dim)
+        self.text_projector = Projector(config.text.width, config.projector_width, config.embedding_dim)
+        initial_scale = math.log(1 / config.initial_temperature)
+        self.logit_scale = nn.Parameter(torch.tensor(initial_scale))
+        self.multi_label_logit_scale = nn.Parameter(torch.tensor(initial_scale))
+
+    def encode_image(self, images: Tensor, noise: torch.Generator | None = None) -> ImageEncoding:
+        """Images [B,3,H,W], normalised, sides multiples of the patch size -> their encoding.
+
+        `noise` as for the image encoder; None: neither Gumbel noise nor stochastic depth.
+        """
+        features = self.image_encoder(images, noise)
+        return ImageEncoding(
+            embedding=self.image_projector(features.pooled),
+            segment_embeddings=self.image_projector(features.segment_tokens),
+            features=features,
+        )
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Token ids [N,T], zero padded, the largest id the end token -> [N,D], not L2-normalised."""
+        return self.text_projector(self.text_encoder(token_ids))
+
+    def encode_image_tokens(self, images: Tensor) -> Tensor:
+        """The towers without grouping: image tokens [B,3,H,W] -> [B,N,D], through the final norm and the projector.
+
+        What grouping is compared with: patch-text similarity (paper table 4, "pixel-wise").
+        """
+        return self.image_projector(self.image_encoder.norm(self.image_encoder(images).image_tokens))

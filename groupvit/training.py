@@ -1,0 +1,206 @@
+"""One step of contrastive pretraining, on one worker or many.
+
+Accumulation keeps all negatives: the towers' outputs of every micro-batch are cached without graph, projectors and
+losses run once over all of them (so the batch statistics are the global batch's too), and the gradients at the towers'
+outputs are then replayed through the towers, micro-batch by micro-batch, with the same noise. So the gradient does not
+depend on how a global batch is cut into micro-batches and workers.
+
+Shapes: b images per micro-batch, B per worker, K prompts, T token ids, G segments, C channels of a tower.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from groupvit.config import LossConfig
+from groupvit.losses import (
+    clamped_scale,
+    image_text_contrastive_loss,
+    multi_label_contrastive_loss,
+    segment_mixture_loss,
+)
+from groupvit.model import GroupViT
+from groupvit.precision import Precision, autocast
+from groupvit.transformer import Block
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A micro-batch, on the model's device."""
+
+    images: Tensor
+    """[b,3,H,W] float32, normalised."""
+    token_ids: Tensor
+    """[b,1+K,T] int64, zero padded: the caption, then its prompts."""
+    prompt_keys: Tensor | None = None
+    """[b,K] int64, equal for prompts of the same noun; used by `shared_positives`."""
+
+
+def train_step(
+    model: GroupViT,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    *,
+    loss: LossConfig,
+    seed: int,
+    step: int,
+    precision: Precision = "float32",
+    clip_grad_norm: float | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, Tensor]:
+    """Update the model once from this worker's micro-batches; every worker calls it with equally many of equal size.
+
+    Returns 0-D metrics, the same on every worker: `loss`, its parts, `grad_norm` (before clipping), the logit scales,
+    and `groups_used_l`, the mean number of groups of stage l that win a segment (this worker's first micro-batch).
+    """
+    optimizer.zero_grad(set_to_none=True)
+    metrics = compute_gradients(model, micro_batches, loss=loss, seed=seed, step=step, precision=precision, group=group)
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    metrics["grad_norm"] = nn.utils.clip_grad_norm_(
+        parameters, float("inf") if clip_grad_norm is None else clip_grad_norm
+    )
+    optimizer.step()
+    return metrics
+
+
+def compute_gradients(
+    model: GroupViT,
+    micro_batches: Sequence[Batch],
+    *,
+    loss: LossConfig,
+    seed: int,
+    step: int,
+    precision: Precision = "float32",
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, Tensor]:
+    """Leave in `.grad` the gradient of the global batch's loss, equal on all workers; metrics as for `train_step`."""
+    device = model.logit_scale.device
+    rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+    def noise(index: int) -> torch.Generator:
+        # By the micro-batch's place in the global batch, so that it does not depend on the number of workers.
+        entropy = np.random.SeedSequence((seed, step, index * world_size + rank)).generate_state(1, np.uint64)
+        return torch.Generator(device).manual_seed(int(entropy[0] >> 1))
+
+    def towers(index: int) -> _TowerFeatures:
+        with autocast(device, precision):
+            return _tower_features(model, micro_batches[index], loss, noise(index))
+
+    if len(micro_batches) == 1:
+        features = first = towers(0)
+        metrics = _backward_loss(model, features, micro_batches, loss, precision, group)
+    else:
+        with torch.no_grad():
+            cached = [towers(index) for index in range(len(micro_batches))]
+        first = cached[0]
+        features = _TowerFeatures.concatenate(cached)
+        metrics = _backward_loss(model, features, micro_batches, loss, precision, group)
+        sizes = [len(batch.images) for batch in micro_batches]
+        gradients = zip(
+            *(tensor.grad.split(sizes) for tensor in features.tensors if tensor.grad is not None), strict=True
+        )
+        for index, gradient in enumerate(gradients):
+            torch.autograd.backward(towers(index).tensors, gradient)
+    if group is not None:
+        _average(  # the parts of the loss with the gradients: one collective
+            [parameter.grad for parameter in model.parameters() if parameter.grad is not None] + list(metrics.values()),
+            group,
+        )
+    metrics["logit_scale"] = clamped_scale(model.logit_scale.detach())
+    metrics["multi_label_logit_scale"] = clamped_scale(model.multi_label_logit_scale.detach())
+    for stage, used in enumerate(first.groups_used):
+        metrics[f"groups_used_{stage}"] = used
+    return metrics
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile every transformer block in place: most of the gain, one small graph, nothing recompiled for the
+    noise.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TowerFeatures:
+    """What the losses need of the towers, for a micro-batch or, concatenated, for all of a worker."""
+
+    tensors: tuple[Tensor, ...]
+    """Image rows [b,R,C]: the pooled token, then the segment tokens where the loss looks at segments; text rows
+    [b,1+K,C]; and segment masses [b,G] where the loss weighs by them."""
+    groups_used: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["_TowerFeatures"]) -> "_TowerFeatures":
+        """All parts as leaves whose gradients are wanted."""
+        return cls(tuple(torch.cat(same).requires_grad_() for same in zip(*(p.tensors for p in parts), strict=True)))
+
+
+def _tower_features(model: GroupViT, batch: Batch, loss: LossConfig, noise: torch.Generator) -> _TowerFeatures:
+    image = model.image_encoder(batch.images, noise)
+    text_rows = model.text_encoder(batch.token_ids.flatten(0, 1)).unflatten(0, batch.token_ids.shape[:2])
+    image_rows, masses = image.pooled[:, None], ()
+    if loss.multi_label_match != "image":
+        image_rows = torch.cat([image_rows, image.segment_tokens], dim=1)
+    if loss.multi_label_match == "mixture":
+        masses = (image.segment_masses,)
+    groups_used = tuple(_groups_used(logits) for logits in image.assignment_logits)
+    return _TowerFeatures((image_rows, text_rows, *masses), groups_used)
+
+
+def _backward_loss(
+    model: GroupViT,
+    features: _TowerFeatures,
+    micro_batches: Sequence[Batch],
+    loss: LossConfig,
+    precision: Precision,
+    group: dist.ProcessGroup | None,
+) -> dict[str, Tensor]:
+    image_rows, text_rows, *masses = features.tensors
+    with autocast(image_rows.device, precision):
+        images = model.image_projector(image_rows, group)
+        texts = model.text_projector(text_rows, group)
+    image_text = image_text_contrastive_loss(images[:, 0], texts[:, 0], model.logit_scale, group)
+    total, parts = image_text, {"image_text_loss": image_text.detach()}
+    if loss.num_prompts > 0:
+        prompts, scale = texts[:, 1:], model.multi_label_logit_scale
+        if loss.multi_label_match == "mixture":
+            keys = _prompt_keys(micro_batches)
+            multi_label = segment_mixture_loss(images[:, 1:], masses[0], prompts, scale, keys, group)
+        else:
+            keys = _prompt_keys(micro_batches) if loss.shared_positives else None
+            matched = images[:, 1:] if loss.multi_label_match == "segments" else images[:, 0]
+            multi_label = multi_label_contrastive_loss(matched, prompts, scale, group, keys)
+        total = total + loss.multi_label_weight * multi_label
+        parts["multi_label_loss"] = multi_label.detach()
+    total.backward()
+    return {"loss": total.detach(), **parts}
+
+
+def _prompt_keys(micro_batches: Sequence[Batch]) -> Tensor:
+    keys = [batch.prompt_keys for batch in micro_batches if batch.prompt_keys is not None]
+    assert len(keys) == len(micro_batches), "this loss needs the keys of the prompts"
+    return torch.cat(keys)
+
+
+@torch.no_grad()
+def _groups_used(logits: Tensor) -> Tensor:
+    """Mean over images of the number of groups that win at least one segment: [b,G,S] -> 0-D."""
+    used = torch.zeros(logits.shape[:2], device=logits.device).scatter_(1, logits.argmax(dim=1), 1.0)
+    return used.sum(dim=1).mean()
+
+
+@torch.no_grad()
+def _average(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    """Mean over workers, in place, in one collective."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, part in zip(tensors, flat.split(sizes), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,38 @@
+"""Memory of the losses grows with local batch times global batch, once: there are logits, and no label tensors."""
+
+import math
+import resource
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from groupvit.losses import image_text_contrastive_loss, multi_label_contrastive_loss
+from tests.groupvit.workers import run_workers
+
+BATCHES = (1024, 2048)
+PROMPTS, DIM = 3, 16
+MATRICES = 8
+"""float32 matrices [B,WBK] alive at once: logits of both directions, what their backward pass saves, gradients. A dense
+int64 label tensor per direction would add 4, one per pair of prompts and workers more."""
+
+
+def peak_memory(group: dist.ProcessGroup) -> torch.Tensor:
+    """Bytes of peak memory of this worker's process after both losses and their backward pass, per batch size."""
+    peaks = []
+    for batch in BATCHES:
+        images, texts = (torch.randn(batch, DIM, requires_grad=True) for _ in range(2))
+        prompts = torch.randn(batch, PROMPTS, DIM, requires_grad=True)
+        scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
+        loss = image_text_contrastive_loss(images, texts, scale, group)
+        (loss + multi_label_contrastive_loss(images, prompts, scale, group)).backward()
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return torch.tensor(peaks)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_peak_memory_is_a_few_logit_matrices(world_size: int) -> None:
+    small, large = (batch * world_size * batch * PROMPTS * 4 for batch in BATCHES)
+    for peaks in run_workers(peak_memory, world_size):
+        grown = (peaks[1] - peaks[0]).item() / (large - small)
+        assert 1 < grown < MATRICES, f"{grown:.1f} matrices of logits"

@@ -1,0 +1,55 @@
+"""The model: parameter counts of the paper's size, and batch statistics shared across workers."""
+
+import torch
+import torch.distributed as dist
+
+from groupvit.config import ModelConfig
+from groupvit.model import GroupViT, SharedBatchNorm
+from tests.groupvit.small import small_model
+from tests.groupvit.workers import run_workers
+
+
+def test_the_papers_model_has_the_papers_parameters() -> None:
+    with torch.device("meta"):
+        model = GroupViT(ModelConfig())
+    counts = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+    assert counts == {
+        "image_encoder": 28_837_136,
+        "text_encoder": 22_145_792,
+        "image_projector": 2_633_984,
+        "text_projector": 2_109_696,
+    }
+    assert sum(p.numel() for p in model.parameters()) == 55_726_610
+
+
+def normalise(group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
+    rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    rows = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    weights = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    mine = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+    local = rows[mine].clone().requires_grad_()
+    norm = SharedBatchNorm(5).train()
+    output = norm(local, group)
+    (output * weights[mine]).sum().backward()
+    assert local.grad is not None and norm.running_mean is not None and norm.running_var is not None
+    return {"output": output.detach(), "grad": local.grad, "mean": norm.running_mean, "variance": norm.running_var}
+
+
+def test_batch_statistics_run_over_all_workers() -> None:
+    expected = normalise(None)  # torch's own batch norm of the whole batch
+    results = run_workers(normalise, 2)
+    for name in ("output", "grad"):
+        torch.testing.assert_close(torch.cat([r[name] for r in results]), expected[name], rtol=1e-5, atol=1e-5)
+    for name in ("mean", "variance"):
+        for result in results:
+            torch.testing.assert_close(result[name], expected[name])
+
+
+def test_without_grouping_every_image_token_is_embedded() -> None:
+    model = small_model().eval()
+    images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    assert model.encode_image_tokens(images).shape == (2, 8 * 12, 16)
+    encoding = model.encode_image(images)
+    for soft, hard in zip(encoding.soft_assignments, encoding.hard_assignments, strict=True):
+        torch.testing.assert_close(soft.sum(dim=1), torch.ones_like(soft.sum(dim=1)))
+        assert torch.equal(soft.argmax(dim=1), hard.argmax(dim=1))

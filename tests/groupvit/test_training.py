@@ -1,0 +1,134 @@
+"""A training step: the same gradient however the global batch is cut, and the loss goes down."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from groupvit.config import LossConfig, OptimizerConfig
+from groupvit.model import GroupViT
+from groupvit.optim import build_optimizer, set_learning_rate
+from groupvit.precision import Precision
+from groupvit.training import Batch, compute_gradients, train_step
+from tests.groupvit.small import SMALL, random_batch, small_model
+from tests.groupvit.workers import run_workers
+
+LOSSES = {
+    "paper": LossConfig(),
+    "no prompts": LossConfig(num_prompts=0),
+    "shared positives": LossConfig(shared_positives=True),
+    "segments": LossConfig(shared_positives=True, multi_label_match="segments"),
+    "mixture": LossConfig(multi_label_match="mixture"),
+}
+
+
+def micro_batches(num_prompts: int) -> list[Batch]:
+    return [random_batch(2, seed, num_prompts) for seed in range(8)]
+
+
+Gradients = dict[str, torch.Tensor]
+
+
+def well_conditioned(model: GroupViT) -> GroupViT:
+    """Weights as large as a trained model's: at initialisation all images look alike, and their batch norm amplifies
+    rounding.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "projector.hidden" not in name:
+                parameter.mul_(4)
+    return model
+
+
+def gradients(group: dist.ProcessGroup | None, loss: LossConfig, dtype: torch.dtype) -> tuple[Gradients, Gradients]:
+    """Gradients and batch statistics of the 8 micro-batches, those of index = rank (mod world size) on each worker."""
+    rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    model = well_conditioned(small_model()).train().to(dtype)
+    batches = [dataclasses.replace(batch, images=batch.images.to(dtype)) for batch in micro_batches(loss.num_prompts)]
+    compute_gradients(model, batches[rank::world_size], loss=loss, seed=3, step=7, group=group)
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return grads, dict(model.named_buffers())
+
+
+def all_gradients(group: dist.ProcessGroup | None) -> dict[str, tuple[Gradients, Gradients]]:
+    cases = {name: gradients(group, loss, torch.float64) for name, loss in LOSSES.items()}
+    return {**cases, "float32": gradients(group, LossConfig(), torch.float32)}
+
+
+def assert_same_gradients(actual: Gradients, expected: Gradients, tolerance: float, where: str) -> None:
+    """Entries equal within `tolerance` of the largest entry of the whole gradient."""
+    assert actual.keys() == expected.keys()
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    errors = {key: float((actual[key] - grad).abs().max()) / largest for key, grad in expected.items()}
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] < tolerance, f"{where}: {worst} is off by {errors[worst]:.1e}"
+
+
+def test_the_gradient_does_not_depend_on_workers_and_accumulation() -> None:
+    alone = all_gradients(None)
+    assert "multi_label_logit_scale" in alone["paper"][0] and "multi_label_logit_scale" not in alone["no prompts"][0]
+    for world_size in (2, 4):
+        for worker in run_workers(all_gradients, world_size):
+            for name, (grads, statistics) in alone.items():
+                tolerance = 1e-5 if name == "float32" else 1e-10
+                assert_same_gradients(worker[name][0], grads, tolerance, f"{name}, {world_size} workers")
+                torch.testing.assert_close(worker[name][1], statistics, rtol=tolerance, atol=tolerance)
+
+
+def test_cached_accumulation_equals_one_large_batch() -> None:
+    # Without noise (the only thing that depends on how the batch is cut), replaying is the plain gradient.
+    config = dataclasses.replace(SMALL, image=dataclasses.replace(SMALL.image, assignment="soft", stochastic_depth=0.0))
+    parts = [dataclasses.replace(batch, images=batch.images.double()) for batch in micro_batches(3)]
+    whole = Batch(images=torch.cat([b.images for b in parts]), token_ids=torch.cat([b.token_ids for b in parts]))
+    results = []
+    for batches in (parts, [whole]):
+        model = small_model(config).train().double()
+        compute_gradients(model, batches, loss=LossConfig(), seed=0, step=0)
+        results.append(
+            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        )
+    assert_same_gradients(results[0], results[1], 1e-10, "accumulated")
+
+
+def test_noise_depends_on_the_step_and_the_seed_only() -> None:
+    def gradient(seed: int, step: int) -> torch.Tensor:
+        model = small_model().train()
+        torch.manual_seed(step * 31 + seed)  # the global generator must not matter
+        compute_gradients(model, [random_batch(4, 0)], loss=LossConfig(), seed=seed, step=step)
+        grad = model.image_encoder.positions.grad
+        assert grad is not None
+        return grad
+
+    assert torch.equal(gradient(1, 2), gradient(1, 2))
+    assert not torch.equal(gradient(1, 2), gradient(1, 3))
+    assert not torch.equal(gradient(1, 2), gradient(2, 2))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_lowers_the_loss(precision: Precision, checkpointing: bool) -> None:
+    image = dataclasses.replace(SMALL.image, activation_checkpointing=checkpointing)
+    model = small_model(dataclasses.replace(SMALL, image=image)).train()
+    optimizer = build_optimizer(model, OptimizerConfig())
+    set_learning_rate(optimizer, 2e-3)
+    batches = [random_batch(8, seed) for seed in range(2)]
+    losses = []
+    for step in range(25):
+        metrics = train_step(
+            model, optimizer, batches, loss=LossConfig(), seed=0, step=step, precision=precision, clip_grad_norm=5.0
+        )
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.6 * losses[0]
+    assert 1 <= float(metrics["groups_used_0"]) <= 8
+
+
+def test_activation_checkpointing_is_exact() -> None:
+    def grads(checkpointing: bool) -> dict[str, torch.Tensor]:
+        image = dataclasses.replace(SMALL.image, activation_checkpointing=checkpointing)
+        model = small_model(dataclasses.replace(SMALL, image=image)).train()
+        compute_gradients(model, [random_batch(4, 0)], loss=LossConfig(), seed=0, step=0)
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, recomputed = grads(False), grads(True)
+    assert all(torch.equal(plain[key], recomputed[key]) for key in plain)
