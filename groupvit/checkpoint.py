@@ -1,0 +1,154 @@
+"""Checkpoints: a folder that holds a whole model, and the optimiser's state where training is to go on.
+
+    model.safetensors   weights and batch statistics
+    state.json          format version, model config, and whatever the caller adds (step, samples seen, digests, ...)
+    optimizer.pt        optional; read with `weights_only=True`
+
+A checkpoint is written under a temporary name beside its folder and renamed last, so a folder of this name is always
+whole. Paths are local; object storage is the caller's business.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from groupvit.config import ModelConfig, from_dict, to_dict
+from groupvit.model import GroupViT
+
+FORMAT_VERSION = 1
+MODEL_FILE, STATE_FILE, OPTIMIZER_FILE = "model.safetensors", "state.json", "optimizer.pt"
+_OWN_KEYS = ("format_version", "model")
+
+
+def save(
+    folder: str | Path,
+    model: GroupViT,
+    *,
+    state: dict[str, Any] | None = None,
+    optimizer_state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; the folder appears only when it is complete.
+
+    Args:
+        folder: must not exist yet; its parents are made.
+        state: JSON-safe values to keep in state.json beside the model's config; `format_version` and `model` are taken.
+        optimizer_state: `optimizer.state_dict()`, tensors and plain types only.
+
+    Raises:
+        ValueError: the folder exists, or `state` has a reserved key.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"checkpoint folder {folder} exists: give another one, or delete it first")
+    reserved = sorted(set(_OWN_KEYS) & set(state or {}))
+    if reserved:
+        raise ValueError(f"checkpoint state has the reserved key {reserved[0]!r}: rename it")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had the same id
+    partial.mkdir(parents=True)
+    try:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, partial / MODEL_FILE)
+        if optimizer_state is not None:
+            torch.save(optimizer_state, partial / OPTIMIZER_FILE)
+        document = {"format_version": FORMAT_VERSION, "model": to_dict(model.config), **(state or {})}
+        (partial / STATE_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        for file in partial.iterdir():
+            _flush_to_disk(file)
+        partial.rename(folder)
+        _flush_to_disk(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def load(folder: str | Path) -> GroupViT:
+    """The model of a checkpoint: float32, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: not a checkpoint, written by a newer version, or its tensors do not fit its config.
+    """
+    folder = Path(folder)
+    model = GroupViT(from_dict(ModelConfig, load_state(folder)["model"]))
+    load_weights(model, folder)
+    return model.eval()
+
+
+def load_weights(model: GroupViT, folder: str | Path) -> None:
+    """Copy a checkpoint's weights and batch statistics into a model of the same config, on the model's device.
+
+    Raises:
+        ValueError: not a checkpoint, or its tensors are not exactly those of the model.
+    """
+    path = Path(folder) / MODEL_FILE
+    try:
+        weights = load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a checkpoint: it has no {MODEL_FILE}") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from None
+    check_tensors(weights, model.state_dict(), source=str(path))
+    model.load_state_dict(weights)
+
+
+def load_state(folder: str | Path) -> dict[str, Any]:
+    """state.json of a checkpoint: `format_version`, `model` (config as a dict) and what `save` was given.
+
+    Raises:
+        ValueError: not a checkpoint, or written by a newer version.
+    """
+    path = Path(folder) / STATE_FILE
+    try:
+        state = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder} is not a checkpoint: it has no {STATE_FILE}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from None
+    if not isinstance(state, dict) or not set(_OWN_KEYS) <= set(state):
+        raise ValueError(f"{folder} is not a checkpoint: {STATE_FILE} lacks one of {', '.join(_OWN_KEYS)}")
+    if state["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has format_version={state['format_version']}, newer than {FORMAT_VERSION}, the last one known "
+            "here: upgrade groupvit"
+        )
+    return state
+
+
+def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
+    """The optimiser's `state_dict` of a checkpoint, on the CPU.
+
+    Raises:
+        ValueError: the checkpoint was saved without one.
+    """
+    path = Path(folder) / OPTIMIZER_FILE
+    if not path.exists():
+        raise ValueError(f"{folder} has no {OPTIMIZER_FILE}: training cannot be continued from it")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, source: str) -> None:
+    """ValueError (one line) unless names and shapes are exactly the expected ones; `source` names what was read."""
+    problems = [f"lacks {name}" for name in expected if name not in given]
+    problems += [f"has an unknown tensor {name}" for name in given if name not in expected]
+    problems += [
+        f"has {name} with shape {tuple(given[name].shape)} where {tuple(tensor.shape)} is expected"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
+        raise ValueError(f"{source} {problems[0]}{more}: it does not fit the model's config")
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

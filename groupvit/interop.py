@@ -1,0 +1,210 @@
+"""Weights from elsewhere and for elsewhere: the released checkpoints, and Hugging Face's `GroupViTModel`.
+
+Only names and shapes are known of either; `weight_names` has the table of which tensor is which.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groupvit.checkpoint import check_tensors
+from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.model import GroupViT
+from groupvit.weight_names import name_rows
+
+
+def from_official(
+    state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...] = (6, 6, 6), image_size: int = 224
+) -> GroupViT:
+    """A model with the weights of a released checkpoint, in evaluation mode, on the CPU.
+
+    Depths, group tokens, outputs, widths, vocabulary, context and patch size are read off the shapes; text heads are
+    64 wide. Without `multi_label_logit_scale` (a model trained without prompts), `logit_scale` stands in for it.
+
+    Args:
+        state_dict: names and shapes as in the released checkpoints' `model` entry.
+        num_heads: attention heads per stage of the image encoder, which no shape tells.
+        image_size: side of the training image, pixels; it must fit the position table.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or its shape does not fit the others'.
+    """
+    try:
+        config = _official_config(state_dict, num_heads, image_size)
+    except KeyError as error:
+        raise ValueError(f"not a GroupViT state dict: it lacks {error.args[0]}") from None
+    renamed = {row.official: row.ours for row in name_rows(config)}
+    weights = {renamed.get(name, name): tensor for name, tensor in state_dict.items()}
+    return _filled(config, weights, source="state dict")
+
+
+def from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> GroupViT:
+    """A model with the weights of `transformers.GroupViTModel`, in evaluation mode, on the CPU.
+
+    Hugging Face's model has no multi-label logit scale: `logit_scale` stands in for it.
+
+    Args:
+        state_dict: `hf_model.state_dict()`.
+        config: `hf_model.config.to_dict()`.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or does not fit the config.
+    """
+    ours = _config_from_hugging_face(config)
+    # Older versions of transformers saved this buffer of consecutive numbers with the weights.
+    remaining = {name: tensor for name, tensor in state_dict.items() if not name.endswith(".position_ids")}
+    weights: dict[str, Tensor] = {}
+    for row in name_rows(ours):
+        parts = [remaining.pop(name) for name in row.hugging_face if name in remaining]
+        if parts and len(parts) == len(row.hugging_face):
+            weights[row.ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return _filled(ours, weights | remaining, source="Hugging Face state dict")
+
+
+def to_hugging_face(model: GroupViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments for `transformers.GroupViTConfig` and a state dict for `transformers.GroupViTModel(config)`.
+
+    The multi-label logit scale is left out: Hugging Face's model has none. The tensors are copies.
+
+    Raises:
+        ValueError: the model uses an option that Hugging Face's has not.
+    """
+    config, weights = _config_to_hugging_face(model.config), model.state_dict()
+    exported: dict[str, Tensor] = {}
+    for row in name_rows(model.config):
+        tensor, names = weights[row.ours], row.hugging_face
+        parts = tensor.chunk(len(names)) if len(names) > 1 else [tensor][: len(names)]
+        exported |= {name: part.cpu().clone() for name, part in zip(names, parts, strict=True)}
+    return config, exported
+
+
+def _filled(config: ModelConfig, weights: dict[str, Tensor], *, source: str) -> GroupViT:
+    """A model with these weights; 1x1 convolutions are squeezed to matrices on the way."""
+    model = GroupViT(config)
+    expected = model.state_dict()
+    if "logit_scale" in weights:
+        weights.setdefault("multi_label_logit_scale", weights["logit_scale"])
+    for name, tensor in weights.items():
+        if name in expected and tensor.ndim == expected[name].ndim + 1 and tensor.shape[-1] == 1:
+            weights[name] = tensor.squeeze(-1)
+    check_tensors(weights, expected, source=source)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _official_config(state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...], image_size: int) -> ModelConfig:
+    shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+    num_stages = _count(shapes, r"img_encoder\.layers\.(\d+)\.")
+    if len(num_heads) != num_stages:
+        raise ValueError(
+            f"num_heads={num_heads} has {len(num_heads)} entries for {num_stages} stages: give one per stage"
+        )
+    width, _, patch_size, _ = shapes["img_encoder.patch_embed.proj.weight"]
+    num_tokens = shapes["img_encoder.pos_embed"][1]
+    if num_tokens != (image_size // patch_size) ** 2:
+        fitting = math.isqrt(num_tokens) * patch_size
+        raise ValueError(f"image_size={image_size} does not fit the {num_tokens} positions: give {fitting}")
+    stages = [f"img_encoder.layers.{stage}" for stage in range(num_stages)]
+    grouping = [stage for stage in stages if f"{stage}.group_token" in shapes]
+    mixing = [f"{stage}.downsample.mlp_inter" for stage in grouping]
+    vocab_size, text_width = shapes["text_encoder.token_embedding.weight"]
+    return ModelConfig(
+        image=ImageEncoderConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            width=width,
+            depths=tuple(_count(shapes, rf"{re.escape(stage)}\.blocks\.(\d+)\.") for stage in stages),
+            num_heads=num_heads,
+            num_group_tokens=tuple(shapes[f"{s}.group_token"][1] if s in grouping else 0 for s in stages),
+            num_output_groups=tuple(shapes[f"{mlp}.fc2.weight"][0] for mlp in mixing),
+            mlp_ratio=shapes["img_encoder.layers.0.blocks.0.mlp.fc1.weight"][0] / width,
+            token_mixing_ratio=shapes[f"{mixing[0]}.fc1.weight"][0] / width if mixing else 0.5,
+        ),
+        text=TextEncoderConfig(
+            context_length=shapes["text_encoder.positional_embedding"][0],
+            vocab_size=vocab_size,
+            width=text_width,
+            depth=_count(shapes, r"text_encoder\.transformer\.resblocks\.(\d+)\."),
+            num_heads=max(text_width // 64, 1),
+        ),
+        embedding_dim=shapes["img_projector.linear_out.weight"][0],
+        projector_width=shapes["img_projector.linear_hidden.0.weight"][0],
+    )
+
+
+def _count(names: Mapping[str, Any], pattern: str) -> int:
+    """How many indices the pattern's group takes at the start of the names."""
+    return len({match.group(1) for match in (re.match(pattern, name) for name in names) if match})
+
+
+def _config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
+    vision, text = config["vision_config"], config["text_config"]
+    depths, group_tokens = tuple(vision["depths"]), tuple(vision["num_group_tokens"])
+    mixing_ratio, mlp_ratio = vision["assign_mlp_ratio"]
+    return ModelConfig(
+        image=ImageEncoderConfig(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            width=vision["hidden_size"],
+            depths=depths,
+            num_heads=(vision["num_attention_heads"],) * len(depths),
+            num_group_tokens=group_tokens,
+            num_output_groups=tuple(vision["num_output_groups"][: sum(tokens > 0 for tokens in group_tokens)]),
+            mlp_ratio=mlp_ratio,
+            token_mixing_ratio=mixing_ratio,
+        ),
+        text=TextEncoderConfig(
+            context_length=text["max_position_embeddings"],
+            vocab_size=text["vocab_size"],
+            width=text["hidden_size"],
+            depth=text["num_hidden_layers"],
+            num_heads=text["num_attention_heads"],
+        ),
+        embedding_dim=config["projection_dim"],
+        projector_width=config["projection_intermediate_dim"],
+    )
+
+
+def _config_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
+    image, text = config.image, config.text
+    if image.stem != "patch":
+        raise ValueError(f"image.stem={image.stem!r} has no counterpart at Hugging Face: only 'patch' can be exported")
+    if image.assignment != "hard":
+        raise ValueError(
+            f"image.assignment={image.assignment!r} has no counterpart at Hugging Face: only 'hard' can be exported"
+        )
+    if len(set(image.num_heads)) != 1 or not image.num_output_groups:
+        raise ValueError(
+            f"image.num_heads={image.num_heads}, num_output_groups={image.num_output_groups}: Hugging Face needs the "
+            "same heads in every stage, and grouping"
+        )
+    return {
+        "projection_dim": config.embedding_dim,
+        "projection_intermediate_dim": config.projector_width,
+        "vision_config": {
+            "image_size": image.image_size,
+            "patch_size": image.patch_size,
+            "hidden_size": image.width,
+            "intermediate_size": int(image.width * image.mlp_ratio),
+            "depths": list(image.depths),
+            "num_hidden_layers": sum(image.depths),
+            "num_attention_heads": image.num_heads[0],
+            "num_group_tokens": list(image.num_group_tokens),
+            # Hugging Face wants an entry per stage; a stage without group tokens keeps the number it is given.
+            "num_output_groups": [*image.num_output_groups, image.num_output_groups[-1]][: len(image.depths)],
+            "assign_mlp_ratio": [image.token_mixing_ratio, image.mlp_ratio],
+        },
+        "text_config": {
+            "max_position_embeddings": text.context_length,
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.width,
+            "intermediate_size": 4 * text.width,
+            "num_hidden_layers": text.depth,
+            "num_attention_heads": text.num_heads,
+            "eos_token_id": text.vocab_size - 1,
+        },
+    }

@@ -1,0 +1,124 @@
+"""Checkpoints come back exactly, or say in one line why not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import groupvit
+from groupvit import checkpoint
+from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.model import GroupViT
+
+TINY = ModelConfig(
+    image=ImageEncoderConfig(
+        image_size=16,
+        patch_size=8,
+        width=16,
+        depths=(1, 1),
+        num_heads=(2, 2),
+        num_group_tokens=(3, 0),
+        num_output_groups=(2,),
+    ),
+    text=TextEncoderConfig(context_length=8, vocab_size=32, width=16, depth=1, num_heads=2),
+    embedding_dim=8,
+    projector_width=16,
+)
+
+
+@pytest.fixture
+def model() -> GroupViT:
+    torch.manual_seed(0)
+    model = GroupViT(TINY)
+    model.image_projector.norm.running_mean.normal_()  # type: ignore[union-attr]
+    return model
+
+
+@pytest.fixture
+def saved(model: GroupViT, tmp_path: Path) -> Path:
+    checkpoint.save(tmp_path / "runs" / "step_1", model, state={"step": 1})
+    return tmp_path / "runs" / "step_1"
+
+
+def test_model_and_state_come_back(model: GroupViT, saved: Path) -> None:
+    loaded = groupvit.load(saved)
+    assert loaded.config == TINY
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert checkpoint.load_state(saved)["step"] == 1
+    assert sorted(path.name for path in saved.iterdir()) == ["model.safetensors", "state.json"]
+    assert [path.name for path in saved.parent.iterdir()] == ["step_1"]
+
+
+def test_optimizer_state_comes_back_without_pickle(model: GroupViT, saved: Path, tmp_path: Path) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    (model.encode_text(torch.ones(2, 8, dtype=torch.int64)).sum() + model.logit_scale).backward()
+    optimizer.step()
+    checkpoint.save(tmp_path / "step_2", model, optimizer_state=optimizer.state_dict())
+    restored = torch.optim.AdamW(model.parameters(), lr=0.5)
+    restored.load_state_dict(checkpoint.load_optimizer_state(tmp_path / "step_2"))
+    assert restored.param_groups[0]["lr"] == 0.1
+    for parameter, expected in optimizer.state.items():
+        assert torch.equal(restored.state[parameter]["exp_avg"], expected["exp_avg"])
+    with pytest.raises(ValueError, match=r"has no optimizer\.pt"):
+        checkpoint.load_optimizer_state(saved)
+
+
+def test_failed_save_leaves_nothing(model: GroupViT, tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        checkpoint.save(tmp_path / "step_1", model, state={"step": object()})
+    with pytest.raises(ValueError, match="reserved key 'model'"):
+        checkpoint.save(tmp_path / "step_1", model, state={"model": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_checkpoint_is_not_touched(model: GroupViT, saved: Path) -> None:
+    with pytest.raises(ValueError, match="exists"):
+        checkpoint.save(saved, model)
+    assert checkpoint.load_state(saved)["step"] == 1
+
+
+def test_no_checkpoint(saved: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path, saved / "state.json"):
+        with pytest.raises(ValueError, match="is not a checkpoint"):
+            groupvit.load(folder)
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no model\.safetensors"):
+        groupvit.load(saved)
+
+
+def test_damaged_files(saved: Path) -> None:
+    weights = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        groupvit.load(saved)
+    (saved / "state.json").write_text('{"format_version": 1')
+    with pytest.raises(ValueError, match=r"state\.json is damaged"):
+        groupvit.load(saved)
+
+
+def test_newer_versions(saved: Path) -> None:
+    state = json.loads((saved / "state.json").read_text())
+    newer_config = {**state, "model": {**state["model"], "third_tower": True}}
+    for newer, message in (({**state, "format_version": 2}, "format_version=2"), (newer_config, "third_tower")):
+        (saved / "state.json").write_text(json.dumps(newer))
+        with pytest.raises(ValueError, match=message):
+            groupvit.load(saved)
+
+
+def test_tensors_that_do_not_fit(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    norm = weights.pop("text_encoder.norm.bias")
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"lacks text_encoder\.norm\.bias"):
+        groupvit.load(saved)
+    save_file({**weights, "text_encoder.norm.bias": norm, "stray": norm.clone()}, path)
+    with pytest.raises(ValueError, match="unknown tensor stray"):
+        groupvit.load(saved)
+    save_file({**weights, "text_encoder.norm.bias": norm[:-1].clone()}, path)
+    with pytest.raises(ValueError, match=r"shape \(15,\) where \(16,\) is expected"):
+        groupvit.load(saved)
