@@ -1,0 +1,49 @@
+"""Classes given as words: their embeddings, and classification of whole images by them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from groupvit.losses import clamped_scale
+from groupvit.model import GroupViT
+
+TEXTS_PER_BATCH = 256
+
+Tokenize = Callable[[Sequence[str], int], NDArray[np.int32]]
+"""(texts, context length) → token ids int32 [N, T]; `groupvit.tokenizer.Tokenizer` is one."""
+
+
+@torch.inference_mode()
+def class_embeddings(
+    model: GroupViT, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+) -> Tensor:
+    """Embeds each class as the mean over templates of its projected texts, taken before normalising, then L2.
+
+    Returns float32 [num_classes, D] of unit length on the model's device. The mean of *un-normalised* embeddings is
+    what the released models were evaluated with; CLIP normalises before the mean. Raises ValueError for empty lists and
+    for a template without `{}`.
+    """
+    if not class_names or not templates:
+        raise ValueError(
+            f"{len(class_names)} classes and {len(templates)} templates given: at least one of each is needed"
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"prompt template {template!r} must hold {{}} once, where the class name goes")
+    texts = [template.format(name) for name in class_names for template in templates]
+    token_ids = torch.from_numpy(tokenize(texts, model.config.text.context_length).astype(np.int64))
+    device = model.logit_scale.device
+    embedded = torch.cat([model.encode_text(part.to(device)) for part in token_ids.split(TEXTS_PER_BATCH)]).float()
+    return F.normalize(embedded.view(len(class_names), len(templates), -1).mean(dim=1), dim=-1)
+
+
+def classify(image_embeddings: Tensor, class_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
+    """Logits [..., C] of embeddings [..., D] of any length, for unit class embeddings [C, D]: scaled cosine similarity.
+
+    logit_scale: 0-D, log space, capped at 100 as in training.
+    """
+    return clamped_scale(logit_scale) * F.normalize(image_embeddings.float(), dim=-1) @ class_embeddings.T

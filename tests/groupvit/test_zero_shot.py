@@ -1,0 +1,68 @@
+"""Class embeddings against the definition, with real tokens and random weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.model import GroupViT
+from groupvit.tokenizer import Tokenizer
+from groupvit.zero_shot import class_embeddings, classify
+
+TEMPLATES = ("a photo of a {}.", "itap of a {}.", "a bad photo of the {}, at night.")
+CLASSES = ("dog", "traffic light", "grass")
+
+
+@pytest.fixture(scope="module")
+def model() -> GroupViT:
+    torch.manual_seed(0)
+    return GroupViT(
+        ModelConfig(
+            image=ImageEncoderConfig(
+                image_size=32, width=32, depths=(1,), num_heads=(2,), num_group_tokens=(0,), num_output_groups=()
+            ),
+            text=TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2),
+            embedding_dim=16,
+            projector_width=32,
+        )
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer()
+
+
+def test_mean_of_unnormalised_texts_then_unit_length(model: GroupViT, tokenizer: Tokenizer) -> None:
+    embeddings = class_embeddings(model, tokenizer, CLASSES, TEMPLATES)
+    assert embeddings.shape == (3, 16)
+    for name, embedding in zip(CLASSES, embeddings, strict=True):
+        ids = torch.from_numpy(tokenizer([template.format(name) for template in TEMPLATES], 20)).long()
+        with torch.inference_mode():
+            texts = model.encode_text(ids)
+        torch.testing.assert_close(embedding, F.normalize(texts.mean(dim=0), dim=-1))
+        clip_like = F.normalize(F.normalize(texts, dim=-1).mean(dim=0), dim=-1)
+        assert (embedding - clip_like).abs().max() > 1e-4
+
+
+def test_more_texts_than_a_batch_keep_their_order(model: GroupViT, tokenizer: Tokenizer) -> None:
+    many = [f"thing {number}" for number in range(300)]
+    embeddings = class_embeddings(model, tokenizer, many)
+    torch.testing.assert_close(
+        embeddings[270:271], class_embeddings(model, tokenizer, many[270:271]), atol=1e-5, rtol=0
+    )
+
+
+def test_classify_is_scaled_cosine_with_the_scale_capped() -> None:
+    classes = torch.eye(3)
+    logits = classify(torch.tensor([[3.0, 0.0, 4.0]]), classes, torch.tensor(0.0))
+    torch.testing.assert_close(logits, torch.tensor([[0.6, 0.0, 0.8]]))
+    capped = classify(torch.tensor([[0.0, 2.0, 0.0]]), classes, torch.tensor(9.0))
+    torch.testing.assert_close(capped, torch.tensor([[0.0, 100.0, 0.0]]))
+
+
+def test_bad_lists_and_templates_are_refused(model: GroupViT, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="0 classes"):
+        class_embeddings(model, tokenizer, [])
+    with pytest.raises(ValueError, match="prompt template 'a photo'"):
+        class_embeddings(model, tokenizer, CLASSES, ("a photo",))
