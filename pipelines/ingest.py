@@ -1,0 +1,156 @@
+"""From data sets to training batches: the order of samples, turned into slices by Ray Data.
+
+`training_slices` makes the one Ray data set of a run, or of the rest of it. Its tasks read, decode, augment and
+tokenise a window of samples each. Every block they yield is a single row that holds one slice: so Ray neither cuts nor
+merges slices, and its splitter, which gives the next block to the worker that had the fewest rows, deals them
+round-robin. With `preserve_order`, worker r of W gets the slices with index ≡ r (mod W), in order. Nothing in the data
+set depends on the number of workers.
+
+To resume, make a data set that starts at another step. Ray Train calls a *function* in its `datasets` argument for
+every group of workers it starts, so this resumes after a failure:
+
+    datasets={"train": lambda: training_slices(config, first_step=latest_checkpoint())}
+
+What handles images lies in `pipelines.slices`, imported by the tasks only, and a plan holds plain values: Ray keeps
+several processes that merely coordinate, and importing torch would cost each of them seconds and most of a gigabyte.
+
+Tasks are pure, all draws come from generators seeded by (seed, epoch, sample id): Ray may run a task again anywhere.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import ray.data
+from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
+
+from pipelines.sampling import SampleOrder, Source
+from pipelines.schema import open_dataset
+
+if TYPE_CHECKING:
+    from pipelines.config import ExperimentConfig
+
+Slice = dict[str, npt.NDArray[Any]]
+"""A slice of n samples, with K prompts each:
+
+image        uint8 [n,3,H,W]
+token_ids    int32 [n,1+K,T]   the caption, then the prompts
+prompt_ids   int64 [n,K]       equal where prompts name the same noun
+erase_box    int16 [n,4]       for `groupvit.transforms.finish`, as is
+noise_seed   int64 [n]
+sample_id    str [n]
+position     int64 [n]         in the run's sequence
+epoch        int32 [n]         of its source
+source       int8 [n]          index in `data.sources`
+substituted  bool [n]          the image was corrupt: image, caption and nouns are those of another sample, while
+                               sample_id still names the one whose turn it was
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestPlan:
+    """All a task has to know, besides its window. Small: it travels to every task once."""
+
+    order: SampleOrder
+    uris: tuple[str, ...]
+    """Of the data sets, in the order of `order.sources`."""
+    files: tuple[tuple[str, ...], ...]
+    first_groups: tuple[npt.NDArray[np.int64], ...]
+    slice_size: int
+    image_size: int
+    context_length: int
+    num_prompts: int
+    options: dict[str, Any]
+    """The fields of `IngestConfig`."""
+
+
+def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
+    """Open the data sets of `config`; ValueError for what is wrong with them."""
+    datasets = [open_dataset(uri) for uri in config.data.sources]
+    return IngestPlan(
+        order=SampleOrder.of(
+            [Source.from_row_groups(info.rows) for info in datasets],
+            weights=config.data.weights,
+            seed=config.data.seed,
+            window_size=config.ingest.window_size,
+        ),
+        uris=tuple(info.uri for info in datasets),
+        files=tuple(info.files for info in datasets),
+        first_groups=tuple(info.first_groups for info in datasets),
+        slice_size=config.ingest.slice_size,
+        image_size=config.model.image.image_size,
+        context_length=config.model.text.context_length,
+        num_prompts=config.loss.num_prompts,
+        options=dataclasses.asdict(config.ingest),
+    )
+
+
+def training_slices(config: "ExperimentConfig", *, first_step: int) -> ray.data.Dataset:
+    """The slices of steps `first_step` … num_steps-1, in order; give them out by `streaming_split(W, equal=False)`.
+
+    The time to its first slice does not depend on `first_step`.
+    """
+    plan = plan_ingest(config)
+    slices_per_step = config.slices_per_step
+    bounds = {"first": first_step * slices_per_step, "end": config.training.num_steps * slices_per_step}
+    context = DataContext.get_current().copy()
+    context.execution_options = ExecutionOptions(preserve_order=True)
+    context.target_max_block_size = 1  # byte: every row, whatever its size, becomes a block
+    with DataContext.current(context):
+        # A generator that takes no CPU names the windows one by one as they are needed: to set up a read task for every
+        # window of a long run would take Ray minutes.
+        windows = ray.data.from_items([bounds]).map_batches(
+            _split_by_window,  # pyright: ignore[reportArgumentType]
+            fn_args=(plan.order.window_size // plan.slice_size,),
+            batch_size=None,
+            num_cpus=0,
+        )
+        return windows.map_batches(
+            _load_slices,  # pyright: ignore[reportArgumentType]
+            fn_args=(plan,),
+            batch_size=None,
+            num_cpus=1,
+            compute=TaskPoolStrategy(size=config.ingest.max_tasks),
+        )
+
+
+def iter_slices(shard: ray.data.DataIterator, *, prefetch_slices: int = 2) -> Iterator[Slice]:
+    """The slices of one worker, from its part of the split data set. Arrays are read-only, in Ray's shared memory."""
+    blocks = shard.iter_batches(
+        batch_size=None,  # pyright: ignore[reportArgumentType]
+        batch_format="numpy",
+        prefetch_batches=prefetch_slices,
+    )
+    for block in blocks:
+        piece: Slice = {name: column[0] for name, column in block.items()}  # pyright: ignore
+        if "prompt_ids" not in piece:  # Ray cannot carry an array without elements
+            piece["prompt_ids"] = np.empty((len(piece["position"]), 0), dtype=np.int64)
+        yield piece
+
+
+def _split_by_window(batch: Mapping[str, npt.NDArray[Any]], slices_per_window: int) -> Iterator[dict[str, list[int]]]:
+    """Cut the range of slices at the borders of windows: one row for each window."""
+    first, last = int(batch["first"][0]), int(batch["end"][0])
+    while first < last:
+        end = min(first - first % slices_per_window + slices_per_window, last)
+        yield {"first": [first], "end": [end]}
+        first = end
+
+
+def _load_slices(batch: Mapping[str, npt.NDArray[Any]], plan: IngestPlan) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """One window, as Ray Data runs it.
+
+    Nothing is yielded before all is done: a task whose turn has not come may hand over two blocks only, and would then
+    wait with its work undone.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the task has one CPU
+    from pipelines.slices import load_slices
+
+    for piece in load_slices(plan, int(batch["first"][0]), int(batch["end"][0])):
+        row = {name: column[None] for name, column in piece.items() if column.size}
+        row["sample_id"] = np.empty(1, dtype=object)
+        row["sample_id"][0] = piece["sample_id"].tolist()  # a list of strings: tensors hold numbers only
+        yield row

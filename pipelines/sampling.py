@@ -1,0 +1,222 @@
+"""The order of samples: pure functions from a position in the run to a sample. Needs numpy only.
+
+A run sees one endless sequence of samples, fixed by the row groups of its data sets, the weights of the mixture and a
+seed. It is never written down: any stretch is computed when needed, at a cost that does not grow with its position.
+
+- The rows of a source are laid out in *chunks*: every row group of the usual size is one; the rows of all other groups,
+  one after the other, are cut into more of that size. An epoch visits the chunks in an order drawn from (seed, source,
+  epoch), and the rows that fill no chunk last: each row exactly once. The sequence of a source is its epochs, joined.
+- Window k holds the positions [k·window_size, (k+1)·window_size). Every source fills its quota of it with what comes
+  next in its own sequence; the rows are then permuted by (seed, window).
+- Slice j holds the positions [j·slice_size, (j+1)·slice_size); optimiser step t the slices [t·G, (t+1)·G), where
+  G = global batch size / slice_size; worker r of W takes those with index ≡ r (mod W).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+_NUM_ROUNDS = 8  # of the Feistel network; 4 make it pseudo-random for strong round functions, ours is a mere hash
+_LEAST_HALF_BITS = 3  # with fewer bits, few of the possible orders of a small domain would ever be drawn
+_CHUNKS, _WINDOWS = 0, 1  # keep the keys of the two kinds of permutation apart
+
+
+class Samples(NamedTuple):
+    """Where samples are, one entry per sample, int64."""
+
+    position: IntArray
+    """In the run's sequence."""
+    source: IntArray
+    """Index of the data set."""
+    epoch: IntArray
+    """Which visit of its source this belongs to, from 0."""
+    row_group: IntArray
+    """Index of the row group in the manifest of the source."""
+    row: IntArray
+    """Index within the row group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The layout of one data set: small, however many row groups there are, as long as most are of one size."""
+
+    num_samples: int
+    chunk_rows: int
+    """Rows of a row group of the usual size."""
+    num_full_groups: int
+    """Row groups of the usual size."""
+    odd_groups: IntArray
+    """Indices of all other row groups, rising."""
+    odd_offsets: IntArray
+    """[len(odd_groups) + 1]: number of rows in the odd row groups before each."""
+
+    @classmethod
+    def from_row_groups(cls, rows: npt.ArrayLike) -> "Source":
+        """Lay out a data set by the rows [R] of its row groups, in the manifest's order. ValueError if it is empty."""
+        rows = np.asarray(rows)
+        filled = rows[rows > 0]
+        if not len(filled):
+            raise ValueError("rows: no row group holds a sample; a source needs at least one")
+        sizes, counts = np.unique(filled, return_counts=True)
+        chunk_rows = int(sizes[counts == counts.max()][-1])
+        odd_groups = np.flatnonzero(rows != chunk_rows).astype(np.int64)
+        return cls(
+            num_samples=int(rows.sum(dtype=np.int64)),
+            chunk_rows=chunk_rows,
+            num_full_groups=len(rows) - len(odd_groups),
+            odd_groups=odd_groups,
+            odd_offsets=np.concatenate([[0], np.cumsum(rows[odd_groups], dtype=np.int64)]),
+        )
+
+    @property
+    def num_chunks(self) -> int:
+        return self.num_full_groups + int(self.odd_offsets[-1]) // self.chunk_rows
+
+    def locate(self, positions: IntArray, key: Sequence[int]) -> tuple[IntArray, IntArray]:
+        """Positions [N] in one epoch, 0 … num_samples-1, → (row group [N], row [N]); `key` fixes the epoch's order."""
+        chunk, row = np.divmod(positions, self.chunk_rows)
+        in_chunk = chunk < self.num_chunks
+        chunk[in_chunk] = permute(chunk[in_chunk], self.num_chunks, key)
+
+        # Rows of odd groups, counted through all of them; what is left over at the epoch's end has chunk == num_chunks.
+        odd_row = (chunk - self.num_full_groups) * self.chunk_rows + row
+        odd = np.searchsorted(self.odd_offsets, odd_row, side="right") - 1
+        is_odd = chunk >= self.num_full_groups
+
+        # The i-th full group comes after as many odd ones as have at most i full groups before them.
+        full_before = self.odd_groups - np.arange(len(self.odd_groups))
+        full_group = chunk + np.searchsorted(full_before, chunk, side="right")
+        odd = np.where(is_odd, odd, 0)
+        odd_group = self.odd_groups[odd] if len(self.odd_groups) else full_group
+        return np.where(is_odd, odd_group, full_group), np.where(is_odd, odd_row - self.odd_offsets[odd], row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOrder:
+    """The run's sequence of samples. Small, and the same in every process."""
+
+    sources: tuple[Source, ...]
+    weights: tuple[int, ...]
+    """Share of each source, in whole numbers: with 3 and 1, three samples of four come from the first."""
+    seed: int
+    window_size: int
+
+    @classmethod
+    def of(
+        cls, sources: Sequence[Source], *, seed: int, window_size: int, weights: Sequence[float] | None = None
+    ) -> "SampleOrder":
+        """`weights` are of any scale; None mixes by size, so that all sources end their epochs together."""
+        if not sources:
+            raise ValueError("sources: none given; the order of samples needs at least one")
+        shares = [source.num_samples for source in sources] if weights is None else weights
+        if len(shares) != len(sources):
+            raise ValueError(f"weights: {len(shares)} given for {len(sources)} sources; give one each")
+        if min(shares) <= 0:
+            raise ValueError(f"weights: {tuple(shares)} must all be above 0; leave out the source instead")
+        if window_size < 1:
+            raise ValueError(f"window_size: {window_size} must be at least 1")
+        # Through the shortest decimals that name the floats, 0.1 is a tenth, and the counts below are exact for ever.
+        fractions = [Fraction(str(share)) for share in shares]
+        scale = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
+        return cls(
+            sources=tuple(sources),
+            weights=tuple(int(fraction * scale) for fraction in fractions),
+            seed=seed,
+            window_size=window_size,
+        )
+
+    def locate(self, positions: npt.ArrayLike) -> Samples:
+        """The samples at `positions` [N] of the run's sequence, which may come in any order."""
+        positions = np.asarray(positions, dtype=np.int64).reshape(-1)
+        if len(positions) and positions.min() < 0:
+            raise ValueError(f"positions: {positions.min()} is negative; the sequence starts at 0")
+        columns = np.empty((4, len(positions)), dtype=np.int64)
+        windows = positions // self.window_size
+        for window in np.unique(windows).tolist():
+            inside = windows == window
+            columns[:, inside] = self._locate_in_window(window, positions[inside] % self.window_size)
+        return Samples(positions, *columns)
+
+    def window(self, index: int) -> Samples:
+        """The samples of one window, in their order."""
+        return self.locate(np.arange(index * self.window_size, (index + 1) * self.window_size))
+
+    def counts_before_window(self, window: int) -> list[int]:
+        """Samples taken from each source in all windows before this one.
+
+        Source by source, a share is cut off what the sources before it left: so every count only grows, by at most one
+        per sample, stays within one sample per source of its exact share, and all sum to window · window_size.
+        """
+        counts, left, weight_left = [], window * self.window_size, sum(self.weights)
+        for weight in self.weights:
+            counts.append(left * weight // weight_left)
+            left -= counts[-1]
+            weight_left -= weight
+        return counts
+
+    def counts_before(self, position: int) -> list[int]:
+        """Samples taken from each source at the positions before this one."""
+        window, rest = divmod(position, self.window_size)
+        inside = self.locate(np.arange(window * self.window_size, window * self.window_size + rest))
+        taken = np.bincount(inside.source, minlength=len(self.sources)).tolist()
+        return [before + now for before, now in zip(self.counts_before_window(window), taken, strict=True)]
+
+    def _locate_in_window(self, window: int, places: IntArray) -> IntArray:
+        """Places [N] in one window → [4, N]: source, epoch, row group, row."""
+        first = self.counts_before_window(window)
+        quota = np.subtract(self.counts_before_window(window + 1), first)
+        offsets = np.cumsum(quota) - quota
+        unpermuted = permute(places, self.window_size, (self.seed, _WINDOWS, window))
+        source_of = np.searchsorted(offsets + quota, unpermuted, side="right")
+        located = np.empty((4, len(places)), dtype=np.int64)
+        located[0] = source_of
+        for index in np.unique(source_of).tolist():
+            inside = source_of == index
+            source = self.sources[index]
+            epochs, in_epoch = np.divmod(first[index] + unpermuted[inside] - offsets[index], source.num_samples)
+            groups, rows = np.empty_like(epochs), np.empty_like(epochs)
+            for epoch in np.unique(epochs).tolist():
+                now = epochs == epoch
+                groups[now], rows[now] = source.locate(in_epoch[now], (self.seed, _CHUNKS, index, epoch))
+            located[1:, inside] = epochs, groups, rows
+        return located
+
+
+def slices_of_step(step: int, slices_per_step: int, *, rank: int = 0, world_size: int = 1) -> range:
+    """Indices of the slices that worker `rank` of `world_size` consumes at an optimiser step; by default, all."""
+    if slices_per_step % world_size:
+        raise ValueError(f"slices_per_step: {slices_per_step} is not a multiple of world_size {world_size}")
+    return range(step * slices_per_step + rank, (step + 1) * slices_per_step, world_size)
+
+
+def permute(values: IntArray, size: int, key: Sequence[int]) -> IntArray:
+    """Images of `values` [N] in 0 … size-1 under a permutation of these numbers drawn from `key` (integers >= 0).
+
+    A Feistel network over the next even number of bits, walked until the image falls into the domain again (Black
+    and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): no table, so one image costs the same for any size.
+    """
+    half_bits = np.uint64(max(((size - 1).bit_length() + 1) // 2, _LEAST_HALF_BITS))
+    mask = np.uint64((1 << int(half_bits)) - 1)
+    round_keys = np.random.SeedSequence(list(key)).generate_state(_NUM_ROUNDS, np.uint64)
+    images = values.astype(np.uint64)
+    outside = np.arange(len(images))
+    while len(outside):
+        left, right = images[outside] >> half_bits, images[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        images[outside] = left << half_bits | right
+        outside = outside[images[outside] >= size]
+    return images.astype(np.int64)
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit reaches every bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,240 @@
+"""The dataset contract: what curation and the demo write, and training reads.
+
+DATASET/data/*.parquet     samples, shuffled once at write time, in small row groups
+DATASET/manifest.parquet   one row per row group: file, row_group, rows, bytes, digest
+DATASET/dataset.json       written last: a data set without it is not there
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+
+SCHEMA_VERSION = 1
+
+DATASET_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),  # content hash of image and caption
+        pa.field("image", pa.binary(), nullable=False),  # JPEG or WebP
+        pa.field("caption", pa.string(), nullable=False),  # cleaned, not lower-cased
+        pa.field("nouns", pa.list_(pa.string()), nullable=False),  # of the caption; may be empty
+        pa.field("width", pa.int32(), nullable=False),  # of `image`, pixels
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("source", pa.dictionary(pa.int32(), pa.string())),  # the data set it came from
+        pa.field("url", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("sha256", pa.string()),  # of the original file
+    ]
+)
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),  # relative to the data set
+        pa.field("row_group", pa.int32(), nullable=False),  # index within the file
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),  # to read for it
+        pa.field("digest", pa.string(), nullable=False),  # of its sample ids
+    ]
+)
+
+DEFAULT_ROWS_PER_GROUP = 128
+"""2–4 MB of images: what one ranged read fetches well."""
+DEFAULT_GROUPS_PER_FILE = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DatasetInfo:
+    """A data set that is complete. Row groups are numbered through all files, in the order of the manifest."""
+
+    uri: str
+    digest: str
+    """Equal for equal samples in an equal layout, wherever and whenever they were written."""
+    num_samples: int
+    files: tuple[str, ...]
+    """Relative to `uri`."""
+    first_groups: npt.NDArray[np.int64]
+    """[len(files)]: number of each file's first row group."""
+    rows: npt.NDArray[np.int32]
+    """[number of row groups]: rows of each."""
+    metadata: Mapping[str, Any]
+    """What else dataset.json says: counts, drops, source URIs, config, code version."""
+
+
+def sample_id(image: bytes, caption: str) -> str:
+    """Content hash of a sample, 32 hexadecimal digits: stable across re-runs."""
+    digest = hashlib.sha256(hashlib.sha256(image).digest())  # hashed apart, so that no byte can move between the two
+    digest.update(caption.encode())
+    return digest.hexdigest()[:32]
+
+
+def write_dataset(
+    uri: str,
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    rows_per_group: int = DEFAULT_ROWS_PER_GROUP,
+    groups_per_file: int = DEFAULT_GROUPS_PER_FILE,
+    metadata: Mapping[str, Any] | None = None,
+) -> DatasetInfo:
+    """Write `samples`, rows of DATASET_SCHEMA that the caller has shuffled, as a new data set.
+
+    Nullable columns may be missing. Memory: one file.
+    ValueError if there is already a data set at `uri`, or if there are no samples.
+    """
+    refuse_existing(uri)
+    manifests = [
+        write_data_file(uri, f"part-{index:06d}.parquet", _to_table(rows), rows_per_group)
+        for index, rows in enumerate(_batched(samples, rows_per_group * groups_per_file))
+    ]
+    return finish_dataset(uri, manifests, metadata=metadata)
+
+
+def refuse_existing(uri: str) -> None:
+    """ValueError if there is a data set at `uri`: one is never changed once it can be seen."""
+    if "dataset.json" in storage.list_files(uri):
+        raise ValueError(f"{uri}: already holds a data set; give another folder, or remove this one")
+
+
+def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int = DEFAULT_ROWS_PER_GROUP) -> pa.Table:
+    """Write data/`name` of a data set; returns its part of the manifest. Files can be written in parallel."""
+    buffer = pa.BufferOutputStream()
+    metadata: list[pq.FileMetaData] = []
+    with pq.ParquetWriter(
+        buffer,
+        DATASET_SCHEMA,
+        # Images are compressed already.
+        compression={  # pyright: ignore[reportArgumentType]
+            column: "none" if column == "image" else "zstd" for column in DATASET_SCHEMA.names
+        },
+        use_dictionary=["source", "license"],  # pyright: ignore[reportArgumentType]
+        write_statistics=False,
+        metadata_collector=metadata,
+    ) as writer:
+        writer.write_table(samples.cast(DATASET_SCHEMA), row_group_size=rows_per_group)
+    storage.write_bytes(storage.join(uri, "data", name), memoryview(buffer.getvalue()))
+    groups = [metadata[0].row_group(index) for index in range(metadata[0].num_row_groups)]
+    return pa.table(
+        {
+            "file": [f"data/{name}"] * len(groups),
+            "row_group": range(len(groups)),
+            "rows": [group.num_rows for group in groups],
+            "bytes": [
+                sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+                for group in groups
+            ],
+            "digest": [
+                _digest(samples.column("sample_id").slice(start, rows_per_group).to_pylist())
+                for start in range(0, samples.num_rows, rows_per_group)
+            ],
+        },
+        schema=MANIFEST_SCHEMA,
+    )
+
+
+def finish_dataset(
+    uri: str, manifests: Iterable[pa.Table], *, metadata: Mapping[str, Any] | None = None
+) -> DatasetInfo:
+    """Make a data set visible: its manifest, joined from its files' in the given order, then dataset.json."""
+    manifest = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *manifests])
+    if not manifest.num_rows:
+        raise ValueError(f"{uri}: no samples to write; a data set needs at least one")
+    buffer = pa.BufferOutputStream()
+    pq.write_table(manifest, buffer)
+    storage.write_bytes(storage.join(uri, "manifest.parquet"), memoryview(buffer.getvalue()))
+    rows = manifest.column("rows").to_numpy()
+    description = dict(metadata or {}) | {
+        "schema_version": SCHEMA_VERSION,
+        "num_samples": int(rows.sum(dtype=np.int64)),
+        "num_row_groups": manifest.num_rows,
+        "digest": _digest(
+            f"{group['rows']} {group['digest']}" for group in manifest.select(["rows", "digest"]).to_pylist()
+        ),
+    }
+    storage.write_bytes(storage.join(uri, "dataset.json"), (json.dumps(description, indent=2) + "\n").encode())
+    return open_dataset(uri)
+
+
+def open_dataset(uri: str) -> DatasetInfo:
+    """Read and check dataset.json and the manifest. ValueError, one line, for whatever is wrong with the data set."""
+    uri = storage.absolute(uri)
+    try:
+        description = json.loads(storage.read_bytes(storage.join(uri, "dataset.json")))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"{uri}: no dataset.json; give the folder of a data set whose writing has finished") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{uri}: dataset.json is damaged ({error}); write the data set again") from error
+    version = description.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{uri}: schema_version {version} is newer than {SCHEMA_VERSION}, which this code reads; upgrade it"
+        )
+    manifest = _read_manifest(uri)
+    rows = manifest.column("rows").to_numpy().astype(np.int32)
+    num_samples = int(rows.sum(dtype=np.int64))
+    if not num_samples:
+        raise ValueError(f"{uri}: the data set is empty; give one with samples")
+    if num_samples != description.get("num_samples"):
+        raise ValueError(
+            f"{uri}: manifest.parquet counts {num_samples} samples, dataset.json {description.get('num_samples')}; "
+            "write the data set again"
+        )
+    groups = manifest.column("row_group").to_numpy()
+    first_groups = np.flatnonzero(groups == 0)
+    in_order = (groups[1:] == 0) | (groups[1:] == groups[:-1] + 1)
+    num_files = len(manifest.column("file").unique())
+    if groups[0] != 0 or not in_order.all() or num_files != len(first_groups):
+        raise ValueError(f"{uri}: manifest.parquet does not list the row groups file by file; write the data set again")
+    return DatasetInfo(
+        uri=uri,
+        digest=description["digest"],
+        num_samples=num_samples,
+        files=tuple(manifest.column("file").take(first_groups).to_pylist()),
+        first_groups=first_groups,
+        rows=rows,
+        metadata=description,
+    )
+
+
+def _read_manifest(uri: str) -> pa.Table:
+    try:
+        content = storage.read_bytes(storage.join(uri, "manifest.parquet"))
+        manifest = pq.read_table(pa.BufferReader(content), columns=["file", "row_group", "rows"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri}: manifest.parquet is missing; write the data set again") from error
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"{uri}: manifest.parquet is damaged ({error}); write the data set again") from error
+    present = {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))}
+    missing = sorted(set(manifest.column("file").unique().to_pylist()) - present)
+    if missing:
+        raise ValueError(
+            f"{uri}: {len(missing)} files of the manifest are missing, first {missing[0]}; write the data set again"
+        )
+    return manifest
+
+
+def _digest(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _to_table(rows: list[Mapping[str, Any]]) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"samples: do not fit DATASET_SCHEMA: {error}") from error
+
+
+def _batched(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

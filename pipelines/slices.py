@@ -1,0 +1,133 @@
+"""Slices of a window: rows are read, images decoded and augmented, prompts drawn, texts tokenised. Runs in the tasks of
+`pipelines.ingest`, and as well without Ray.
+"""
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, draw_prompts
+from groupvit.config import from_dict
+from groupvit.tokenizer import Tokenizer
+from groupvit.transforms import TrainSample, TrainTransform
+from pipelines import storage
+from pipelines.config import IngestConfig
+from pipelines.ingest import IngestPlan, Slice
+from pipelines.sampling import Samples
+
+
+def load_slices(plan: IngestPlan, first: int, end: int) -> list[Slice]:
+    """Slices `first` … `end`-1, which must be of one window.
+
+    The generators of a sample are seeded by (seed, epoch, sample id). A corrupt image is substituted by the next sample
+    of its window that can be decoded, under the seeds of the one whose turn it was. ValueError if all are corrupt.
+    """
+    window, first_place = divmod(first * plan.slice_size, plan.order.window_size)
+    samples = plan.order.window(window)
+    rows = _read_rows(plan, samples)
+    return [
+        _make_slice(plan, samples, rows, range(place, place + plan.slice_size))
+        for place in range(first_place, first_place + (end - first) * plan.slice_size, plan.slice_size)
+    ]
+
+
+def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, Any]], places: range) -> Slice:
+    ingest = from_dict(IngestConfig, plan.options)
+    transform = TrainTransform(
+        image_size=plan.image_size,
+        recipe=ingest.augmentation,
+        crop_scale=ingest.crop_scale,
+        color_jitter=ingest.color_jitter,
+    )
+    templates = PROMPT_TEMPLATES if ingest.prompt_templates == "clip" else PLAIN_TEMPLATES
+    side = plan.image_size
+    images = np.empty((len(places), 3, side, side), dtype=np.uint8)
+    erase_boxes = np.empty((len(places), 4), dtype=np.int16)
+    noise_seeds = np.empty(len(places), dtype=np.int64)
+    substituted = np.zeros(len(places), dtype=bool)
+    prompt_ids = np.empty((len(places), plan.num_prompts), dtype=np.int64)
+    texts: list[str] = []
+    for index, place in enumerate(places):
+        seeds = _hash(f"{plan.order.seed} {samples.epoch[place]} {rows[place]['sample_id']}", 16)
+        used, sample = _transform_first_good(transform, rows, place, seeds % 2**64)
+        images[index], erase_boxes[index], noise_seeds[index] = sample
+        substituted[index] = used != place
+        caption = rows[used]["caption"]
+        prompts, keys = draw_prompts(
+            rows[used]["nouns"] or [],
+            caption,
+            plan.num_prompts,
+            np.random.default_rng(seeds >> 64),
+            templates=templates,
+            padding=ingest.prompt_padding,
+        )
+        texts += [caption, *prompts]
+        prompt_ids[index] = [_hash(key, 8) - 2**63 for key in keys]
+    token_ids = _tokenizer()(texts, plan.context_length)
+    window = slice(places.start, places.stop)
+    return {
+        "image": images,
+        "token_ids": token_ids.reshape(len(places), 1 + plan.num_prompts, plan.context_length),
+        "prompt_ids": prompt_ids,
+        "erase_box": erase_boxes,
+        "noise_seed": noise_seeds,
+        "sample_id": np.array([rows[place]["sample_id"] for place in places], dtype=object),
+        "position": samples.position[window],
+        "epoch": samples.epoch[window].astype(np.int32),
+        "source": samples.source[window].astype(np.int8),
+        "substituted": substituted,
+    }
+
+
+def _transform_first_good(
+    transform: TrainTransform, rows: Sequence[Mapping[str, Any]], place: int, seed: int
+) -> tuple[int, TrainSample]:
+    for offset in range(len(rows)):
+        used = (place + offset) % len(rows)
+        try:
+            return used, transform(rows[used]["image"], seed)
+        except ValueError:
+            continue  # corrupt: counted by whoever trains, from `substituted`
+    raise ValueError(f"image: none of the {len(rows)} images of a window can be decoded; curate the data set again")
+
+
+def _read_rows(plan: IngestPlan, samples: Samples) -> list[dict[str, Any]]:
+    """The rows of `samples`, in their order; every row group is read once."""
+    rows: list[dict[str, Any]] = [{}] * len(samples.position)
+    groups, group_of = np.unique(np.stack([samples.source, samples.row_group]), axis=1, return_inverse=True)
+    for index, (source, group) in enumerate(groups.T.tolist()):
+        places = np.flatnonzero(group_of.reshape(-1) == index)
+        table = _read_row_group(plan, source, group).take(samples.row[places])
+        for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
+            rows[place] = row
+    return rows
+
+
+def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
+    file = int(np.searchsorted(plan.first_groups[source], group, side="right")) - 1
+    uri = storage.join(plan.uris[source], plan.files[source][file])
+    row_group = group - int(plan.first_groups[source][file])
+    columns = ["sample_id", "image", "caption", "nouns"]
+    return storage.retry(lambda: _open_parquet(uri).read_row_group(row_group, columns=columns, use_threads=False), uri)
+
+
+@functools.lru_cache(maxsize=64)
+def _open_parquet(uri: str) -> pq.ParquetFile:
+    """Kept open by the process from window to window: the footer need not be read again."""
+    filesystem, path = storage.resolve(uri)
+    # With pre_buffer, columns that lie side by side come by one ranged read.
+    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True)
+
+
+@functools.cache
+def _tokenizer() -> Tokenizer:
+    return Tokenizer()
+
+
+def _hash(text: str, num_bytes: int) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=num_bytes).digest(), "little")
