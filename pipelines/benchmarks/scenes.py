@@ -1,0 +1,161 @@
+"""Reads a scenes folder: images with masks and captions, as `groupvit demo-data` writes them.
+
+    DIR/data/*.parquet   sample_id, image (JPEG or PNG), mask (8-bit PNG: class index, 255 = ignored), caption, part,
+                         width, height
+    DIR/scenes.json      written last: schema_version, classes (class 0 may be "background"), parts, counts, digest
+
+The folder may be a local path or an s3:// URI.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from groupvit.decode import decode_image
+
+SCHEMA_VERSION = 1
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One image with its truth."""
+
+    index: int
+    """Position in the data set."""
+    sample_id: str
+    image: NDArray[np.uint8]
+    """RGB [H, W, 3]."""
+    mask: NDArray[np.uint8]
+    """[H, W]: class index, 255 = ignored."""
+    caption: str
+    part: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneBlock:
+    """Some scenes of one row group: what a worker reads and scores at a time."""
+
+    file: str
+    """Path within `SceneDataset.uri`'s file system."""
+    row_group: int
+    rows: tuple[int, ...]
+    """Rows of the row group."""
+    indexes: tuple[int, ...]
+    """Their positions in the data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneDataset:
+    """What is known of a scenes folder without reading an image."""
+
+    uri: str
+    classes: tuple[str, ...]
+    parts: tuple[str, ...]
+    digest: str
+    part_of_scene: tuple[str, ...]
+    """The part of every scene, by position."""
+    row_groups: tuple[tuple[str, int, int], ...]
+    """(file, row group, rows), in the order of positions."""
+
+    @property
+    def has_background(self) -> bool:
+        return self.classes[0] == BACKGROUND
+
+    def blocks(self, indexes: Sequence[int], block_size: int) -> list[SceneBlock]:
+        """The chosen scenes (rising positions) as blocks of at most `block_size`."""
+        blocks: list[SceneBlock] = []
+        first, chosen = 0, set(indexes)
+        for file, row_group, num_rows in self.row_groups:
+            rows = [row for row in range(num_rows) if first + row in chosen]
+            for start in range(0, len(rows), block_size):
+                part = tuple(rows[start : start + block_size])
+                positions = tuple(first + row for row in part)
+                blocks.append(SceneBlock(file=file, row_group=row_group, rows=part, indexes=positions))
+            first += num_rows
+        return blocks
+
+    def read(self, block: SceneBlock) -> Iterator[Scene]:
+        """Decodes the scenes of a block. ValueError, with the scene, for a damaged image or an unfit mask."""
+        file_system, _ = _file_system(self.uri)
+        columns = ["sample_id", "image", "mask", "caption", "part"]
+        with file_system.open_input_file(block.file) as file:
+            table = pq.ParquetFile(file).read_row_group(block.row_group, columns=columns)
+        for index, row in zip(block.indexes, table.take(block.rows).to_pylist(), strict=True):
+            try:
+                yield self._decode(index, row)
+            except ValueError as error:
+                raise ValueError(f"scene {row['sample_id']} of {self.uri} cannot be used: {error}") from error
+
+    def _decode(self, index: int, row: dict[str, Any]) -> Scene:
+        image = decode_image(row["image"])
+        try:
+            with Image.open(io.BytesIO(row["mask"])) as file:
+                mask, mode = np.array(file), file.mode
+        except OSError as error:
+            raise ValueError(f"the mask is no image ({error})") from error
+        if mode not in ("L", "P") or mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"its mask is {mode} of shape {mask.shape}, 8-bit with one channel {image.shape[:2]} expected"
+            )
+        labels = np.unique(mask)
+        if len(wrong := labels[(labels >= len(self.classes)) & (labels != 255)]):
+            raise ValueError(f"its mask holds {wrong[0]}, but there are {len(self.classes)} classes")
+        fields = {name: row[name] for name in ("sample_id", "caption", "part")}
+        return Scene(index=index, image=image, mask=mask, **fields)
+
+
+def open_scenes(uri: str) -> SceneDataset:
+    """Reads scenes.json and the parts of all scenes. ValueError when this is no complete scenes folder."""
+    file_system, root = _file_system(uri)
+    try:
+        with file_system.open_input_file(f"{root}/scenes.json") as file:
+            description = json.loads(file.read())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{uri} is no scenes folder: it has no scenes.json; make one with `groupvit demo-data`"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{uri}/scenes.json is damaged ({error}): write the folder again") from None
+    if description["schema_version"] > SCHEMA_VERSION:
+        raise ValueError(
+            f"{uri} has schema_version={description['schema_version']}, newer than {SCHEMA_VERSION}: upgrade groupvit"
+        )
+    part_of_scene: list[str] = []
+    row_groups: list[tuple[str, int, int]] = []
+    for info in sorted(file_system.get_file_info(pyarrow.fs.FileSelector(f"{root}/data")), key=lambda info: info.path):
+        if not info.path.endswith(".parquet"):
+            continue
+        with file_system.open_input_file(info.path) as opened:
+            parquet = pq.ParquetFile(opened)
+            part_of_scene += parquet.read(columns=["part"]).column("part").to_pylist()
+            row_groups += [
+                (info.path, group, parquet.metadata.row_group(group).num_rows)
+                for group in range(parquet.num_row_groups)
+            ]
+    if not part_of_scene:
+        raise ValueError(f"{uri} holds no scene")
+    return SceneDataset(
+        uri=uri,
+        classes=tuple(description["classes"]),
+        parts=tuple(description["parts"]),
+        digest=description["digest"],
+        part_of_scene=tuple(part_of_scene),
+        row_groups=tuple(row_groups),
+    )
+
+
+def _file_system(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    if "://" not in uri:
+        return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
+    file_system, root = pyarrow.fs.FileSystem.from_uri(uri)
+    return file_system, root

@@ -1,0 +1,229 @@
+"""Writes the demo data. Run: `groupvit demo-data stamps --out DIR` or `groupvit demo-data shapes --out DIR`.
+
+    DIR/train        data set of image-text pairs (no masks), the form `pretrain` reads
+    DIR/calibration  scenes with masks of training cut-outs on training backgrounds: thresholds are chosen on these
+    DIR/validation   scenes with masks on backgrounds never seen in training; part "seen": training cut-outs in new
+                     scenes, part "unseen": cut-outs never seen in training
+
+Scene i of a part depends on the seed, the part and i alone, so the number of processes changes nothing.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from pipelines.demo.compose import Background, Cutout, Scene, compose
+from pipelines.demo.material import Material
+from pipelines.demo.scenes import write_scenes
+from pipelines.schema import open_dataset, refuse_existing, sample_id, write_dataset
+
+SCENES_PER_TASK = 250
+MAX_TASKS_UNDER_WAY = 16
+TRAINING_JPEG_QUALITY, EVALUATION_JPEG_QUALITY = 90, 95
+Part = Literal["training", "calibration", "seen", "unseen"]
+PARTS: tuple[Part, ...] = ("training", "calibration", "seen", "unseen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoDataConfig:
+    """How much demo data to write, and where."""
+
+    out: str
+    """Local folder to write. Finished data of the same configuration is kept as it is."""
+    num_training_scenes: int = 40_000
+    num_calibration_scenes: int = 300
+    num_validation_scenes: int = 400
+    """Of each part, seen and unseen."""
+    training_side: int = 80
+    """Pixels; training crops from these."""
+    evaluation_side: int = 160
+    """Pixels of calibration and validation scenes: larger, so that masks and pictures are fine."""
+    distractor_share: float = 0.0
+    """Share of training scenes whose objects are drawn from the other nouns as well, which are not evaluated."""
+    seed: int = 0
+    num_processes: int | None = None
+    """None: one per CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_training_scenes", "num_calibration_scenes", "num_validation_scenes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        for name in ("training_side", "evaluation_side"):
+            if not 32 <= getattr(self, name) <= 320:
+                raise ValueError(f"{name}={getattr(self, name)}: give 32 to 320 pixels")
+        if not 0 <= self.distractor_share <= 1:
+            raise ValueError(f"distractor_share={self.distractor_share}: give a share from 0 to 1")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ValueError(f"num_processes={self.num_processes}: at least 1 is needed")
+
+
+def demo_data(kind: str, config: DemoDataConfig) -> dict[str, Any]:
+    """Writes the data of `kind`, "stamps" or "shapes", unless it is there already; returns what there is, JSON-safe.
+
+    ValueError where `config.out` holds other data, or where the stamps cannot be fetched.
+    """
+    made_by = {"kind": kind} | {
+        key: value for key, value in asdict(config).items() if key not in ("out", "num_processes")
+    }
+    out = Path(config.out)
+    if (out / "train" / "dataset.json").is_file():  # written last of all
+        metadata = open_dataset(str(out / "train")).metadata
+        if metadata.get("demo_data") == made_by:
+            print(f"{out} already holds these scenes: nothing to do", file=sys.stderr)
+            return dict(metadata["summary"])
+        refuse_existing(str(out / "train"))
+    return generate(_load(kind), config, made_by)
+
+
+def _load(kind: str) -> Material:
+    # Imported late: each costs a second or more, and only one is used.
+    if kind == "stamps":
+        from pipelines.demo.stamps import load_stamps
+
+        return load_stamps()
+    if kind == "shapes":
+        from pipelines.demo.shapes import load_shapes
+
+        return load_shapes()
+    raise ValueError(f"unknown demo data {kind!r}: give stamps or shapes")
+
+
+def generate(material: Material, config: DemoDataConfig, made_by: dict[str, Any]) -> dict[str, Any]:
+    """Writes DIR/calibration, DIR/validation and, last, DIR/train; its dataset.json keeps `made_by` and the summary."""
+    out = Path(config.out)
+    started = time.perf_counter()
+    classes = ("background", *material.classes)
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads may hang
+    num_processes = config.num_processes or os.cpu_count() or 1
+    with ProcessPoolExecutor(num_processes, context, _start_process, (material, config)) as pool:
+        calibration = write_scenes(
+            out / "calibration",
+            _rows(pool, "calibration", config.num_calibration_scenes),
+            classes=classes,
+            parts=("calibration",),
+        )
+        validation = write_scenes(
+            out / "validation",
+            (row for part in ("seen", "unseen") for row in _rows(pool, part, config.num_validation_scenes)),
+            classes=classes,
+            parts=("seen", "unseen"),
+        )
+        summary = {
+            "kind": material.name,
+            "train": str(out / "train"),
+            "calibration": str(out / "calibration"),
+            "validation": str(out / "validation"),
+            "num_scenes": {"train": config.num_training_scenes, **calibration["counts"], **validation["counts"]},
+            "classes": list(classes),
+            "background_nouns": sorted({noun for place in material.training_backgrounds for noun in place.nouns}),
+        }
+        training_rows = _rows(pool, "training", config.num_training_scenes)
+        write_dataset(
+            str(out / "train"),
+            _progress(training_rows, config.num_training_scenes, material.name),
+            metadata={"demo_data": made_by, "summary": summary},
+        )
+    print(f"wrote {out} in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Process:
+    """What a generating process holds."""
+
+    material: Material
+    config: DemoDataConfig
+
+
+_process: _Process  # set once in every process of the pool, by its initialiser
+
+
+def _start_process(material: Material, config: DemoDataConfig) -> None:
+    global _process
+    cv2.setNumThreads(1)  # the pool already uses every core
+    _process = _Process(material=material, config=config)
+
+
+def _rows(pool: ProcessPoolExecutor, part: Part, num_scenes: int) -> Iterator[dict[str, Any]]:
+    """Rows of the part in order. Few tasks are under way at a time, which bounds memory."""
+    starts = range(0, num_scenes, SCENES_PER_TASK)
+    under_way: deque[Future[list[dict[str, Any]]]] = deque()
+    for start in starts:
+        under_way.append(pool.submit(_encoded_scenes, part, start, min(start + SCENES_PER_TASK, num_scenes)))
+        if len(under_way) > MAX_TASKS_UNDER_WAY:
+            yield from under_way.popleft().result()
+    while under_way:
+        yield from under_way.popleft().result()
+
+
+def _encoded_scenes(part: Part, start: int, stop: int) -> list[dict[str, Any]]:
+    return [_encoded_scene(part, index) for index in range(start, stop)]
+
+
+def _encoded_scene(part: Part, index: int) -> dict[str, Any]:
+    """One row of the training data set, or of a scenes folder."""
+    material, config = _process.material, _process.config
+    rng = np.random.default_rng([config.seed, PARTS.index(part), index])
+    cutouts, backgrounds = _ingredients(material, part, rng.random() < config.distractor_share)
+    training = part == "training"
+    side = config.training_side if training else config.evaluation_side
+    scene = compose(cutouts, backgrounds, material.class_index, side=side, rng=rng, vary_backgrounds=training)
+    quality = TRAINING_JPEG_QUALITY if training else EVALUATION_JPEG_QUALITY
+    image = simplejpeg.encode_jpeg(np.ascontiguousarray(scene.image), quality=quality)
+    row = {
+        "sample_id": sample_id(image, scene.caption),
+        "image": image,
+        "caption": scene.caption,
+        "width": side,
+        "height": side,
+    }
+    if training:
+        return {**row, "nouns": list(scene.nouns), "source": material.name}
+    return {**row, "mask": _png(scene), "part": part}
+
+
+def _ingredients(
+    material: Material, part: Part, with_distractors: bool
+) -> tuple[dict[str, list[Cutout]], list[Background]]:
+    match part:
+        case "training":
+            return (
+                material.seen | material.distractors if with_distractors else material.seen
+            ), material.training_backgrounds
+        case "calibration":
+            return material.seen, material.calibration_backgrounds
+        case "seen":
+            return material.seen, material.validation_backgrounds
+        case "unseen":
+            return material.unseen, material.validation_backgrounds
+
+
+def _png(scene: Scene) -> bytes:
+    encoded, data = cv2.imencode(".png", scene.mask)
+    assert encoded
+    return data.tobytes()
+
+
+def _progress(rows: Iterator[dict[str, Any]], total: int, name: str) -> Iterator[dict[str, Any]]:
+    """Passes rows on, with one progress line on stderr that is rewritten on a terminal."""
+    started = time.perf_counter()
+    shown = started
+    for count, row in enumerate(rows, start=1):
+        yield row
+        now = time.perf_counter()
+        if now - shown > 2 or count == total:
+            shown = now
+            line = f"{name}: {count:,} of {total:,} scenes, {count / (now - started):,.0f}/s"
+            end = "\n" if count == total or not sys.stderr.isatty() else "\r"
+            print(line, end=end, file=sys.stderr, flush=True)
