@@ -1,0 +1,206 @@
+"""The command line.
+
+    groupvit pretrain EXPERIMENT --FLAG VALUE ...     groupvit COMMAND --help
+
+A command is a function below: it parses its arguments and calls the module that does the work, which is imported only
+then, so that help and mistakes are answered at once. What the user got wrong is a ValueError: one line on stderr,
+exit code 2.
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+Config = TypeVar("Config")
+
+_USAGE = """\
+Train GroupViT on image-text pairs, and segment images by words with it.
+
+  groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
+  groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
+  groupvit pretrain debug                         train on it; the same command continues a run that was stopped
+  groupvit evaluate --checkpoint runs/debug --data data/shapes/validation
+  groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
+
+Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
+output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to mend in what was asked.
+"""
+
+
+def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
+    """Train an experiment, or continue it."""
+    from pipelines.experiments import EXPERIMENTS
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: groupvit pretrain EXPERIMENT [--FLAG VALUE ...] [--json]\n\nexperiments:")
+        for name, function in EXPERIMENTS.items():
+            print(f"  {name:16} {' '.join((function.__doc__ or '').split())}")
+        print("\n`groupvit pretrain EXPERIMENT --help` lists the flags with the experiment's values.")
+        if not arguments:
+            raise ValueError("an experiment is missing: give one of those above")
+        raise SystemExit(0)
+    name, *flags = arguments
+    make_default = _one_of(EXPERIMENTS, name, "experiment")
+    default = make_default()
+    config = parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
+
+    from pipelines.config import validate
+
+    validate(config)  # before Ray is imported, which takes seconds
+
+    from pipelines.pretrain import pretrain as run
+
+    return run(config)
+
+
+def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
+    """Measure how well a checkpoint segments scenes with masks."""
+    from pipelines.evaluate import EvaluateConfig
+    from pipelines.evaluate import evaluate as run
+
+    return run(parse(EvaluateConfig, arguments, prog="groupvit evaluate"))
+
+
+def segment(arguments: Sequence[str]) -> dict[str, Any]:
+    """Segment one image by words."""
+    from pipelines.segment import SegmentConfig
+    from pipelines.segment import segment as run
+
+    return run(parse(SegmentConfig, arguments, prog="groupvit segment"))
+
+
+def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
+    """Make the data of the demo: a training data set, and scenes with masks to evaluate on."""
+    from pipelines.demo.generate import DemoDataConfig
+    from pipelines.demo.generate import demo_data as run
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: groupvit demo-data stamps|shapes --out DIR [--FLAG VALUE ...] [--json]\n")
+        print(
+            "  stamps  real photo cut-outs on real photos, fetched with apt, without root\n  shapes  drawn, no download"
+        )
+        print("\n`groupvit demo-data shapes --help` lists the flags.")
+        if not arguments:
+            raise ValueError("the kind of data is missing: give stamps or shapes")
+        raise SystemExit(0)
+    kind, *flags = arguments
+    kind = _one_of({"stamps": "stamps", "shapes": "shapes"}, kind, "kind of data")
+    return run(kind, parse(DemoDataConfig, flags, prog=f"groupvit demo-data {kind}"))
+
+
+def demo(arguments: Sequence[str]) -> dict[str, Any]:
+    """Do the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
+    from pipelines.demo.run import DemoConfig, run_demo
+
+    return run_demo(parse(DemoConfig, arguments, prog="groupvit demo"))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
+    "demo": demo,
+    "demo-data": demo_data,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "segment": segment,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--json"]
+    usage = _USAGE.format(commands=", ".join(COMMANDS))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage, end="", file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    try:
+        result = _one_of(COMMANDS, arguments[0], "command")(arguments[1:])
+    except ValueError as error:
+        if os.environ.get("GROUPVIT_TRACEBACK"):
+            raise
+        print(f"groupvit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if as_json:
+        sys.stdout.flush()
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
+    """A config from flags, its help from the strings under its fields. ValueError for an unknown flag or a bad
+    value."""
+    import tyro
+
+    # Beside its message, the parser draws a box and a usage line; what is wrong fits one line.
+    drawn = io.StringIO()
+    missing: Any = tyro.MISSING_NONPROP  # unlike MISSING, it leaves the defaults of the fields
+    try:
+        with contextlib.redirect_stderr(drawn):
+            config, unknown = tyro.cli(
+                config_type,
+                prog=prog,
+                args=list(arguments),
+                return_unknown_args=True,
+                config=(tyro.conf.FlagConversionOff,),
+                default=missing if default is None else default,
+            )
+    except SystemExit as exit_:
+        if exit_.code:
+            raise ValueError(_first_message(drawn.getvalue())) from None
+        raise
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise ValueError(f"{flag!r} belongs to no flag: see {prog} --help")
+        _unknown("flag", flag, _flags(config_type))
+    return config
+
+
+def _first_message(box: str) -> str:
+    """The text of the parser's box up to its first rule, without the frame."""
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    message: list[str] = []
+    for line in lines:
+        if line.startswith("──"):
+            break
+        message.append(line)
+    return " ".join(message)
+
+
+def _flags(config_type: Any, prefix: str = "--") -> list[str]:
+    import dataclasses
+    from typing import get_type_hints
+
+    names: list[str] = []
+    for name, hint in get_type_hints(config_type).items():
+        flag = prefix + name.replace("_", "-")
+        names += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
+    return names
+
+
+def _one_of(choices: dict[str, Any], name: str, kind: str) -> Any:
+    if name not in choices:
+        _unknown(kind, name, choices)
+    return choices[name]
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
+    """ValueError that names the nearest known one; a flag may be given without the group it is in."""
+    known = list(known)
+    last_parts = {flag.rpartition(".")[2]: flag for flag in known} if kind == "flag" else {}
+    bare = name.lstrip("-")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = near or [last_parts[part] for part in difflib.get_close_matches(bare, last_parts, n=1, cutoff=0.6)]
+    advice = (
+        f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    )
+    raise ValueError(f"unknown {kind} {name}: {advice}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

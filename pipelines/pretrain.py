@@ -1,0 +1,296 @@
+"""Pretraining on Ray Train: checks, the run's folder, the workers, and what happens when one of them dies.
+
+    groupvit pretrain debug --training.num-workers 2
+
+The same command (same run name) continues a run that was stopped or killed. The driver checks what can be checked
+before work starts; a worker is a few lines around `train_loop.train`. Checkpoints are kept by `RunFolder`, not by
+Ray: a run then continues from whatever is whole on disk, whoever wrote it.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.queue import Queue
+
+from groupvit.config import to_dict
+from pipelines.cluster import LineHandler, check_cluster, ray_cluster, shown_lines
+from pipelines.config import ExperimentConfig, fixes_the_result, flatten, validate
+from pipelines.ingest import iter_slices, training_slices
+from pipelines.progress import RunStoppedError
+from pipelines.provenance import code_version
+from pipelines.run_folder import RunFolder
+from pipelines.schema import DatasetInfo, open_dataset
+from pipelines.storage import absolute
+from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
+from pipelines.train_loop import WorkerContext, train
+
+# Seconds Ray may take to start a worker: it imports torch, which on a busy machine takes longer than Ray's minute.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the driver hands to the workers."""
+
+    config: ExperimentConfig
+    run: RunFolder
+    identity: RunIdentity | None
+    """None: tracking is off."""
+    checkpoint_state: Mapping[str, Any]
+
+    @property
+    def spool_folder(self) -> Path:
+        if self.run.is_local:
+            return Path(self.run.uri) / "tracking"
+        return Path.home() / ".cache" / "groupvit" / "tracking" / self.run.uri.replace("://", "-").replace("/", "-")
+
+    def open_tracker(self, *, system_metrics: bool) -> Tracker | None:
+        if self.identity is None:
+            return None
+        cadence = self.config.tracking.system_metrics_every_n_seconds
+        return Tracker(self.identity, self.spool_folder, cadence if system_metrics else None)
+
+
+def pretrain(config: ExperimentConfig) -> dict[str, Any]:
+    """Run `config`, or continue it, to its last step; returns the summary that `--json` prints.
+
+    Raises ValueError, before any work, for whatever the user got wrong; and when too many images turn out to be
+    corrupt.
+    """
+    validate(config)
+    config = _with_absolute_paths(config)
+    datasets = open_datasets(config)
+    run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
+    job = _Job(
+        config=config,
+        run=run,
+        identity=_identity(config, datasets, _start_or_continue(run, config, datasets)),
+        checkpoint_state={
+            "code_version": code_version(),
+            "datasets": [
+                {"uri": info.uri, "digest": info.digest, "num_samples": info.num_samples} for info in datasets
+            ],
+        },
+    )
+    first_step = run.latest_step()
+    if first_step < config.training.num_steps:
+        with ray_cluster(config):
+            use_gpu = check_cluster(config)
+            with shown_lines() as lines:
+                _fit(job, lines, use_gpu=use_gpu)
+    return _summary(job, first_step)
+
+
+def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
+    """The data sets of `config`. ValueError if one is missing or damaged, or if together they cannot fill a batch."""
+    try:
+        datasets = [open_dataset(uri) for uri in config.data.sources]
+    except ValueError as error:
+        raise ValueError(f"data.sources: {error}") from None
+    total = sum(info.num_samples for info in datasets)
+    if total < config.training.global_batch_size:
+        raise ValueError(
+            f"training.global_batch_size={config.training.global_batch_size} is more than the {total} samples of "
+            "data.sources: the data cannot fill a batch; give a smaller batch or more data"
+        )
+    return datasets
+
+
+def train_worker(settings: dict[str, Any]) -> str | None:
+    """One training process, as Ray Train runs it: gather what the loop needs, run the loop. Returns what the user
+    must mend."""
+    job: _Job = settings["job"]
+    lines: Queue = settings["lines"]
+    logging.getLogger("pipelines").addHandler(LineHandler(lines))
+    ray_context, device = ray.train.get_context(), get_device()
+    rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
+    torch.set_num_threads(job.config.training.cpus_per_worker)
+    first_step = job.run.latest_step()
+    tracker = job.open_tracker(system_metrics=True) if rank == 0 else None
+    shard = ray.train.get_dataset_shard("train")
+    assert shard is not None
+    context = WorkerContext(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        group=dist.group.WORLD if world_size > 1 else None,
+        first_step=first_step,
+        slices=iter_slices(shard, prefetch_slices=job.config.ingest.prefetch_slices),
+        say=lines.put,
+        tracker=tracker,
+        checkpoint_state=job.checkpoint_state,
+    )
+    if rank == 0:
+        started = f"from step {first_step}" if first_step else "from the start"
+        lines.put(f"{job.config.run_name}: training {started} on {world_size} x {device.type}")
+    try:
+        if tracker is not None:
+            tracker.log_text(json.dumps(to_dict(job.config), indent=2), "config.json")
+        train(job.config, job.run, context)
+    except RunStoppedError as error:  # starting again would not help
+        return str(error)
+    except Exception as error:
+        lines.put(f"rank {rank} failed: {_last_line(error)}")
+        raise
+    finally:
+        if tracker is not None:
+            tracker.close(None)  # the driver knows whether the run has ended
+    return None
+
+
+def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
+    config = job.config
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job, "lines": lines},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.training.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.run_name,
+            storage_path=config.training.runs_folder,
+            failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
+        ),
+        # A function, not a data set: Ray calls it for every group of workers it starts, and the data then begin at the
+        # checkpoint.
+        datasets={"train": _SlicesFromCheckpoint(job)},
+        dataset_config=_RoundRobin(),
+    )
+    error = "the workers failed"
+    try:
+        error = trainer.fit().return_value
+    except ray.train.WorkerGroupError as failure:
+        causes = failure.worker_failures.values()
+        if not any(isinstance(cause, ValueError) for cause in causes):
+            raise
+        error = _last_line(next(cause for cause in causes if isinstance(cause, ValueError)))
+    finally:
+        if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
+            tracker.close("FAILED")
+    if error is not None:
+        raise ValueError(error)
+
+
+def _last_line(error: Exception) -> str:
+    """The message; where the error comes from a task of the ingest, it follows a traceback."""
+    return str(error).strip().rpartition("\n")[2]
+
+
+def _summary(job: _Job, first_step: int) -> dict[str, Any]:
+    """What `--json` prints of a complete run; read from its last checkpoint, so a second call gives the same."""
+    config = job.config
+    num_steps = config.training.num_steps
+    state = job.run.read_state(num_steps)
+    tracker = job.open_tracker(system_metrics=False)
+    if tracker is not None:
+        tracker.close("FINISHED")  # sends what a worker may have left unsent
+    return {
+        "experiment": config.name,
+        "run": config.run_name,
+        "checkpoint": job.run.checkpoint_uri(num_steps),
+        "step": num_steps,
+        "resumed_from_step": first_step,
+        "loss": state["loss"],
+        "train_seconds": round(state["train_seconds"], 2),
+        "images_per_second": round(num_steps * config.training.global_batch_size / state["train_seconds"], 2),
+        "substituted_images": state["substituted_images"],
+        "mlflow_run_id": None if tracker is None else tracker.run_id,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _SlicesFromCheckpoint:
+    """The data of the steps that are still to do."""
+
+    job: _Job
+
+    def __call__(self) -> ray.data.Dataset:
+        ray.data.DataContext.get_current().enable_progress_bars = False  # ours is one line
+        return training_slices(self.job.config, first_step=self.job.run.latest_step())
+
+
+class _RoundRobin(ray.train.DataConfig):
+    """Worker r of W gets the slices with index ≡ r (mod W), in order."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
+        shards = {name: dataset.streaming_split(world_size, equal=False) for name, dataset in datasets.items()}
+        return [{name: iterators[rank] for name, iterators in shards.items()} for rank in range(world_size)]
+
+
+def _start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo]) -> str:
+    """The job's id, made at the first start. ValueError if the run was started with another config or other data."""
+    fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
+    description = run.read_description()
+    if description is None:
+        description = {
+            "job_id": uuid.uuid4().hex,
+            "fixed": fixed,
+            "config": to_dict(config),
+            "code_version": code_version(),
+        }
+        run.write_description(description)
+    for name, value in fixed.items():
+        if (before := description["fixed"].get(name)) != value:
+            raise ValueError(
+                f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
+                f"{before}: continue it with that value, or give another --training.run-name"
+            )
+    return description["job_id"]
+
+
+def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id: str) -> RunIdentity | None:
+    if config.tracking.uri is None:
+        return None
+    return RunIdentity(
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment,
+        run_name=config.run_name,
+        job_id=job_id,
+        artifact_location=f"{config.training.runs_folder}/mlflow-artifacts"
+        if config.tracking.uri.startswith("sqlite")
+        else None,
+        params=flatten(to_dict(config)),
+        tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain"},
+        datasets=tuple(
+            TrackedDataset(
+                name=info.uri.rstrip("/").rsplit("/", 1)[-1],
+                uri=info.uri,
+                digest=info.digest,
+                num_samples=info.num_samples,
+            )
+            for info in datasets
+        ),
+    )
+
+
+def _with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """Workers run in another directory, so what is relative is made absolute; the default tracking URI is filled in."""
+    runs_folder = absolute(config.training.runs_folder)
+    record = config.training.record_samples
+    uri = config.tracking.uri
+    if uri == "default":
+        database = runs_folder if "://" not in runs_folder else os.getcwd()
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}/mlflow.db"
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, sources=tuple(absolute(source) for source in config.data.sources)),
+        training=dataclasses.replace(
+            config.training, runs_folder=runs_folder, record_samples=None if record is None else absolute(record)
+        ),
+        tracking=dataclasses.replace(config.tracking, uri=uri),
+    )

@@ -1,0 +1,78 @@
+"""The command line as a user sees it: exit codes, and what is on which stream."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipelines.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("pretrian debug", "unknown command pretrian: did you mean pretrain?"),
+        ("pretrain debugg", "unknown experiment debugg: did you mean debug?"),
+        ("pretrain gcc_yfc_30e", "did you mean gcc_yfcc_30e?"),
+        (
+            "pretrain debug --training.num-step 3",
+            "unknown flag --training.num-step: did you mean --training.num-steps?",
+        ),
+        ("pretrain debug --num-workers 3", "unknown flag --num-workers: did you mean --training.num-workers?"),
+        ("pretrain debug --training.num_wrokers=3", "did you mean --training.num-workers?"),
+        (
+            "pretrain debug --training.num-steps ten",
+            "--training.num-steps: invalid literal for int() with base 10: 'ten'",
+        ),
+        ("pretrain debug --model.image.depths 1 1", "image.num_heads=(2, 2, 2) has 3 entries, but depths=(1, 1) has 2"),
+        ("pretrain debug --training.num-workers 3", "training.global_batch_size=32 is not a multiple"),
+        ("pretrain gcc_yfcc_30e", "data.sources is empty"),
+        ("pretrain debug --data.sources /nowhere/at/all", "/nowhere/at/all"),
+        ("pretrain debug surplus", "'surplus' belongs to no flag"),
+        ("evaluate --data x", "checkpoint"),
+        ("demo-data stamp --out x", "did you mean stamps?"),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr_and_exit_code_2(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments.split()) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("groupvit: error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_missing_experiment_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain"]) == 2
+    assert "gcc_yfcc_30e" in capsys.readouterr().out
+
+
+def test_help_shows_the_docs_of_fields_with_the_experiments_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["pretrain", "gcc_redcaps_30e", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Optimiser steps of the whole run. (default: 189780)" in shown
+    assert "Noun prompts per image, K. 0: image-text contrastive loss only. (default: 0)" in shown
+
+
+def test_general_help_does_not_wait_for_heavy_imports() -> None:
+    start = time.monotonic()
+    heavy = {"torch", "ray", "mlflow"}
+    code = f"import sys; from pipelines.cli import main; main(['--help']); print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "groupvit pretrain debug" in done.stdout
+    assert done.stdout.splitlines()[-1] == ""
+    assert time.monotonic() - start < 10
+
+
+def test_pretrain_help_does_not_import_ray() -> None:
+    code = (
+        "import sys\nfrom pipelines.cli import main\n"
+        "try: main(['pretrain', 'debug', '--help'])\n"
+        "finally: print('ray' in sys.modules, 'mlflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "False False"

@@ -1,0 +1,118 @@
+"""What pretraining refuses, counts and records. Resuming is in tests/chaos."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import groupvit
+from pipelines.config import ExperimentConfig
+from pipelines.experiments import debug
+from pipelines.pretrain import pretrain
+from tests.pipelines.dataset_folder import make_dataset
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def make_config(data: str, runs: Path, **changes: dict[str, Any]) -> ExperimentConfig:
+    config = debug()
+    fixed: dict[str, dict[str, Any]] = {
+        "data": {"sources": (data,)},
+        "ingest": {"slice_size": 8, "window_size": 32},
+        "training": {"num_steps": 6, "global_batch_size": 16, "runs_folder": str(runs), "checkpoint_every_n_steps": 2},
+        "tracking": {"uri": None},
+    }
+    parts = {
+        part: dataclasses.replace(getattr(config, part), **{**fixed.get(part, {}), **changes.get(part, {})})
+        for part in fixed | changes
+    }
+    return dataclasses.replace(config, **parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"sources": ("nowhere",)}}, "data.sources: .*nowhere: no dataset.json"),
+        ({"training": {"global_batch_size": 48}}, "training.global_batch_size=48 .* 40 samples"),
+        (
+            {"training": {"global_batch_size": 1024, "num_workers": 128}},
+            "training.num_workers=128 x training.cpus_per_worker=1 needs 128 CPUs, and this machine has",
+        ),
+        ({"training": {"device": "gpu"}}, "training.num_workers=1 needs as many GPUs"),
+    ],
+)
+def test_refuses_before_ray_starts(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    ray.shutdown()  # whatever another test left
+    num_samples = 2048 if "num_workers" in changes.get("training", {}) else 40
+    data = make_dataset(tmp_path / "data", num_samples).uri
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=message) as caught:
+        pretrain(make_config(data, tmp_path / "runs", **changes))
+    assert "\n" not in str(caught.value)
+    assert not ray.is_initialized()
+    assert time.monotonic() - start < 30
+
+
+def test_refuses_more_workers_than_the_cluster_has_cpus(tmp_path: Path, cluster: None) -> None:
+    data = make_dataset(tmp_path / "data", 40).uri
+    with pytest.raises(ValueError, match=r"training.num_workers=4 .* needs 4 CPUs, .* has 2: give at most 2"):
+        pretrain(make_config(data, tmp_path / "runs", training={"num_workers": 4, "global_batch_size": 32}))
+
+
+@pytest.mark.slow
+def test_counts_corrupt_images_and_writes_self_contained_checkpoints(tmp_path: Path, cluster: None) -> None:
+    data = make_dataset(tmp_path / "data", 48, corrupt=(3, 30))
+    config = make_config(data.uri, tmp_path / "runs", training={"num_steps": 6, "keep_checkpoints": 2})
+    summary = pretrain(config)
+    assert summary["substituted_images"] == 4  # 6 steps of 16 are two epochs
+    assert summary["mlflow_run_id"] is None
+    json.dumps(summary)
+
+    folder = Path(summary["checkpoint"])
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["step-00000004", "step-00000006"]
+    state = json.loads((folder / "state.json").read_text())
+    assert state["step"] == 6
+    assert state["samples_seen"] == [96]
+    assert state["datasets"][0]["digest"] == data.digest
+    assert state["config"]["optimizer"]["learning_rate"] == config.optimizer.learning_rate
+    assert groupvit.load(folder).config == config.model
+
+    # The same command again has nothing to do, and says the same.
+    again = pretrain(config)
+    assert again == {**summary, "resumed_from_step": 6}
+    # What would make it another run is refused.
+    other = make_config(data.uri, tmp_path / "runs", training={"num_steps": 6}, loss={"num_prompts": 1})
+    with pytest.raises(
+        ValueError, match=r"loss.num_prompts=1, but run 'debug' .* was started with 2: continue it with"
+    ):
+        pretrain(other)
+
+
+@pytest.mark.slow
+def test_stops_at_once_above_the_rate_of_corrupt_images(tmp_path: Path, cluster: None) -> None:
+    data = make_dataset(tmp_path / "data", 48, corrupt=range(0, 48, 2))
+    start = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"\d+ of \d+ images were corrupt, .* ingest.max_corrupt_fraction=0.01"
+    ) as caught:
+        pretrain(make_config(data.uri, tmp_path / "runs", training={"max_failures": 3}))
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 120
+
+
+@pytest.mark.slow
+def test_says_so_when_a_whole_window_is_corrupt(tmp_path: Path, cluster: None) -> None:
+    data = make_dataset(tmp_path / "data", 48, corrupt=range(48))
+    with pytest.raises(ValueError, match="none of the 32 images of a window can be decoded") as caught:
+        pretrain(make_config(data.uri, tmp_path / "runs"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,200 @@
+"""Tracking against a real MLflow server on SQLite, also while it is killed and started again."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.tracking import JOB_TAG, RunIdentity, TrackedDataset, Tracker, find_run
+
+
+class Server:
+    """An MLflow server on a free port of 127.0.0.1 that can be killed and started again on the same database."""
+
+    def __init__(self, folder: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, cwd=self._folder, env=environment
+            )
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2).read()
+                return
+            except OSError:
+                time.sleep(0.2)
+        self.kill()
+        raise TimeoutError((self._folder / "server.log").read_text())
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.kill()
+
+
+def identity(uri: str, job_id: str, **changes: object) -> RunIdentity:
+    values = {"uri": uri, "experiment": "tests", "run_name": "run", "job_id": job_id, **changes}
+    return RunIdentity(**values)  # type: ignore[arg-type]
+
+
+def history(uri: str, job_id: str, key: str) -> list[tuple[int, float]]:
+    client = MlflowClient(uri)
+    run = find_run(client, "tests", job_id)
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_records_run_completely(server: Server, tmp_path: Path) -> None:
+    tracker = Tracker(
+        identity(
+            server.uri,
+            "complete",
+            params={"training.num_steps": 3, "tracking.uri": "http://me:hunter2@host/"},
+            tags={"mlflow.source.git.commit": "abc"},
+            datasets=(TrackedDataset(name="shapes", uri="s3://k:hunter2@b/shapes", digest="d" * 64, num_samples=7),),
+        ),
+        tmp_path,
+        system_metrics_every_n_seconds=0.5,
+    )
+    for step in range(3):
+        tracker.log_metrics({"train/loss": 1.0 / (step + 1)}, step, training=True)
+    tracker.log_text(json.dumps({"uri": "http://me:hunter2@host"}), "config.json")
+    time.sleep(2)
+    assert tracker.close()
+
+    client = MlflowClient(server.uri)
+    run = client.get_run(tracker.run_id or "")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "run"
+    assert run.data.params == {"training.num_steps": "3", "tracking.uri": "http://***@host/"}
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+    assert history(server.uri, "complete", "train/loss") == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(run.data.metrics)
+    assert run.inputs is not None
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest, json.loads(dataset.profile or "")["num_samples"]) == ("shapes", "d" * 36, 7)
+    config = Path(client.download_artifacts(run.info.run_id, "config.json", str(tmp_path))).read_text()
+    spool = (tmp_path / "spool.jsonl").read_text()
+    assert "hunter2" not in config + spool + str(run.to_dictionary())
+
+
+def test_replays_in_order_what_was_logged_while_server_was_away(server: Server, tmp_path: Path) -> None:
+    tracker = Tracker(identity(server.uri, "outage"), tmp_path)
+    tracker.log_metrics({"train/loss": 0.0}, 0, training=True)
+    slowest = 0.0
+    try:
+        for step in range(1, 40):
+            if step == 10:
+                server.kill()
+            if step == 30:
+                server.start()
+            start = time.perf_counter()
+            tracker.log_metrics({"train/loss": float(step)}, step, training=True)
+            slowest = max(slowest, time.perf_counter() - start)
+            time.sleep(0.05)
+    finally:
+        if server._process is None:
+            server.start()
+    assert tracker.close(timeout=60)
+    assert slowest < 0.05
+    assert history(server.uri, "outage", "train/loss") == [(step, float(step)) for step in range(40)]
+
+
+def test_restarted_job_continues_its_run_and_shows_each_step_once(server: Server, tmp_path: Path) -> None:
+    first = Tracker(identity(server.uri, "restart", params={"a": 1}), tmp_path / "first")
+    for step in range(6):
+        first.log_metrics({"train/loss": float(step)}, step, training=True)
+    assert first.close("FAILED")
+    # The checkpoint was at step 3, and the second process runs on another machine: it has no spool.
+    second = Tracker(identity(server.uri, "restart", params={"a": 2, "b": 3}), tmp_path / "second")
+    for step in range(3, 9):
+        second.log_metrics({"train/loss": float(step)}, step, training=True)
+    assert second.close()
+
+    assert second.run_id == first.run_id
+    run = MlflowClient(server.uri).get_run(second.run_id or "")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a": "1", "b": "3"}
+    assert history(server.uri, "restart", "train/loss") == [(step, float(step)) for step in range(9)]
+
+
+def test_next_process_sends_what_a_killed_one_left(server: Server, tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib\n"
+        "from pipelines.tracking import RunIdentity, Tracker\n"
+        "identity = RunIdentity(uri='http://127.0.0.1:9', experiment='tests', run_name='run', job_id='killed')\n"
+        "tracker = Tracker(identity, pathlib.Path(sys.argv[1]))\n"
+        "[tracker.log_metrics({'train/loss': float(step)}, step, training=True) for step in range(5)]\n"
+        "print('logged', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"logged\n"
+    spool = tmp_path / "spool.jsonl"
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and (not spool.exists() or spool.read_bytes().count(b"\n") < 5):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with spool.open("a") as file:
+        file.write('{"metrics": {"train/lo')  # as a kill in the middle of a write leaves it
+
+    tracker = Tracker(identity(server.uri, "killed"), tmp_path)
+    tracker.log_metrics({"train/loss": 5.0}, 5, training=True)
+    assert tracker.close()
+    assert history(server.uri, "killed", "train/loss") == [(step, float(step)) for step in range(6)]
+
+
+def test_never_raises_when_nothing_answers(tmp_path: Path) -> None:
+    tracker = Tracker(identity("http://127.0.0.1:9", "nobody"), tmp_path)
+    tracker.log_metrics({"train/loss": 1.0}, 0)
+    start = time.monotonic()
+    assert not tracker.close(timeout=2.0)
+    assert time.monotonic() - start < 10
+    assert tracker.run_id is None
+    assert (tmp_path / "spool.jsonl").read_bytes().count(b"\n") == 2
+
+
+def test_one_run_per_job_on_sqlite(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for folder, value in (("a", 1.0), ("b", 2.0)):
+        tracker = Tracker(identity(uri, "job", artifact_location=str(tmp_path / "artifacts")), tmp_path / folder)
+        tracker.log_metrics({"x": value}, 0)
+        tracker.log_artifact(tmp_path / "a" / "spool.jsonl", "spools")
+        assert tracker.close(timeout=90)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags[JOB_TAG] == "job"
+    assert [value for _, value in sorted(history(uri, "job", "x"))] == [1.0, 2.0]
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "spools")] == ["spools/spool.jsonl"]
