@@ -1,0 +1,35 @@
+"""Finds the checkpoint a command was given: its folder or a run's (then the newest), on disk or in object storage."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+
+from groupvit.checkpoint import MODEL_FILE, STATE_FILE
+from pipelines.run_folder import RunFolder
+
+
+@contextmanager
+def local_checkpoint(uri: str) -> Iterator[Path]:
+    """A folder on this machine with the model and the state of the checkpoint, for the time of the context.
+
+    Raises ValueError when there is none.
+    """
+    run = RunFolder(uri)
+    if steps := run.checkpoint_steps():
+        uri = run.checkpoint_uri(steps[-1])
+    if "://" not in uri:
+        if not (Path(uri) / STATE_FILE).is_file():
+            raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {STATE_FILE}")
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        for name in (MODEL_FILE, STATE_FILE):
+            try:
+                filesystem.get_file(f"{path}/{name}", f"{temporary}/{name}")
+            except FileNotFoundError:
+                raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {name}") from None
+        yield Path(temporary)

@@ -1,0 +1,208 @@
+"""Zero-shot segmentation of a masked data set, by several workers, with an exact result.
+
+    groupvit evaluate --checkpoint runs/demo --data data/stamps/validation --calibration data/stamps/calibration
+
+The result does not depend on the number of workers: images are scored one at a time, by equally many threads, and what
+is summed are pixel counts.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groupvit.checkpoint import load, load_state
+from groupvit.config import from_dict
+from groupvit.metrics import segmentation_metrics
+from groupvit.model import GroupViT
+from groupvit.segmentation import SegmentationConfig
+from pipelines.benchmarks.scenes import SceneDataset, open_scenes
+from pipelines.checkpoints import local_checkpoint
+from pipelines.evaluation_report import EvaluationReport, PartResult, log_to_mlflow, table, write_report
+from pipelines.scoring import Method, Scores, Task, mean_usage
+from pipelines.scoring_workers import ScoringWorkers, scoring_workers
+
+CANDIDATE_THRESHOLDS = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
+    *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
+)
+"""Background thresholds tried on calibration scenes; closest near 0 and 1, where scores of many and few classes lie."""
+
+GROUPS, NO_GROUPING = "groups", "no_grouping"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is evaluated, on what, and where results go."""
+
+    checkpoint: str
+    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    data: str
+    """Scenes folder with masks (it holds scenes.json): a local path or s3:// URI."""
+    out: str = "evaluation"
+    """Folder for metrics.json, tables, the confusion matrix, predictions and pictures."""
+    protocol: Literal["model", "paper"] = "model"
+    """`model`: what the checkpoint's experiment says, else the paper's with sizes scaled to the model's image size.
+    `paper`: short side and windows of 448, stride 224, threshold 0.95."""
+    background_threshold: float | None = None
+    """Pixels whose best class scores less are background. None: chosen on `calibration`, else as the protocol says."""
+    calibration: str | None = None
+    """Scenes folder on which the background threshold is chosen, for each method compared. Never the evaluated data."""
+    no_grouping: bool = False
+    """Also evaluate the same towers without grouping: image tokens compared with the classes."""
+    num_workers: int = 1
+    """Processes that score images. The result is the same for any number."""
+    cpus_per_worker: int = 1
+    """CPUs reserved for, and threads used by, a worker."""
+    gpus_per_worker: float = 0.0
+    """GPUs (or a share of one) of a worker."""
+    max_scenes: int | None = None
+    """Scenes used of each part, evenly spaced. None: all."""
+    num_pictures: int = 8
+    """Scenes drawn of each part, evenly spaced. 0: none."""
+    save_predictions: bool = True
+    """Whether predictions are written as PNGs of class indexes."""
+    mlflow_run: str | None = None
+    """Id of an existing MLflow run that gets the metrics, tables and pictures. None: not logged."""
+    tracking_uri: str | None = None
+    """MLflow server or database of that run. None: MLFLOW_TRACKING_URI."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_workers", 1), ("cpus_per_worker", 1), ("num_pictures", 0), ("max_scenes", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} is too small: give at least {least}")
+        if self.background_threshold is not None and self.calibration is not None:
+            raise ValueError(
+                f"background_threshold={self.background_threshold} is given and calibration={self.calibration} "
+                "would choose it: give one of them"
+            )
+        if self.calibration is not None and self.calibration == self.data:
+            raise ValueError(f"calibration={self.calibration} is the data to be evaluated: give other scenes")
+
+
+def evaluate(config: EvaluateConfig, segmentation: SegmentationConfig | None = None) -> dict[str, Any]:
+    """Evaluates, prints a table, writes the folder, and returns what is in its metrics.json.
+
+    `segmentation` replaces the protocol. ValueError for what the user got wrong.
+    """
+    started = time.monotonic()
+    dataset = open_scenes(config.data)
+    calibration = None if config.calibration is None else open_scenes(config.calibration)
+    if calibration is not None and calibration.classes != dataset.classes:
+        raise ValueError(
+            f"calibration={config.calibration} has other classes than data={config.data}: give matching folders"
+        )
+    with local_checkpoint(config.checkpoint) as folder:
+        model = load(folder)
+        segmentation = segmentation or protocol_of(config.protocol, model, load_state(folder))
+    methods = _methods(config, dataset, segmentation)
+    chosen = _evenly_spaced(dataset, config.max_scenes)
+    drawn = frozenset(_evenly_spaced(dataset, config.num_pictures, chosen))
+    resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
+    with scoring_workers(model, config.num_workers, **resources) as workers:
+        if calibration is not None and dataset.has_background:
+            methods = _calibrated(workers, calibration, methods, config.max_scenes)
+        scores = workers.score(Task(dataset=dataset, methods=methods, details=True, drawn=drawn), chosen)
+    report = EvaluationReport(
+        checkpoint=config.checkpoint,
+        data=config.data,
+        data_digest=dataset.digest,
+        classes=dataset.classes,
+        has_background=dataset.has_background,
+        segmentation=methods[0].segmentation,
+        thresholds={method.name: method.thresholds[0] for method in methods},
+        parts=_part_results(dataset, methods, scores, chosen),
+        num_scenes=len(chosen),
+        seconds=time.monotonic() - started,
+    )
+    print(table(report))
+    write_report(report, scores, Path(config.out), save_predictions=config.save_predictions)
+    if config.mlflow_run is not None:
+        log_to_mlflow(report, Path(config.out), config.mlflow_run, config.tracking_uri)
+    return report.summary()
+
+
+def protocol_of(protocol: Literal["model", "paper"], model: GroupViT, state: dict[str, Any]) -> SegmentationConfig:
+    """How images are segmented: the paper's settings, or those that suit the model."""
+    if protocol == "paper":
+        return SegmentationConfig()
+    stored = state.get("config", {}).get("segmentation")
+    if stored is not None:
+        return from_dict(SegmentationConfig, stored)
+    size = model.config.image.image_size
+    return SegmentationConfig(short_side=2 * size, max_long_side=2048 * size // 224, window=2 * size, stride=size)
+
+
+def _methods(config: EvaluateConfig, dataset: SceneDataset, segmentation: SegmentationConfig) -> tuple[Method, ...]:
+    threshold = (
+        segmentation.background_threshold if config.background_threshold is None else config.background_threshold
+    )
+    if not dataset.has_background:
+        segmentation = dataclasses.replace(segmentation, background_prompts=())
+        threshold = None
+    elif threshold is None:
+        raise ValueError(f"data={config.data} has a background class, so background_threshold must be a number")
+    segmentation = dataclasses.replace(segmentation, background_threshold=threshold)
+    grouped = Method(name=GROUPS, segmentation=segmentation, thresholds=(threshold,))
+    if not config.no_grouping:
+        return (grouped,)
+    without = dataclasses.replace(segmentation, grouping=False)
+    return (grouped, Method(name=NO_GROUPING, segmentation=without, thresholds=(threshold,)))
+
+
+def _calibrated(
+    workers: ScoringWorkers, calibration: SceneDataset, methods: tuple[Method, ...], max_scenes: int | None
+) -> tuple[Method, ...]:
+    """The methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
+    tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
+    task = Task(dataset=calibration, methods=tried, details=False)
+    scores = workers.score(task, _evenly_spaced(calibration, max_scenes))
+    calibrated = []
+    for method in methods:
+        matrices = np.sum([matrix for (_, name), matrix in scores.confusion.items() if name == method.name], axis=0)
+        best = CANDIDATE_THRESHOLDS[int(np.argmax([segmentation_metrics(matrix).mean_iou for matrix in matrices]))]
+        segmentation = dataclasses.replace(method.segmentation, background_threshold=best)
+        calibrated.append(Method(name=method.name, segmentation=segmentation, thresholds=(best,)))
+    return tuple(calibrated)
+
+
+def _part_results(
+    dataset: SceneDataset, methods: Sequence[Method], scores: Scores, chosen: Sequence[int]
+) -> dict[str, PartResult]:
+    results: dict[str, PartResult] = {}
+    for part in dataset.parts:
+        scenes = [index for index in chosen if dataset.part_of_scene[index] == part]
+        if not scenes:
+            continue
+        confusion = scores.confusion[part, GROUPS][0]
+        baselines: dict[str, NDArray[np.int64]] = {
+            method.name: scores.confusion[part, method.name][0] for method in methods[1:]
+        }
+        if dataset.has_background:
+            everything = np.zeros_like(confusion)
+            everything[:, 0] = confusion.sum(axis=1)
+            baselines["all_background"] = everything
+        results[part] = PartResult(
+            num_scenes=len(scenes),
+            confusion=confusion,
+            baselines=baselines,
+            oracle=scores.oracle.get(part),
+            usage=mean_usage(scores.usage, scenes),
+        )
+    return results
+
+
+def _evenly_spaced(dataset: SceneDataset, per_part: int | None, among: Sequence[int] | None = None) -> list[int]:
+    """At most `per_part` scenes of each part, spread over the data set, in rising order."""
+    candidates = range(len(dataset.part_of_scene)) if among is None else among
+    chosen: list[int] = []
+    for part in dataset.parts:
+        scenes = [index for index in candidates if dataset.part_of_scene[index] == part]
+        count = len(scenes) if per_part is None else min(per_part, len(scenes))
+        chosen += [scenes[position * len(scenes) // count] for position in range(count)]
+    return sorted(chosen)
