@@ -1,0 +1,199 @@
+"""The whole chain in one command: make the demo's data, pretrain on it, evaluate, and set the result beside baselines.
+
+    groupvit demo [--out runs/demo] [--seeds 0 1 2] [--data auto]
+
+Run again, it continues: finished data, runs and evaluations are kept.
+"""
+
+import dataclasses
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from groupvit import checkpoint
+from groupvit.config import to_dict
+from groupvit.model import GroupViT
+from pipelines.config import ExperimentConfig
+from pipelines.demo.generate import DemoDataConfig, demo_data
+from pipelines.demo.packages import PackagesUnavailable
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.experiments import demo as demo_experiment
+from pipelines.memory import PeakMemory
+from pipelines.pretrain import pretrain
+
+DATA_SEED = 1
+"""Of the scenes; the demo's settings were found on scenes of another seed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What the demo makes, and where."""
+
+    out: str = "runs/demo"
+    """Local folder for data, runs, the MLflow database and results."""
+    data: Literal["auto", "stamps", "shapes"] = "auto"
+    """`stamps`: real photo cut-outs on real photos, fetched with apt. `shapes`: drawn, no download. `auto`: stamps
+    where they can be fetched, else shapes."""
+    seeds: tuple[int, ...] = (0,)
+    """One model is trained for each; the figures are their means."""
+    num_steps: int | None = None
+    """Optimiser steps of each. None: the experiment's, some minutes on 2 cores."""
+    num_training_scenes: int = DemoDataConfig.num_training_scenes
+    """Scenes to train on."""
+    num_evaluation_scenes: int = DemoDataConfig.num_validation_scenes
+    """Scenes of each validation part; three quarters as many for calibration."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: give one or more different numbers")
+        if self.num_evaluation_scenes < 4:
+            raise ValueError(f"num_evaluation_scenes={self.num_evaluation_scenes}: at least 4 are needed")
+
+
+def run_demo(config: DemoConfig) -> dict[str, Any]:
+    """Do it all; returns the summary that `--json` prints. ValueError for what the user got wrong."""
+    started = time.monotonic()
+    out = Path(config.out).absolute()
+    with PeakMemory() as memory:
+        data = _make_data(config, out / "data")
+        results = [_train_and_evaluate(config, data, seed, out) for seed in config.seeds]
+        untrained = _evaluate_untrained(config, data, out)
+    first = results[0]
+    scores = [result["metrics"] for result in results]
+    summary = {
+        "data": data["kind"],
+        "seeds": list(config.seeds),
+        "seen_miou": _mean(scores, "seen/miou"),
+        "unseen_miou": _mean(scores, "unseen/miou"),
+        "seen_miou_by_seed": [round(score["seen/miou"], 2) for score in scores],
+        "unseen_miou_by_seed": [round(score["unseen/miou"], 2) for score in scores],
+        "untrained_miou": round(untrained["metrics"]["seen/miou"], 2),
+        "all_background_miou": _mean(scores, "seen/all_background_miou"),
+        "no_grouping_miou": _mean(scores, "seen/no_grouping_miou"),
+        "oracle_miou": _mean(scores, "seen/oracle_miou"),
+        "train_seconds": round(statistics.mean(result["train_seconds"] for result in results), 1),
+        "images_per_second": round(statistics.mean(result["images_per_second"] for result in results), 1),
+        "total_seconds": round(time.monotonic() - started, 1),
+        "peak_rss_mb": memory.peak_mb,
+        "mlflow_run_id": first["mlflow_run_id"],
+        "checkpoint": first["checkpoint"],
+        "pictures": first["pictures"],
+    }
+    print(_comparison(summary))
+    print(f"\nPictures: {' '.join(first['pictures'])}")
+    print(f"MLflow:   mlflow server --backend-store-uri sqlite:///{out}/mlflow.db --host 127.0.0.1")
+    return summary
+
+
+def _make_data(config: DemoConfig, out: Path) -> dict[str, Any]:
+    if config.data != "shapes":
+        try:
+            return demo_data("stamps", _data_config(config, out / "stamps"))
+        except PackagesUnavailable as problem:
+            if config.data == "stamps":
+                raise
+            print(f"demo: falling back to drawn shapes: {problem}", file=sys.stderr)
+    return demo_data("shapes", _data_config(config, out / "shapes"))
+
+
+def _data_config(config: DemoConfig, out: Path) -> DemoDataConfig:
+    return DemoDataConfig(
+        out=str(out),
+        num_training_scenes=config.num_training_scenes,
+        num_calibration_scenes=config.num_evaluation_scenes * 3 // 4,
+        num_validation_scenes=config.num_evaluation_scenes,
+        seed=DATA_SEED,
+    )
+
+
+def _experiment(config: DemoConfig, data: dict[str, Any], seed: int, out: Path) -> ExperimentConfig:
+    base = demo_experiment()
+    num_steps = config.num_steps or base.training.num_steps
+    # The words for the background are those of the training captions, whatever the data.
+    segmentation = dataclasses.replace(base.segmentation, background_prompts=tuple(data["background_nouns"]))
+    return dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, sources=(data["train"],), seed=seed),
+        optimizer=dataclasses.replace(base.optimizer, warmup_steps=min(base.optimizer.warmup_steps, num_steps // 2)),
+        training=dataclasses.replace(
+            base.training,
+            seed=seed,
+            num_steps=num_steps,
+            runs_folder=str(out),
+            run_name=f"{data['kind']}-seed-{seed}",
+        ),
+        segmentation=segmentation,
+    )
+
+
+def _train_and_evaluate(config: DemoConfig, data: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
+    experiment = _experiment(config, data, seed, out)
+    trained = pretrain(experiment)
+    report = _evaluate(
+        data,
+        trained["checkpoint"],
+        out / experiment.run_name / "evaluation",
+        mlflow_run=trained["mlflow_run_id"],
+        tracking_uri=f"sqlite:///{out}/mlflow.db",
+    )
+    folder = out / experiment.run_name / "evaluation"
+    pictures = [str(folder / f"examples_{part}.png") for part in ("seen", "unseen")]
+    return {**trained, "metrics": report["metrics"], "pictures": pictures}
+
+
+def _evaluate_untrained(config: DemoConfig, data: dict[str, Any], out: Path) -> dict[str, Any]:
+    """The same model with its initial weights: what chance gives."""
+    experiment = _experiment(config, data, config.seeds[0], out)
+    folder = out / f"{data['kind']}-untrained"
+    shutil.rmtree(folder, ignore_errors=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.training.seed)
+        model = GroupViT(experiment.model)
+    checkpoint.save(folder / "checkpoint", model, state={"step": 0, "config": to_dict(experiment)})
+    return _evaluate(data, str(folder / "checkpoint"), folder / "evaluation")
+
+
+def _evaluate(
+    data: dict[str, Any],
+    checkpoint_folder: str,
+    out: Path,
+    *,
+    mlflow_run: str | None = None,
+    tracking_uri: str | None = None,
+) -> dict[str, Any]:
+    return evaluate(
+        EvaluateConfig(
+            checkpoint=checkpoint_folder,
+            data=data["validation"],
+            calibration=data["calibration"],
+            out=str(out),
+            no_grouping=mlflow_run is not None,
+            num_workers=os.cpu_count() or 1,
+            mlflow_run=mlflow_run,
+            tracking_uri=tracking_uri,
+        )
+    )
+
+
+def _mean(scores: list[dict[str, float]], name: str) -> float:
+    return round(statistics.mean(score[name] for score in scores), 2)
+
+
+def _comparison(summary: dict[str, Any]) -> str:
+    rows = (
+        ("GroupViT, cut-outs seen in training", "seen_miou"),
+        ("GroupViT, cut-outs never seen", "unseen_miou"),
+        ("  best labels its groups allow (oracle)", "oracle_miou"),
+        ("the same towers without grouping", "no_grouping_miou"),
+        ("untrained", "untrained_miou"),
+        ("everything background", "all_background_miou"),
+    )
+    lines = [f"{name:42} {summary[key]:5.1f} % mIoU" for name, key in rows]
+    rate = f"trained in {summary['train_seconds']:.0f} s at {summary['images_per_second']:.0f} images/s"
+    return "\n".join([*lines, f"{rate}, at most {summary['peak_rss_mb']} MB of memory"])
