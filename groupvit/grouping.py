@@ -126,6 +126,11 @@ class GroupingBlock(nn.Module):
         groups = groups + update if self.residual else update
         return groups + self.mlp(self.mlp_norm(groups)), logits
 
+    def ungrouped(self, segments: Tensor) -> Tensor:
+        """What a group would be that gathered one segment alone, group tokens left aside: [B,S,C] -> [B,S,C]."""
+        gathered = self.assignment.out(self.assignment.value(self.segment_norm(segments)))
+        return gathered + self.mlp(self.mlp_norm(gathered))
+
 
 def hard_assignment(soft_assignment: Tensor) -> Tensor:
     """One-hot of the arg max over groups: [B,G,S] -> [B,G,S], same dtype."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from groupvit import collectives
 from groupvit.config import ModelConfig
 from groupvit.grouping import hard_assignment
-from groupvit.image_encoder import ImageEncoder, ImageFeatures
+from groupvit.image_encoder import ImageEncoder, ImageFeatures, Stage
 from groupvit.precision import at_least_float32
 from groupvit.text_encoder import TextEncoder
 
@@ -110,9 +110,15 @@ class GroupViT(nn.Module):
         """Token ids [N,T], zero padded, the largest id the end token -> [N,D], not L2-normalised."""
         return self.text_projector(self.text_encoder(token_ids))
 
-    def encode_image_tokens(self, images: Tensor) -> Tensor:
-        """The towers without grouping: image tokens [B,3,H,W] -> [B,N,D], through the final norm and the projector.
+    def embed_image_tokens(self, features: ImageFeatures) -> Tensor:
+        """The towers without grouping: every image token as a segment of its own, [B,N,D].
 
-        What grouping is compared with: patch-text similarity (paper table 4, "pixel-wise").
+        What grouping is compared with: patch-text similarity (paper table 4, "pixel-wise"). Each token takes the path
+        of a segment's content through the grouping blocks, since that is what training has matched with texts.
         """
-        return self.image_projector(self.image_encoder.norm(self.image_encoder(images).image_tokens))
+        tokens = features.image_tokens
+        for stage in self.image_encoder.stages:
+            assert isinstance(stage, Stage)
+            if stage.grouping is not None:
+                tokens = stage.grouping.ungrouped(tokens)
+        return self.image_projector(self.image_encoder.norm(tokens))

@@ -42,6 +42,9 @@ class SegmentationConfig:
     top_classes: int | None = 5
     """Only this many classes, the best ones for the whole window, can appear in it; the affinity is the softmax over
     all classes times the one over these. None: all can, and the affinity is the softmax over all classes."""
+    logit_scale: Literal["image_text", "multi_label"] = "image_text"
+    """Which of the model's scales multiplies the cosines. `multi_label` suits models whose nouns were matched with
+    segments in training: it is what those segments were scored by."""
     masks: Literal["hard", "soft"] = "hard"
     """hard: a pixel belongs to its best group alone. soft: its scores are the mean over groups by its assignment."""
     grouping: bool = True
@@ -134,13 +137,11 @@ def window_scores(
     """Scores the pixels of one window [1, 3, H, W], normalised, whose sides are multiples of the patch size."""
     encoding = model.encode_image(window)
     maps = group_maps(encoding) if config.grouping else []
-    if maps:
-        segments = encoding.segment_embeddings[0]
-    else:
-        segments = model.image_projector(model.image_encoder.norm(encoding.features.image_tokens))[0]
+    segments = (encoding.segment_embeddings if maps else model.embed_image_tokens(encoding.features))[0]
+    scale = model.logit_scale if config.logit_scale == "image_text" else model.multi_label_logit_scale
     num_classes = len(class_embeddings)
     words = class_embeddings if background_embeddings is None else torch.cat([class_embeddings, background_embeddings])
-    segment_scores = affinity(segments, encoding.embedding[0], words, model.logit_scale, config.top_classes)
+    segment_scores = affinity(segments, encoding.embedding[0], words, scale, config.top_classes)
     size = window.shape[-2:]
     if not maps:
         scores = _resize(segment_scores.T.unflatten(-1, encoding.features.grid)[None], size)[0]

@@ -108,6 +108,7 @@ def demo() -> ExperimentConfig:
             window=None,
             max_long_side=256,
             masks="soft",
+            logit_scale="multi_label",
             top_classes=None,
             scales=(1.0, 1.5),
             flip=True,

@@ -165,7 +165,7 @@ def test_without_grouping_every_image_token_is_its_own_segment(two_stage: tuple[
     image, classes = tensors["input/image_rect"], tensors["seg/class_embeddings"]
     with torch.inference_mode():
         scores = window_scores(model, image, classes, None, replace(WHOLE, grouping=False, top_classes=None))
-        tokens = torch.nn.functional.normalize(model.encode_image_tokens(image)[0], dim=-1)
+        tokens = torch.nn.functional.normalize(model.embed_image_tokens(model.encode_image(image).features)[0], dim=-1)
         expected = (model.logit_scale.exp() * tokens @ classes.T).softmax(dim=-1)
     assert scores.classes.shape == (9, 64, 96)
     assert float(scores.ceiling) == pytest.approx(float(expected.max()), abs=1e-5)
