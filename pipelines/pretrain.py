@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     except RunStoppedError as error:  # starting again would not help
         return str(error)
     except Exception as error:
-        lines.put(f"rank {rank} failed: {_last_line(error)}")
+        lines.put(f"rank {rank} failed: {_message(error)}")
         raise
     finally:
         if tracker is not None:
@@ -178,7 +179,7 @@ def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
         causes = failure.worker_failures.values()
         if not any(isinstance(cause, ValueError) for cause in causes):
             raise
-        error = _last_line(next(cause for cause in causes if isinstance(cause, ValueError)))
+        error = _message(next(cause for cause in causes if isinstance(cause, ValueError)))
     finally:
         if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
             tracker.close("FAILED")
@@ -186,9 +187,10 @@ def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
         raise ValueError(error)
 
 
-def _last_line(error: Exception) -> str:
-    """The message; where the error comes from a task of the ingest, it follows a traceback."""
-    return str(error).strip().rpartition("\n")[2]
+def _message(error: Exception) -> str:
+    """One line. An error that comes from a task of the ingest says more: a traceback, and advice on Ray."""
+    found = re.findall(r"^\s*ValueError: (.+)$", str(error), re.MULTILINE)
+    return found[-1] if found else str(error).strip().rpartition("\n")[2]
 
 
 def _summary(job: _Job, first_step: int) -> dict[str, Any]:

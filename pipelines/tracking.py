@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.provenance import redact
 from pipelines.spool import Record, Spool
+from pipelines.system_metrics import SystemMetrics
 
 JOB_TAG = "groupvit.job_id"
 LAST_STEP_TAG = "groupvit.last_training_step"
@@ -100,7 +101,7 @@ class Tracker:
         return sent
 
     def _run(self) -> None:
-        system_metrics = _SystemMetrics(self._system_metrics_every)
+        system_metrics = SystemMetrics(self._system_metrics_every)
         retry_at = 0.0
         while True:
             closing = self._closing.is_set()
@@ -244,43 +245,6 @@ class _Sender:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"):
                 raise
             logger.warning("tracking: refused by the server, dropped: %s", redact(str(error))[:300])
-
-
-class _SystemMetrics:
-    """CPU, memory, disk, network and GPU use of this machine, by MLflow's own monitors, under their usual names."""
-
-    def __init__(self, every_n_seconds: float | None):
-        self._every = every_n_seconds
-        self._next = time.monotonic()
-        self._monitors: list[Any] | None = None
-
-    def due(self) -> list[Record]:
-        if self._every is None or time.monotonic() < self._next:
-            return []
-        self._next = time.monotonic() + self._every
-        if self._monitors is None:
-            self._monitors = self._make_monitors()
-        values: dict[str, float] = {}
-        for monitor in self._monitors:
-            monitor.collect_metrics()
-            values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
-            monitor.clear_metrics()
-        now = _now_ms()
-        # The step is the time in seconds: it rises across restarts, which a count of samples would not.
-        return [{"metrics": values, "step": now // 1000, "time": now, "training": False}]
-
-    def _make_monitors(self) -> list[Any]:
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-        monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        try:
-            monitors.append(GPUMonitor())
-        except Exception as error:
-            logger.debug("tracking: no GPU metrics: %s", error)
-        return monitors
 
 
 def find_run(client: Any, experiment: str, job_id: str) -> Any:

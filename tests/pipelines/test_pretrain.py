@@ -24,7 +24,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def make_config(data: str, runs: Path, **changes: dict[str, Any]) -> ExperimentConfig:
+def make_config(data: str, runs: Path, /, **changes: dict[str, Any]) -> ExperimentConfig:
     config = debug()
     fixed: dict[str, dict[str, Any]] = {
         "data": {"sources": (data,)},

@@ -1,0 +1,86 @@
+import os
+import stat
+
+import pytest
+
+from pipelines import storage
+
+
+def test_writes_and_reads_back_with_folders_made(tmp_path):
+    uri = storage.join(str(tmp_path), "a folder", "x#1.bin")
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, memoryview(b"two"))
+    assert storage.read_bytes(uri) == b"two"
+    assert storage.read_bytes("file://" + str(tmp_path / "a%20folder" / "x%231.bin")) == b"two"
+    assert storage.list_files(str(tmp_path / "a folder")) == ["x#1.bin"]
+    assert stat.S_IMODE(os.stat(uri).st_mode) == 0o644
+
+
+def test_relative_paths_start_at_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage.write_bytes("data/x", b"here")
+    assert (tmp_path / "data/x").read_bytes() == b"here"
+    assert storage.absolute("data/x") == str(tmp_path / "data/x")
+    assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    uri = str(tmp_path / "x")
+    storage.write_bytes(uri, b"old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        storage.write_bytes(uri, b"new")
+    assert storage.read_bytes(uri) == b"old" and os.listdir(tmp_path) == ["x"]
+
+
+def test_lists_files_only_and_nothing_for_no_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "b").touch()
+    (tmp_path / "a").touch()
+    assert storage.list_files(str(tmp_path)) == ["a", "b"]
+    assert storage.list_files(str(tmp_path / "nowhere")) == []
+
+
+def test_unknown_kind_of_uri():
+    with pytest.raises(ValueError, match="ftp9://x: no path or URI that can be read"):
+        storage.read_bytes("ftp9://x")
+
+
+class Flaky:
+    """Fails a number of times, then succeeds."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+        self.num_calls = 0
+
+    def __call__(self):
+        self.num_calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def test_passing_errors_of_object_storage_are_tried_again(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    flaky = Flaky(OSError("SLOW_DOWN"), PermissionError("ACCESS_DENIED"))
+    assert storage.retry(flaky, "s3://bucket/x") == "done"
+    assert flaky.num_calls == 3 and 0.25 <= pauses[0] <= 0.5 <= pauses[1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "num_calls"),
+    [
+        ("s3://bucket/x", OSError("down"), 5),
+        ("s3://bucket/x", FileNotFoundError("x"), 1),
+        ("s3://bucket/x", ValueError("a bug"), 1),
+        ("/x", OSError("disk"), 1),
+        ("file:///x", OSError("disk"), 1),
+    ],
+)
+def test_attempts_are_bounded(monkeypatch, uri, error, num_calls):
+    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    flaky = Flaky(*[error] * 10)
+    with pytest.raises(type(error)):
+        storage.retry(flaky, uri)
+    assert flaky.num_calls == num_calls
