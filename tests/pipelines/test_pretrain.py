@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from pipelines.config import ExperimentConfig
 from pipelines.experiments import debug
 from pipelines.pretrain import pretrain
 from tests.pipelines.dataset_folder import make_dataset
+
+pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,10 @@ def test_refuses_before_ray_starts(tmp_path: Path, changes: dict[str, Any], mess
     ray.shutdown()  # whatever another test left
     num_samples = 2048 if "num_workers" in changes.get("training", {}) else 40
     data = make_dataset(tmp_path / "data", num_samples).uri
-    start = time.monotonic()
     with pytest.raises(ValueError, match=message) as caught:
         pretrain(make_config(data, tmp_path / "runs", **changes))
     assert "\n" not in str(caught.value)
     assert not ray.is_initialized()
-    assert time.monotonic() - start < 30
 
 
 def test_refuses_more_workers_than_the_cluster_has_cpus(tmp_path: Path, cluster: None) -> None:
@@ -99,20 +98,20 @@ def test_counts_corrupt_images_and_writes_self_contained_checkpoints(tmp_path: P
 
 
 @pytest.mark.slow
-def test_stops_at_once_above_the_rate_of_corrupt_images(tmp_path: Path, cluster: None) -> None:
+def test_stops_without_another_try_above_the_rate_of_corrupt_images(
+    tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make_dataset(tmp_path / "data", 48, corrupt=range(0, 48, 2))
-    start = time.monotonic()
-    with pytest.raises(
-        ValueError, match=r"\d+ of \d+ images were corrupt, .* ingest.max_corrupt_fraction=0.01"
-    ) as caught:
+    message = r"\d+ of \d+ images were corrupt, .* ingest.max_corrupt_fraction=0.01"
+    with pytest.raises(ValueError, match=message) as caught:
         pretrain(make_config(data.uri, tmp_path / "runs", training={"max_failures": 3}))
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - start < 120
+    assert capsys.readouterr().out.count("debug: training from the start") == 1
 
 
 @pytest.mark.slow
 def test_says_so_when_a_whole_window_is_corrupt(tmp_path: Path, cluster: None) -> None:
     data = make_dataset(tmp_path / "data", 48, corrupt=range(48))
     with pytest.raises(ValueError, match="none of the 32 images of a window can be decoded") as caught:
-        pretrain(make_config(data.uri, tmp_path / "runs"))
+        pretrain(make_config(data.uri, tmp_path / "runs", training={"max_failures": 0}))
     assert "\n" not in str(caught.value)

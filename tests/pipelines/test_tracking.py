@@ -16,6 +16,8 @@ from mlflow import MlflowClient
 
 from pipelines.tracking import JOB_TAG, RunIdentity, TrackedDataset, Tracker, find_run
 
+pytestmark = pytest.mark.timeout(600)  # the server needs seconds to start, or minutes on a machine that is busy
+
 
 class Server:
     """An MLflow server on a free port of 127.0.0.1 that can be killed and started again on the same database."""
@@ -37,7 +39,7 @@ class Server:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, cwd=self._folder, env=environment
             )
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=2).read()

@@ -1,0 +1,32 @@
+"""The whole chain, small: data, pretraining, evaluation, baselines, and their summary."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+KEYS = {
+    *("seen_miou", "unseen_miou", "untrained_miou", "all_background_miou", "no_grouping_miou", "train_seconds"),
+    *("images_per_second", "peak_rss_mb", "mlflow_run_id", "checkpoint", "pictures"),
+}
+
+
+def test_demo_goes_from_data_to_a_compared_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    small = ["--num-steps", "6", "--num-training-scenes", "400", "--num-evaluation-scenes", "8"]
+    assert main(["demo", "--data", "shapes", "--out", str(out), *small, "--json"]) == 0
+    summary = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert summary.keys() >= KEYS
+    assert summary["data"] == "shapes"
+    assert all(0 <= summary[key] <= 100 for key in KEYS if key.endswith("_miou"))
+    assert summary["peak_rss_mb"] > 500  # Ray, its workers and this process
+    assert all(Path(picture).is_file() for picture in summary["pictures"])
+    assert Path(summary["checkpoint"], "model.safetensors").is_file()
+    run = MlflowClient(f"sqlite:///{out}/mlflow.db").get_run(summary["mlflow_run_id"])
+    assert run.data.metrics["evaluation/seen/miou"] == pytest.approx(summary["seen_miou"], abs=0.01)
+    assert "train/loss" in run.data.metrics
