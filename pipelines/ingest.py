@@ -19,6 +19,7 @@ Tasks are pure, all draws come from generators seeded by (seed, epoch, sample id
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +89,14 @@ def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
     )
 
 
-def training_slices(config: "ExperimentConfig", *, first_step: int) -> ray.data.Dataset:
+def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: bool = False) -> ray.data.Dataset:
     """The slices of steps `first_step` … num_steps-1, in order; give them out by `streaming_split(W, equal=False)`.
 
     The time to its first slice does not depend on `first_step`.
+
+    `stay_open`: the data set does not end after its last slice; the consumer knows how many it takes. Ray's scheduling
+    loop sleeps only while some task is at work; when all wait for the consumer, as they do wherever reading is faster
+    than training, it spins and takes up to half a core from training. A task that does not end lets it sleep.
     """
     plan = plan_ingest(config)
     slices_per_step = config.slices_per_step
@@ -104,7 +109,7 @@ def training_slices(config: "ExperimentConfig", *, first_step: int) -> ray.data.
         # window of a long run would take Ray minutes.
         windows = ray.data.from_items([bounds]).map_batches(
             _split_by_window,  # pyright: ignore[reportArgumentType]
-            fn_args=(plan.order.window_size // plan.slice_size,),
+            fn_args=(plan.order.window_size // plan.slice_size, stay_open),
             batch_size=None,
             num_cpus=0,
         )
@@ -131,13 +136,20 @@ def iter_slices(shard: ray.data.DataIterator, *, prefetch_slices: int = 2) -> It
         yield piece
 
 
-def _split_by_window(batch: Mapping[str, npt.NDArray[Any]], slices_per_window: int) -> Iterator[dict[str, list[int]]]:
-    """Cut the range of slices at the borders of windows: one row for each window."""
+def _split_by_window(
+    batch: Mapping[str, npt.NDArray[Any]], slices_per_window: int, stay_open: bool = False
+) -> Iterator[dict[str, list[int]]]:
+    """Cut the range of slices at the borders of windows: one row for each window; kept open, also for slices beyond."""
     first, last = int(batch["first"][0]), int(batch["end"][0])
     while first < last:
         end = min(first - first % slices_per_window + slices_per_window, last)
         yield {"first": [first], "end": [end]}
         first = end
+    while stay_open:  # until the execution is shut down with the workers it serves
+        time.sleep(0.5)
+        # The order has no end. A row leaves Ray's output buffer when the next one comes: the last ones need these.
+        yield {"first": [first], "end": [first + 1]}
+        first += 1
 
 
 def _load_slices(batch: Mapping[str, npt.NDArray[Any]], plan: IngestPlan) -> Iterator[dict[str, npt.NDArray[Any]]]:

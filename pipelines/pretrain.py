@@ -223,7 +223,7 @@ class _SlicesFromCheckpoint:
 
     def __call__(self) -> ray.data.Dataset:
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours is one line
-        return training_slices(self.job.config, first_step=self.job.run.latest_step())
+        return training_slices(self.job.config, first_step=self.job.run.latest_step(), stay_open=True)
 
 
 class _RoundRobin(ray.train.DataConfig):
