@@ -18,13 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance
-from timm.data.auto_augment import NAME_TO_OP
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from groupvit.decode import MAX_PIXELS, decode_image
 
-IMAGENET_MEAN: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
-IMAGENET_STD: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
+IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 Recipe = Literal["deit", "crop_flip"]
 
@@ -204,6 +202,8 @@ def _rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _augment(image: Image.Image, name: str, rng: random.Random) -> Image.Image:
+    from timm.data.auto_augment import NAME_TO_OP  # with it comes all of timm: seconds that other recipes need not wait
+
     if rng.random() > 0.5:
         return image
     level = max(0.0, min(rng.gauss(9, 0.5), 10.0)) / 10
