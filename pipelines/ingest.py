@@ -39,7 +39,7 @@ Slice = dict[str, npt.NDArray[Any]]
 
 image        uint8 [n,3,H,W]
 token_ids    int32 [n,1+K,T]   the caption, then the prompts
-prompt_ids   int64 [n,K]       equal where prompts name the same noun
+prompt_keys   int64 [n,K]       equal where prompts name the same noun
 erase_box    int16 [n,4]       for `groupvit.transforms.finish`, as is
 noise_seed   int64 [n]
 sample_id    str [n]
@@ -131,8 +131,8 @@ def iter_slices(shard: ray.data.DataIterator, *, prefetch_slices: int = 2) -> It
     )
     for block in blocks:
         piece: Slice = {name: column[0] for name, column in block.items()}  # pyright: ignore
-        if "prompt_ids" not in piece:  # Ray cannot carry an array without elements
-            piece["prompt_ids"] = np.empty((len(piece["position"]), 0), dtype=np.int64)
+        if "prompt_keys" not in piece:  # Ray cannot carry an array without elements
+            piece["prompt_keys"] = np.empty((len(piece["position"]), 0), dtype=np.int64)
         yield piece
 
 

@@ -50,7 +50,7 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
     erase_boxes = np.empty((len(places), 4), dtype=np.int16)
     noise_seeds = np.empty(len(places), dtype=np.int64)
     substituted = np.zeros(len(places), dtype=bool)
-    prompt_ids = np.empty((len(places), plan.num_prompts), dtype=np.int64)
+    prompt_keys = np.empty((len(places), plan.num_prompts), dtype=np.int64)
     texts: list[str] = []
     for index, place in enumerate(places):
         seeds = _hash(f"{plan.order.seed} {samples.epoch[place]} {rows[place]['sample_id']}", 16)
@@ -67,13 +67,13 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
             padding=ingest.prompt_padding,
         )
         texts += [caption, *prompts]
-        prompt_ids[index] = [_hash(key, 8) - 2**63 for key in keys]
+        prompt_keys[index] = [_hash(key, 8) - 2**63 for key in keys]
     token_ids = _tokenizer()(texts, plan.context_length)
     window = slice(places.start, places.stop)
     return {
         "image": images,
         "token_ids": token_ids.reshape(len(places), 1 + plan.num_prompts, plan.context_length),
-        "prompt_ids": prompt_ids,
+        "prompt_keys": prompt_keys,
         "erase_box": erase_boxes,
         "noise_seed": noise_seeds,
         "sample_id": np.array([rows[place]["sample_id"] for place in places], dtype=object),

@@ -126,7 +126,7 @@ def to_batch(item: Slice, device: torch.device) -> Batch:
             torch.tensor(item["noise_seed"]),
         ),
         token_ids=torch.tensor(item["token_ids"], device=device, dtype=torch.int64),
-        prompt_keys=torch.tensor(item["prompt_ids"], device=device, dtype=torch.int64),
+        prompt_keys=torch.tensor(item["prompt_keys"], device=device, dtype=torch.int64),
     )
 
 

@@ -85,7 +85,7 @@ def test_slices_have_the_shapes_and_types_of_the_contract(config):
     assert shapes == {
         "image": ("u1", (4, 3, size, size)),
         "token_ids": ("i4", (4, 3, context_length)),
-        "prompt_ids": ("i8", (4, 2)),
+        "prompt_keys": ("i8", (4, 2)),
         "erase_box": ("i2", (4, 4)),
         "noise_seed": ("i8", (4,)),
         "sample_id": ("O", (4,)),
@@ -157,12 +157,12 @@ def test_seed_changes_order_and_draws(config):
     assert not np.array_equal(ids[0], ids[1])
 
 
-def test_prompt_ids_are_equal_where_prompts_name_the_same(config):
+def test_prompt_keys_are_equal_where_prompts_name_the_same(config):
     nouns = {row["sample_id"]: row["nouns"] for row in [*make_samples(30, corrupt={7}), *make_samples(50, seed=1)]}
     by_noun: dict[str, set[int]] = {"dog": set(), "ball": set()}
     captions = set()
     for piece in read_without_ray(config):
-        for name, keys, bad in zip(piece["sample_id"], piece["prompt_ids"], piece["substituted"], strict=True):
+        for name, keys, bad in zip(piece["sample_id"], piece["prompt_keys"], piece["substituted"], strict=True):
             if bad:
                 continue
             if len(nouns[name]) == 0:
@@ -178,7 +178,7 @@ def test_without_prompts(cluster, config):
     config = dataclasses.replace(config, loss=LossConfig(num_prompts=0))
     (slices,) = read_with_ray(config, 1, first_step=5)
     assert_same(slices, read_without_ray(config, 5))
-    assert slices[0]["prompt_ids"].shape == (4, 0) and slices[0]["token_ids"].shape[1] == 1
+    assert slices[0]["prompt_keys"].shape == (4, 0) and slices[0]["token_ids"].shape[1] == 1
 
 
 def test_a_window_without_a_good_image_is_an_error(tmp_path, config):
