@@ -54,7 +54,7 @@ def demo() -> ExperimentConfig:
     What departs from the paper is what learns grouping from tens of thousands of small images instead of millions:
     every such option is named, and docs/ablations.md shows what each gives.
     """
-    num_steps = 2500
+    num_steps = 2200
     return ExperimentConfig(
         name="demo",
         model=ModelConfig(
