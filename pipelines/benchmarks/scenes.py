@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from groupvit.decode import decode_image
+from pipelines import storage
 
 SCHEMA_VERSION = 1
 BACKGROUND = "background"
@@ -86,7 +86,7 @@ class SceneDataset:
 
     def read(self, block: SceneBlock) -> Iterator[Scene]:
         """Decodes the scenes of a block. ValueError, with the scene, for a damaged image or an unfit mask."""
-        file_system, _ = _file_system(self.uri)
+        file_system, _ = storage.resolve(self.uri)
         columns = ["sample_id", "image", "mask", "caption", "part"]
         with file_system.open_input_file(block.file) as file:
             table = pq.ParquetFile(file).read_row_group(block.row_group, columns=columns)
@@ -116,7 +116,7 @@ class SceneDataset:
 
 def open_scenes(uri: str) -> SceneDataset:
     """Reads scenes.json and the parts of all scenes. ValueError when this is no complete scenes folder."""
-    file_system, root = _file_system(uri)
+    file_system, root = storage.resolve(uri)
     try:
         with file_system.open_input_file(f"{root}/scenes.json") as file:
             description = json.loads(file.read())
@@ -152,10 +152,3 @@ def open_scenes(uri: str) -> SceneDataset:
         part_of_scene=tuple(part_of_scene),
         row_groups=tuple(row_groups),
     )
-
-
-def _file_system(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    if "://" not in uri:
-        return pyarrow.fs.LocalFileSystem(), str(Path(uri).absolute())
-    file_system, root = pyarrow.fs.FileSystem.from_uri(uri)
-    return file_system, root

@@ -2,7 +2,7 @@
 
     groupvit demo [--out runs/demo] [--seeds 0 1 2] [--data auto]
 
-Run again, it continues: finished data, runs and evaluations are kept.
+Run again, it continues: finished data and training are kept, evaluation is done again.
 """
 
 import dataclasses
@@ -135,14 +135,14 @@ def _experiment(config: DemoConfig, data: dict[str, Any], seed: int, out: Path) 
 def _train_and_evaluate(config: DemoConfig, data: dict[str, Any], seed: int, out: Path) -> dict[str, Any]:
     experiment = _experiment(config, data, seed, out)
     trained = pretrain(experiment)
+    folder = out / experiment.run_name / "evaluation"
     report = _evaluate(
         data,
         trained["checkpoint"],
-        out / experiment.run_name / "evaluation",
+        folder,
         mlflow_run=trained["mlflow_run_id"],
         tracking_uri=f"sqlite:///{out}/mlflow.db",
     )
-    folder = out / experiment.run_name / "evaluation"
     pictures = [str(folder / f"examples_{part}.png") for part in ("seen", "unseen")]
     return {**trained, "metrics": report["metrics"], "pictures": pictures}
 
