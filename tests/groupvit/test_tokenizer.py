@@ -2,10 +2,11 @@
 
 import gzip
 import random
+import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
@@ -61,11 +62,13 @@ def test_equals_the_reference_on_random_mixtures_of_words_and_characters(tokeniz
     np.testing.assert_array_equal(tokenizer(captions), reference(captions).numpy())
 
 
-# Code points that Python's Unicode tables do not know are left out: the two regular expression engines may already
-# disagree on whether those are letters.
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cn", "Cs"]), max_size=60))
+@example(text="Ö\x8b:")  # mended as if it were broken, into U+058B
 def test_equals_the_reference_on_any_text(tokenizer, reference, text):
+    # Code points that Python's Unicode tables do not know are left out, also those that mending broken text makes: the
+    # two regular expression engines may already disagree on whether those are letters.
+    assume(all(unicodedata.category(character) != "Cn" for character in clean(text)))
     np.testing.assert_array_equal(tokenizer([text]), reference([text]).numpy())
 
 
