@@ -8,6 +8,7 @@ exit code 2.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import json
@@ -47,10 +48,15 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
     name, *flags = arguments
     make_default = _one_of(EXPERIMENTS, name, "experiment")
     default = make_default()
+    from pipelines.config import parse_data, validate
+
+    flags, given = _take("--data", flags)
+    if given and any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
+        raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
+    if given:
+        data = dataclasses.replace(parse_data(given), seed=default.data.seed)
+        default = dataclasses.replace(default, data=data)
     config = parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
-
-    from pipelines.config import validate
-
     validate(config)  # before Ray is imported, which takes seconds
 
     from pipelines.pretrain import pretrain as run
@@ -125,6 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"groupvit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        from pipelines.storage import StorageError
+
+        if not isinstance(error, StorageError):
+            raise
+        print(f"groupvit: error: {error}", file=sys.stderr)
+        return 1
     if as_json:
         sys.stdout.flush()
         print(json.dumps(result), flush=True)
@@ -161,6 +174,23 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
     return config
 
 
+def _take(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `flag`, and what was given after each of its places. ValueError if nothing was."""
+    rest: list[str] = []
+    values: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == flag:
+            values.append(next(remaining, ""))
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if "" in values:
+        raise ValueError(f"{flag}: a value is missing")
+    return rest, values
+
+
 def _first_message(box: str) -> str:
     """The text of the parser's box up to its first rule, without the frame."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
@@ -173,7 +203,6 @@ def _first_message(box: str) -> str:
 
 
 def _flags(config_type: Any, prefix: str = "--") -> list[str]:
-    import dataclasses
     from typing import get_type_hints
 
     names: list[str] = []

@@ -33,7 +33,7 @@ from pipelines.progress import RunStoppedError
 from pipelines.provenance import code_version
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo, open_dataset
-from pipelines.storage import absolute
+from pipelines.storage import StorageError, absolute
 from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
 from pipelines.train_loop import WorkerContext, train
 
@@ -177,9 +177,10 @@ def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
         error = trainer.fit().return_value
     except ray.train.WorkerGroupError as failure:
         causes = failure.worker_failures.values()
-        if not any(isinstance(cause, ValueError) for cause in causes):
+        known = [cause for cause in causes if isinstance(cause, (ValueError, StorageError))]
+        if not known:
             raise
-        error = _message(next(cause for cause in causes if isinstance(cause, ValueError)))
+        error = _message(known[0])
     finally:
         if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
             tracker.close("FAILED")
@@ -189,7 +190,7 @@ def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
 
 def _message(error: Exception) -> str:
     """One line. An error that comes from a task of the ingest says more: a traceback, and advice on Ray."""
-    found = re.findall(r"^\s*ValueError: (.+)$", str(error), re.MULTILINE)
+    found = re.findall(r"^\s*(?:ValueError|pipelines\.storage\.StorageError): (.+)$", str(error), re.MULTILINE)
     return found[-1] if found else str(error).strip().rpartition("\n")[2]
 
 
@@ -258,6 +259,7 @@ def _start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Seque
 def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id: str) -> RunIdentity | None:
     if config.tracking.uri is None:
         return None
+    names = config.data.names or [info.uri.rstrip("/").rpartition("/")[2] for info in datasets]
     return RunIdentity(
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
@@ -270,12 +272,12 @@ def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id:
         tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain"},
         datasets=tuple(
             TrackedDataset(
-                name=info.uri.rstrip("/").rsplit("/", 1)[-1],
+                name=name,
                 uri=info.uri,
                 digest=info.digest,
                 num_samples=info.num_samples,
             )
-            for info in datasets
+            for name, info in zip(names, datasets, strict=True)
         ),
     )
 

@@ -168,6 +168,7 @@ def open_dataset(uri: str) -> DatasetInfo:
     try:
         description = json.loads(storage.read_bytes(storage.join(uri, "dataset.json")))
     except (FileNotFoundError, NotADirectoryError) as error:
+        storage.check_bucket(uri)
         raise ValueError(f"{uri}: no dataset.json; give the folder of a data set whose writing has finished") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{uri}: dataset.json is damaged ({error}); write the data set again") from error
