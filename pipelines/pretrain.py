@@ -26,7 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
-from pipelines.cluster import LineHandler, check_cluster, ray_cluster, shown_lines
+from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten, validate
 from pipelines.ingest import iter_slices, training_slices
 from pipelines.progress import RunStoppedError
@@ -87,8 +87,14 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
     )
     first_step = run.latest_step()
     if first_step < config.training.num_steps:
-        with ray_cluster(config):
-            use_gpu = check_cluster(config)
+        if starts_here():
+            _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, "this machine")
+        # One CPU more than the workers take: the tasks that read the data need a place on small machines too.
+        least_cpus = config.training.num_workers * config.training.cpus_per_worker + 1
+        with ray_cluster(least_cpus=least_cpus, show_logs=config.training.show_ray_logs):
+            resources = ray.cluster_resources()
+            resources["CPU"] = resources.get("CPU", 0) - 1
+            use_gpu = _check_workers(config, resources, "the Ray cluster, beside one CPU for the data,")
             with shown_lines() as lines:
                 _fit(job, lines, use_gpu=use_gpu)
     return _summary(job, first_step)
@@ -107,6 +113,15 @@ def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
             "data.sources: the data cannot fill a batch; give a smaller batch or more data"
         )
     return datasets
+
+
+def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], place: str) -> bool:
+    """Whether the workers use GPUs. ValueError if `place` has no room for them."""
+    training = config.training
+    use_gpu = training.device == "gpu" or (training.device == "auto" and resources.get("GPU", 0) > 0)
+    each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    check_room("training.num_workers", training.num_workers, each, resources, place)
+    return use_gpu
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
