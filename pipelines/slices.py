@@ -19,6 +19,7 @@ from pipelines import storage
 from pipelines.config import IngestConfig
 from pipelines.ingest import IngestPlan, Slice
 from pipelines.sampling import Samples
+from pipelines.schema import open_data_file
 
 
 def load_slices(plan: IngestPlan, first: int, end: int) -> list[Slice]:
@@ -119,9 +120,7 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
 @functools.lru_cache(maxsize=64)
 def _open_parquet(uri: str) -> pq.ParquetFile:
     """Kept open by the process from window to window: the footer need not be read again."""
-    filesystem, path = storage.resolve(uri)
-    # With pre_buffer, columns that lie side by side come by one ranged read.
-    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True)
+    return open_data_file(uri)
 
 
 @functools.cache
