@@ -10,6 +10,7 @@ exit code 2.
 import contextlib
 import difflib
 import io
+import itertools
 import json
 import os
 import sys
@@ -132,9 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
-    """A config from flags, its help from the strings under its fields. ValueError for an unknown flag or a bad
-    value."""
+    """A config from flags, its help from the strings under its fields; `--verify` alone means `--verify True`.
+    ValueError for an unknown flag or a bad value."""
     import tyro
+
+    flags = _flags(config_type)
+    spelled_out: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        switched_on = flags.get(argument) is bool and following not in ("True", "False")
+        spelled_out += [argument, "True"] if switched_on else [argument]
 
     # Beside its message, the parser draws a box and a usage line; what is wrong fits one line.
     drawn = io.StringIO()
@@ -144,7 +151,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
             config, unknown = tyro.cli(
                 config_type,
                 prog=prog,
-                args=list(arguments),
+                args=spelled_out,
                 return_unknown_args=True,
                 config=(tyro.conf.FlagConversionOff,),
                 default=missing if default is None else default,
@@ -157,7 +164,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise ValueError(f"{flag!r} belongs to no flag: see {prog} --help")
-        _unknown("flag", flag, _flags(config_type))
+        _unknown("flag", flag, flags)
     return config
 
 
@@ -172,15 +179,16 @@ def _first_message(box: str) -> str:
     return " ".join(message)
 
 
-def _flags(config_type: Any, prefix: str = "--") -> list[str]:
+def _flags(config_type: Any, prefix: str = "--") -> dict[str, Any]:
+    """The type of each flag."""
     import dataclasses
     from typing import get_type_hints
 
-    names: list[str] = []
+    flags: dict[str, Any] = {}
     for name, hint in get_type_hints(config_type).items():
         flag = prefix + name.replace("_", "-")
-        names += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
-    return names
+        flags |= _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else {flag: hint}
+    return flags
 
 
 def _one_of(choices: dict[str, Any], name: str, kind: str) -> Any:
