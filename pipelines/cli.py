@@ -24,6 +24,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
 
   groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
   groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
+  groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --data data/shapes/validation
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
@@ -94,6 +95,13 @@ def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
     return run(kind, parse(DemoDataConfig, flags, prog=f"groupvit demo-data {kind}"))
 
 
+def inspect(arguments: Sequence[str]) -> dict[str, Any]:
+    """Show what a data set holds, in the terminal and as a page; verify it."""
+    from pipelines.inspect_dataset import InspectConfig, inspect_dataset
+
+    return inspect_dataset(parse(InspectConfig, arguments, prog="groupvit inspect"))
+
+
 def demo(arguments: Sequence[str]) -> dict[str, Any]:
     """Do the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
     from pipelines.demo.run import DemoConfig, run_demo
@@ -104,6 +112,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "demo": demo,
     "demo-data": demo_data,
+    "inspect": inspect,
     "pretrain": pretrain,
     "evaluate": evaluate,
     "segment": segment,
