@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
 
   groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
   groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
+  groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --data data/shapes/validation
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
@@ -99,6 +101,13 @@ def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
     return run(kind, parse(DemoDataConfig, flags, prog=f"groupvit demo-data {kind}"))
 
 
+def inspect(arguments: Sequence[str]) -> dict[str, Any]:
+    """Show what a data set holds, in the terminal and as a page; verify it."""
+    from pipelines.inspect_dataset import InspectConfig, inspect_dataset
+
+    return inspect_dataset(parse(InspectConfig, arguments, prog="groupvit inspect"))
+
+
 def demo(arguments: Sequence[str]) -> dict[str, Any]:
     """Do the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
     from pipelines.demo.run import DemoConfig, run_demo
@@ -109,6 +118,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "demo": demo,
     "demo-data": demo_data,
+    "inspect": inspect,
     "pretrain": pretrain,
     "evaluate": evaluate,
     "segment": segment,
@@ -145,9 +155,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
-    """A config from flags, its help from the strings under its fields. ValueError for an unknown flag or a bad
-    value."""
+    """A config from flags, its help from the strings under its fields; `--verify` alone means `--verify True`.
+    ValueError for an unknown flag or a bad value."""
     import tyro
+
+    flags = _flags(config_type)
+    spelled_out: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        switched_on = flags.get(argument) is bool and following not in ("True", "False")
+        spelled_out += [argument, "True"] if switched_on else [argument]
 
     # Beside its message, the parser draws a box and a usage line; what is wrong fits one line.
     drawn = io.StringIO()
@@ -157,7 +173,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
             config, unknown = tyro.cli(
                 config_type,
                 prog=prog,
-                args=list(arguments),
+                args=spelled_out,
                 return_unknown_args=True,
                 config=(tyro.conf.FlagConversionOff,),
                 default=missing if default is None else default,
@@ -170,7 +186,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise ValueError(f"{flag!r} belongs to no flag: see {prog} --help")
-        _unknown("flag", flag, _flags(config_type))
+        _unknown("flag", flag, flags)
     return config
 
 
@@ -202,14 +218,15 @@ def _first_message(box: str) -> str:
     return " ".join(message)
 
 
-def _flags(config_type: Any, prefix: str = "--") -> list[str]:
+def _flags(config_type: Any, prefix: str = "--") -> dict[str, Any]:
+    """The type of each flag."""
     from typing import get_type_hints
 
-    names: list[str] = []
+    flags: dict[str, Any] = {}
     for name, hint in get_type_hints(config_type).items():
         flag = prefix + name.replace("_", "-")
-        names += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
-    return names
+        flags |= _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else {flag: hint}
+    return flags
 
 
 def _one_of(choices: dict[str, Any], name: str, kind: str) -> Any:

@@ -1,12 +1,13 @@
 """The command line as a user sees it: exit codes, and what is on which stream."""
 
+import dataclasses
 import subprocess
 import sys
 import time
 
 import pytest
 
-from pipelines.cli import main
+from pipelines.cli import main, parse
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,26 @@ def test_mistakes_are_one_line_on_stderr_and_exit_code_2(
     assert message in captured.err
     assert captured.err.startswith("groupvit: error: ")
     assert captured.err.count("\n") == 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Switches:
+    name: str = ""
+    on: bool = False
+    off: bool = True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "switches"),
+    [
+        ("--on", Switches(on=True)),
+        ("--on --name on", Switches(on=True, name="on")),
+        ("--on False --off False", Switches(off=False)),
+        ("--on=True --off", Switches(on=True)),
+    ],
+)
+def test_a_switch_needs_no_value(arguments: str, switches: Switches) -> None:
+    assert parse(Switches, arguments.split(), prog="x") == switches
 
 
 def test_missing_experiment_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pipelines import storage
 from pipelines.config import DataConfig, IngestConfig
 from pipelines.experiments import debug
 from pipelines.ingest import plan_ingest
+from pipelines.inspect_dataset import InspectConfig, inspect_dataset
 from pipelines.schema import open_dataset, write_dataset
 from pipelines.slices import load_slices
 from tests.pipelines.dataset_folder import make_samples
@@ -38,6 +39,21 @@ def test_a_data_set_gives_the_slices_it_gives_from_disk(bucket, tmp_path):
     )
     for piece, other in zip(remote, local, strict=True):
         assert all(np.array_equal(piece[name], other[name]) for name in other)
+
+
+def test_a_data_set_is_inspected_as_on_disk(bucket, tmp_path):
+    uris = [storage.join(bucket, "inspected"), str(tmp_path / "inspected")]
+    pages: list[bytes] = []
+    for uri in uris:
+        write_dataset(uri, make_samples(40), rows_per_group=8, groups_per_file=2)
+        summary = inspect_dataset(InspectConfig(dataset=uri, out=storage.join(uri, "page.html"), verify=True))
+        assert summary["num_samples_verified"] == 40 and summary["charts"]["source"] == {"noise": 40}
+        pages.append(storage.read_bytes(summary["page"]).replace(uri.encode(), b""))
+    assert pages[0] == pages[1]
+    name = storage.join(uris[0], open_dataset(uris[0]).files[1])
+    storage.write_bytes(name, storage.read_bytes(name)[:-1000])
+    with pytest.raises(ValueError, match="1 problems, see above"):
+        inspect_dataset(InspectConfig(dataset=uris[0], out=str(tmp_path / "page.html"), verify=True))
 
 
 def test_a_missing_data_set_is_named(bucket):
