@@ -40,6 +40,24 @@ def ray_cluster(config: ExperimentConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def data_cluster(*, show_ray_logs: bool) -> Iterator[None]:
+    """The same for work on data alone, which takes what there is."""
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=show_ray_logs, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=show_ray_logs, logging_level=logging.WARNING
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def check_cluster(config: ExperimentConfig) -> bool:
     """Whether the workers use GPUs. ValueError if there are more workers than the cluster can place."""
     resources = ray.cluster_resources()
