@@ -49,9 +49,7 @@ def data_cluster(*, show_ray_logs: bool) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=show_ray_logs, logging_level=logging.WARNING)
     else:
-        ray.init(
-            address="local", include_dashboard=False, log_to_driver=show_ray_logs, logging_level=logging.WARNING
-        )
+        ray.init(address="local", include_dashboard=False, log_to_driver=show_ray_logs, logging_level=logging.WARNING)
     try:
         yield
     finally:

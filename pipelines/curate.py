@@ -136,12 +136,19 @@ def _finish(
     for name in storage.list_files(data):  # what a killed process left half-written
         if f"data/{name}" not in written:
             storage.remove_file(storage.join(data, name))
-    assert all(record["manifest"] == [] or record["manifest"][0]["file"] == f"data/{file_name(number)}"
-               for number, record in enumerate(records)), "the records of files are not in their order"
+    assert all(
+        record["manifest"] == [] or record["manifest"][0]["file"] == f"data/{file_name(number)}"
+        for number, record in enumerate(records)
+    ), "the records of files are not in their order"
     info = finish_dataset(
         config.out,
         manifests,
-        metadata={"curation": summary, "curation_terms": dict(terms), "terms_hash": _hash(terms), "code_version": code_version()},
+        metadata={
+            "curation": summary,
+            "curation_terms": dict(terms),
+            "terms_hash": _hash(terms),
+            "code_version": code_version(),
+        },
     )
     storage.remove_folder(work)
     _print_summary(summary, seconds, time.perf_counter() - started)
@@ -280,6 +287,8 @@ def _print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], ela
     cells = [summary["sources"][name]["num_rows"] for name in names]
     print(f"{'of':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_rows"]]))
     whole = max(sum(seconds.values()), 1e-9)
-    shares = "  ".join(f"{name} {part / whole:.0%}" for name, part in sorted(seconds.items(), key=lambda item: -item[1]))
+    shares = "  ".join(
+        f"{name} {part / whole:.0%}" for name, part in sorted(seconds.items(), key=lambda item: -item[1])
+    )
     print(f"time by step: {shares}")
     print(f"wrote {summary['out']} in {elapsed:.0f} s")

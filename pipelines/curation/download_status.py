@@ -3,25 +3,22 @@
 
 import re
 
-# In this order: the first that is found in the message counts. A message without a row here gives download_failed, or
-# download_not_an_image where img2dataset failed to resize.
-_REASONS = tuple(
-    (re.compile(pattern, re.IGNORECASE), reason)
-    for pattern, reason in (
-        (r"X-Robots-Tag|disallowed by", "download_opted_out"),
-        (r"private|loopback|link-local|metadata address|not (?:a )?(?:public|global)|reserved", "download_private_address"),
-        (r"timed? ?out", "download_timeout"),
-        (r"(?:body|response|file|content|download)\W.*(?:too (?:large|big|long)|exceeds|larger than|more than)", "download_too_large"),
-        (r"certificate|ssl", "download_certificate"),
-        (r"name or service|resolve|getaddrinfo|name resolution|no address", "download_no_such_host"),
-        (r"refused|reset|unreachable|remote end closed|incompleteread|incomplete read|broken pipe", "download_connection"),
-        (r"redirect", "download_redirect"),
-        (r"hash mismatch", "download_changed"),
-        (r"image too small", "image_too_small"),
-        (r"image area too large", "image_too_many_pixels"),
-        (r"aspect ratio too large", "image_aspect_ratio"),
-    )
-)  # fmt: skip
+_MESSAGES = {
+    "X-Robots-Tag|disallowed by": "download_opted_out",
+    "private|loopback|link-local|not (a )?(public|global)|reserved address": "download_private_address",
+    "timed? ?out": "download_timeout",
+    r"(body|response|file|content|download)\W.*(too (large|big|long)|exceeds|more than)": "download_too_large",
+    "certificate|ssl": "download_certificate",
+    "name or service|resol|getaddrinfo|no address": "download_no_such_host",
+    "refused|reset|unreachable|remote end closed|incomplete ?read|broken pipe": "download_connection",
+    "redirect": "download_redirect",
+    "hash mismatch": "download_changed",
+    "image too small": "image_too_small",
+    "image area too large": "image_too_many_pixels",
+    "aspect ratio too large": "image_aspect_ratio",
+}
+"""What messages say, and the reason that gives: the first that is found counts."""
+_REASONS = tuple((re.compile(pattern, re.IGNORECASE), reason) for pattern, reason in _MESSAGES.items())
 _HTTP = re.compile(r"HTTP Error (\d{3})", re.IGNORECASE)
 
 

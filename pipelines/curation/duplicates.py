@@ -5,6 +5,7 @@ a shuffle brought together, so that no process holds all of it.
 is dropped.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def duplicate_keys(rows: pa.Table, distance: int | None, num_partitions: int) ->
     parts = [(0, _numbers(rows, "content"), None), (1, _numbers(rows, "original"), None)]
     if distance is not None:
         bounds = [round(_HASH_BITS * band / (distance + 1)) for band in range(distance + 2)]
-        for band, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for band, (low, high) in enumerate(itertools.pairwise(bounds)):
             bits = np.uint64(2 ** (high - low) - 1) if high - low < _HASH_BITS else np.uint64(2**64 - 1)
             parts.append((_FIRST_BAND + band, hashes >> np.uint64(low) & bits, textured))
     tables = [KEYS_SCHEMA.empty_table()]

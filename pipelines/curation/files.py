@@ -88,4 +88,3 @@ def _fetch(kept: pa.Table, work: str, source_names: Sequence[str]) -> list[Mappi
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         list(threads.map(fetch, places))
     return rows
-

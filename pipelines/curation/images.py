@@ -24,9 +24,9 @@ _DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
 _MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "PA", "La", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", *_DEEP_GRAY)
 _FLATNESS = 3.0  # standard deviation, in grey levels of 255, below which a picture shows nothing to tell it by
 
-_COSINES = np.round(
-    4096 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None] + 1) / 64)
-).astype(np.int64)  # [8,32]: the lowest frequencies of a discrete cosine transform, as integers
+_COSINES = np.round(4096 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None] + 1) / 64)).astype(
+    np.int64
+)  # [8,32]: the lowest frequencies of a discrete cosine transform, as integers
 
 
 class UnusableImageError(Exception):

@@ -146,9 +146,7 @@ def row_of_record(record: bytes, image_bytes: int) -> dict[str, Any]:
     return json.loads(record[image_bytes:]) | {"image": record[:image_bytes]}
 
 
-def _kept(
-    piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Report
-) -> Iterator[tuple[int, Sample]]:
+def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Report) -> Iterator[tuple[int, Sample]]:
     """The samples that pass, each with its number within the piece; all rows of the piece are accounted for."""
     batches = read_rows(piece)
     while True:

@@ -76,9 +76,7 @@ def list_shards(source: Source) -> dict[str, str]:
 def read_shards(sources: Sequence[Source]) -> list[Shard]:
     """All shards of all sources with what their footers say; those that cannot be read carry an error."""
     listed = [
-        (index, uri, version)
-        for index, source in enumerate(sources)
-        for uri, version in list_shards(source).items()
+        (index, uri, version) for index, source in enumerate(sources) for uri, version in list_shards(source).items()
     ]
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         return list(threads.map(lambda entry: _read_shard(*entry), listed))
@@ -110,7 +108,9 @@ def read_rows(piece: Piece) -> Iterator[list[dict[str, Any]]]:
     be read, for a damaged shard; OSError where storage fails."""
     for group in range(piece.first, piece.end):
         reader = _RowGroupReader(piece.uri, group)
-        while (batch := _or_unreadable(lambda reader=reader: storage.retry(reader.read_batch, piece.uri), piece.uri)) is not None:
+        while (
+            batch := _or_unreadable(lambda reader=reader: storage.retry(reader.read_batch, piece.uri), piece.uri)
+        ) is not None:
             yield _or_unreadable(lambda batch=batch: _rows(batch), piece.uri)
 
 
@@ -167,8 +167,8 @@ def _read_shard(source: int, uri: str, version: str) -> Shard:
             uri=uri,
             version=version,
             rows=(),
-            error=f"raw={uri}: has no column {' nor '.join(missing)}, only {', '.join(names[:12])}; raw shards are what "
-            "img2dataset writes with output_format=parquet",
+            error=f"raw={uri}: has no column {' nor '.join(missing)}, only {', '.join(names[:12])}; raw shards are "
+            "what img2dataset writes with output_format=parquet",
         )
     rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
     # Every row takes more than a byte: a damaged footer must not promise billions.

@@ -5,6 +5,7 @@ Every task writes files that appear whole, and skips what is there already; what
 about 100 bytes a sample.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -30,7 +31,7 @@ from pipelines.curation.duplicates import (
     partition_of,
 )
 from pipelines.curation.files import write_file
-from pipelines.curation.pieces import Report, curate_piece, index_uri
+from pipelines.curation.pieces import Report, add_nouns, curate_piece, index_uri
 from pipelines.curation.raw import Piece
 
 _ROWS_PER_PARTITION = 250_000  # of the index: some 25 MB
@@ -52,6 +53,8 @@ class PieceCurator:
         cv2.setNumThreads(1)  # there is an actor for every CPU
         self._config, self._work = config, work
         self._steps = sample_steps(config, read_opt_out(config.opt_out)[0])
+        with contextlib.suppress(ValueError):  # the first piece tells
+            add_nouns([], config.tagger)
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
         """Work on one piece. What the user has to mend is told, not raised: Ray would wrap it in its own stack."""
@@ -75,8 +78,7 @@ def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iter
         batch_size=1,
         num_cpus=1,
         compute=ActorPoolStrategy(size=num_workers),
-        max_restarts=_MAX_RESTARTS,
-        max_task_retries=_MAX_RESTARTS,
+        ray_remote_args_fn=lambda: {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_RESTARTS},
     )
     for row in reports.iter_rows():
         if row["error"]:

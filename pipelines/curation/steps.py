@@ -189,14 +189,13 @@ def _scores_rule(config: CurateConfig) -> str:
 def _caption_rule(config: CurateConfig) -> str:
     return (
         f"{config.min_words} to {config.max_words or 'any number of'} words and {config.min_characters} to "
-        f"{config.max_characters or 'any number of'} characters once clean, {config.min_letter_share or 0:.0%} letters, "
-        f"{config.min_latin_share or 0:.0%} of them Latin"
+        f"{config.max_characters or 'any number of'} characters once clean, {config.min_letter_share or 0:.0%} "
+        f"letters, {config.min_latin_share or 0:.0%} of them Latin"
     )
 
 
 def _header_rule(config: CurateConfig) -> str:
     ratio = config.max_aspect_ratio
-    return (
-        f"an image, not animated, of at most {config.max_pixels:,} pixels, short side at least {config.min_side}"
-        + (f", at most {ratio:g} times as long as wide" if ratio is not None else "")
+    return f"an image, not animated, of at most {config.max_pixels:,} pixels, short side at least {config.min_side}" + (
+        f", at most {ratio:g} times as long as wide" if ratio is not None else ""
     )
