@@ -148,7 +148,8 @@ def row_of_record(record: bytes, image_bytes: int) -> dict[str, Any]:
 
 def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Report) -> Iterator[tuple[int, Sample]]:
     """The samples that pass, each with its number within the piece; all rows of the piece are accounted for."""
-    batches = read_rows(piece)
+    batches, superseded = read_rows(piece), frozenset(piece.superseded)
+    num_read = 0
     while True:
         with report.timed("read"):
             try:
@@ -159,7 +160,10 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
                 batch = None
         if batch is None:
             break
-        for number, raw in enumerate(batch[: max(0, piece.num_rows - report.num_rows)], start=report.num_rows):
+        for number, raw in enumerate(batch, start=num_read):
+            if superseded and raw.get("row") in superseded:
+                continue
+            report.num_rows += 1
             report.num_bytes += len(raw["jpg"] or b"")
             sample = Sample(raw=raw)
             reason = run_steps(sample, steps, report.seconds)
@@ -168,16 +172,16 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
                 yield number, sample
             else:
                 report.drops[reason] += 1
-        report.num_rows += len(batch)
-    missing = piece.num_rows - report.num_rows
-    if missing and not config.skip_unreadable_shards:
-        raise UnreadableShardError(
-            f"raw={piece.uri}: is damaged ({missing} rows fewer or more than its footer says); download it again, or "
-            "give --skip-unreadable-shards True"
-        )
+        num_read += len(batch)
+    missing = piece.num_rows - num_read  # more than promised are as good as any
     if missing > 0:
+        if not config.skip_unreadable_shards:
+            raise UnreadableShardError(
+                f"raw={piece.uri}: is damaged ({missing} rows fewer than its footer says); download it again, or give "
+                "--skip-unreadable-shards True"
+            )
+        report.num_rows += missing
         report.drops["shard_unreadable"] += missing
-    report.num_rows = piece.num_rows
 
 
 def _write_run(

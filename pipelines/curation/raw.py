@@ -18,10 +18,11 @@ from pipelines.curation.config import CurateConfig, Source
 REQUIRED_COLUMNS = ("jpg", "caption")
 COLUMNS = (
     *REQUIRED_COLUMNS,
-    *("url", "key", "status", "error_message", "sha256", "license", "similarity", "nsfw", "punsafe", "pwatermark"),
+    *("row", "url", "key", "status", "error_message", "sha256", "license"),
+    *("similarity", "nsfw", "punsafe", "pwatermark"),
 )
 """What is read, by name in lower case: data sets differ in that."""
-_TEXTS = frozenset(COLUMNS) - {"jpg", "similarity", "punsafe", "pwatermark"}
+_TEXTS = frozenset(COLUMNS) - {"jpg", "row", "similarity", "punsafe", "pwatermark"}
 ROWS_PER_BATCH = 64  # images may be megabytes each
 _BUFFER_SIZE = 2**22  # bytes read ahead of each column
 _NUM_THREADS = 32  # that wait for object storage
@@ -42,6 +43,8 @@ class Shard:
     """Changes with the file."""
     rows: tuple[int, ...]
     """Of each row group."""
+    superseded: tuple[int, ...] = ()
+    """Values of the column `row` that a later shard holds again: these rows of this shard are not there."""
     error: str | None = None
     """Why it cannot be read."""
 
@@ -57,17 +60,21 @@ class Piece:
     first: int
     end: int
     num_rows: int
+    """As stored, with those that are superseded."""
+    superseded: tuple[int, ...] = ()
 
 
-def list_shards(source: Source) -> dict[str, str]:
-    """URIs of the shards of a source, in order, and their versions. ValueError if there are none to be read."""
+def list_shards(source: Source) -> list[tuple[str, str, tuple[int, ...]]]:
+    """URI, version and superseded rows of each shard of a source, in order. ValueError if there are none to be read."""
     try:
         found = storage.list_versions(source.uri)
     except OSError as error:
         raise ValueError(
             f"raw={source.uri}: cannot be read ({error}); check the path, the bucket and the credentials"
         ) from error
-    shards = {storage.join(source.uri, name): version for name, version in found.items() if name.endswith(".parquet")}
+    shards = [
+        (storage.join(source.uri, name), version, ()) for name, version in found.items() if name.endswith(".parquet")
+    ]
     if not shards:
         raise ValueError(f"raw={source.uri}: no *.parquet directly in there; give a folder of raw shards")
     return shards
@@ -75,9 +82,7 @@ def list_shards(source: Source) -> dict[str, str]:
 
 def read_shards(sources: Sequence[Source]) -> list[Shard]:
     """All shards of all sources with what their footers say; those that cannot be read carry an error."""
-    listed = [
-        (index, uri, version) for index, source in enumerate(sources) for uri, version in list_shards(source).items()
-    ]
+    listed = [(index, *shard) for index, source in enumerate(sources) for shard in list_shards(source)]
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         return list(threads.map(lambda entry: _read_shard(*entry), listed))
 
@@ -97,6 +102,7 @@ def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
                         first=first,
                         end=group + 1,
                         num_rows=num_rows,
+                        superseded=shard.superseded,
                     )
                 )
                 first, num_rows = group + 1, 0
@@ -146,7 +152,7 @@ class _RowGroupReader:
             to_skip = max(0, to_skip - batch.num_rows)
 
 
-def _read_shard(source: int, uri: str, version: str) -> Shard:
+def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]) -> Shard:
     filesystem, path = storage.resolve(uri)
 
     def read() -> tuple[pq.FileMetaData, list[str], int]:
@@ -175,7 +181,7 @@ def _read_shard(source: int, uri: str, version: str) -> Shard:
     if any(count < 0 for count in rows) or sum(rows) != footer.num_rows or sum(rows) > size:
         error = f"raw={uri}: is damaged (its footer counts {footer.num_rows} rows); {_ADVICE}"
         return Shard(source=source, uri=uri, version=version, rows=(), error=error)
-    return Shard(source=source, uri=uri, version=version, rows=rows)
+    return Shard(source=source, uri=uri, version=version, rows=rows, superseded=superseded)
 
 
 _ADVICE = "download it again, or give --skip-unreadable-shards True"

@@ -6,6 +6,7 @@ about 100 bytes a sample.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -56,9 +57,9 @@ class PieceCurator:
         with contextlib.suppress(ValueError):  # the first piece tells
             add_nouns([], config.tagger)
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         """Work on one piece. What the user has to mend is told, not raised: Ray would wrap it in its own stack."""
-        (piece,) = [Piece(**row) for row in pa.table(dict(batch)).to_pylist()]
+        piece = Piece(**json.loads(batch["piece"][0]))
         try:
             return {"report": [curate_piece(piece, self._config, self._steps, self._work).to_json()], "error": [""]}
         except (ValueError, OSError) as error:
@@ -71,7 +72,7 @@ def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iter
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_workers = min(config.num_workers or num_cpus, num_cpus, len(pieces))
     reports = ray.data.from_items(
-        [asdict(piece) for piece in pieces], override_num_blocks=min(len(pieces), _MAX_BLOCKS)
+        [{"piece": json.dumps(asdict(piece))} for piece in pieces], override_num_blocks=min(len(pieces), _MAX_BLOCKS)
     ).map_batches(
         PieceCurator,  # pyright: ignore[reportArgumentType]
         fn_constructor_args=(config, work),

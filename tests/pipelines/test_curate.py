@@ -26,7 +26,7 @@ NUM_GOOD = 300
 PLANTED = {
     "download_http_404": 7,
     "download_timeout": 3,
-    "download_opted_out": 2,
+    "download_opt_out": 2,
     "opt_out_list": 4,
     "caption_empty": 2,
     "caption_other_alphabet": 3,
@@ -55,7 +55,7 @@ def planted_rows(rows):
     make = {
         "download_http_404": lambda n: raw_row(next(fresh), None),
         "download_timeout": lambda n: raw_row(next(fresh), None, **timeout),
-        "download_opted_out": lambda n: raw_row(next(fresh), None, **refused),
+        "download_opt_out": lambda n: raw_row(next(fresh), None, **refused),
         "opt_out_list": lambda n: raw_row(next(fresh), image(), url=f"https://img.photos.net/{n}.jpg"),
         "caption_empty": lambda n: raw_row(next(fresh), image(), " "),
         "caption_other_alphabet": lambda n: raw_row(next(fresh), image(), f"собака {n}"),

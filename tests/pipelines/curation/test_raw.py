@@ -1,10 +1,14 @@
+import dataclasses
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.curation.config import CurateConfig, Source
+from pipelines.curation.pieces import curate_piece
 from pipelines.curation.raw import check_shards, pieces_of, read_rows, read_shards
-from tests.pipelines.raw_shards import good_rows, write_shards
+from pipelines.curation.steps import sample_steps
+from tests.pipelines.raw_shards import SCHEMA, good_rows, write_shards
 
 
 def shards_of(folder):
@@ -93,3 +97,14 @@ def test_no_shards_and_no_rows_are_errors(tmp_path):
     )
     with pytest.raises(ValueError, match="hold no rows"):
         check_shards(shards_of(tmp_path), CurateConfig(raw=(str(tmp_path),), out="x"))
+
+
+def test_rows_that_a_later_shard_holds_are_not_there(tmp_path):
+    rows = [row | {"row": number} for number, row in enumerate(good_rows(range(30), width=70, height=64))]
+    rows[7] |= {"jpg": None, "status": "failed_to_download"}
+    schema = SCHEMA.append(pa.field("row", pa.int64()))
+    (shard,) = shards_of(write_shards(tmp_path / "raw", rows, 30, schema))
+    (piece,) = pieces_of([dataclasses.replace(shard, superseded=(7, 99))], 100)
+    config = CurateConfig(raw=("x",), out="y")
+    report = curate_piece(piece, config, sample_steps(config, None), str(tmp_path / "work"))
+    assert report.num_rows == 29 and not report.drops
