@@ -19,7 +19,7 @@ from pipelines.curation.config import CurateConfig, fixes_the_result, validate
 from pipelines.curation.opt_out import read_opt_out
 from pipelines.curation.pieces import Report, read_report
 from pipelines.curation.raw import Piece, Shard, check_shards, pieces_of, read_shards
-from pipelines.provenance import code_version
+from pipelines.provenance import code_version, redact
 from pipelines.schema import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
 
 _WORK = "_curation"
@@ -118,7 +118,7 @@ def _finish(
         "drops": dict(sum(drops.values(), Counter()).most_common()),
         "sources": {
             source.name: {
-                "uri": source.uri,
+                "uri": redact(source.uri),
                 "version": terms["input"][source.name]["version"],
                 "num_rows": rows_in[source.name],
                 "num_samples": kept[source.name],
@@ -157,8 +157,11 @@ def _finish(
 
 def _finished(config: CurateConfig, terms: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary of the data set if just this has been made already. ValueError if OUT holds anything else."""
-    if "dataset.json" not in storage.list_files(config.out):
-        return None
+    try:
+        if "dataset.json" not in storage.list_files(config.out):
+            return None
+    except OSError as error:
+        raise ValueError(_unwritable(config, error)) from error
     info = open_dataset(config.out)
     if info.metadata.get("terms_hash") != _hash(terms):
         refuse_existing(config.out)
@@ -181,14 +184,16 @@ def _begin(config: CurateConfig, terms: Mapping[str, Any]) -> str:
             storage.write_bytes(storage.join(work, _TERMS), json.dumps(terms, indent=2).encode())
             return work
     except OSError as error:
-        raise ValueError(
-            f"out={config.out}: cannot be written ({error}); check the path, the bucket and the credentials"
-        ) from error
+        raise ValueError(_unwritable(config, error)) from error
     if begun != json.loads(json.dumps(terms)):
         raise ValueError(
             f"out={config.out}: was begun with {_difference(begun, terms)}; give the same again, or remove {work}"
         )
     return work
+
+
+def _unwritable(config: CurateConfig, error: OSError) -> str:
+    return f"out={config.out}: cannot be written ({error}); check the path, the bucket and the credentials"
 
 
 def _difference(begun: Mapping[str, Any], terms: Mapping[str, Any]) -> str:
@@ -208,7 +213,7 @@ def _versions(config: CurateConfig, shards: Sequence[Shard]) -> dict[str, Any]:
     """What the input is: the digest of names, sizes and times of the shards of each source."""
     return {
         source.name: {
-            "uri": source.uri,
+            "uri": redact(source.uri),
             "num_shards": sum(shard.source == index for shard in shards),
             "version": _hash([[shard.uri, shard.version] for shard in shards if shard.source == index]),
         }

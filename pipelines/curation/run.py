@@ -7,6 +7,7 @@ about 100 bytes a sample.
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -140,6 +141,7 @@ def _quieten() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours is one line
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _read_index(batch: Mapping[str, Any], *, work: str, num_files: int, num_partitions: int) -> pa.Table:

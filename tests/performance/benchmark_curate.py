@@ -143,6 +143,7 @@ def benchmark(num_processes: int, num_rows: int, num_repeats: int, folder: Path)
         done = sum(report.num_rows for report in reports)
         return done / (time.perf_counter() - start), done / (cpu_seconds() - busy)
 
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(address="local", num_cpus=num_processes, include_dashboard=False, log_to_driver=False)
     systems = {"bare loop": bare, "curate": through_ray}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in systems}

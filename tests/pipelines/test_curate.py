@@ -225,7 +225,7 @@ def test_an_unreadable_shard_is_an_error_or_left_out(cluster, raw, tmp_path):
 def test_the_plan_is_measured_and_writes_nothing(raw, tmp_path, capsys):
     plan = curate(make_config(raw, tmp_path / "out", plan=True, plan_rows=64, cost_per_core_hour=2.0))
     assert not (tmp_path / "out").exists()
-    assert plan["num_rows"] == NUM_GOOD + sum(PLANTED.values()) and plan["num_shards"] == 5
+    assert plan["num_rows"] == NUM_GOOD + sum(PLANTED.values()) and plan["num_shards"] == 4
     assert plan["measured"]["num_rows"] >= 56 and plan["core_hours"] > 0
     assert plan["cost"] == pytest.approx(2 * plan["core_hours"])
     shown = capsys.readouterr().out
