@@ -137,9 +137,14 @@ def mine_nouns(
     `ValueError` if there is none.
     """
     tags = _NOUN_TAGS | _VERB_TAGS if include_verbs else _NOUN_TAGS
-    texts = (_PERSON.sub("person", _FILE_NAME.sub(" ", caption)) for caption in captions)
+    texts = (name_person(_FILE_NAME.sub(" ", caption)) for caption in captions)
     for document in _load_tagger(tagger).pipe(texts, batch_size=batch_size):
         yield [token.text.lower() for token in document if token.tag_ in tags and _is_word(token.text)]
+
+
+def name_person(caption: str) -> str:
+    """`caption` with the word person for every <PERSON>."""
+    return _PERSON.sub("person", caption)
 
 
 def draw_prompts(

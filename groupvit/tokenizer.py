@@ -30,11 +30,16 @@ _NUM_MERGES = 49152 - 256 - 2
 _WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def clean(text: str) -> str:
-    """Mend broken unicode, undo HTML escapes, collapse white space, lower-case: what CLIP does before encoding."""
+def mend(text: str) -> str:
+    """Mend broken unicode, undo HTML escapes, collapse white space."""
     if not (text.isascii() and text.isprintable() and "&" not in text):  # else ftfy and unescape change nothing
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return " ".join(text.split())
+
+
+def clean(text: str) -> str:
+    """`mend` and lower-case: what CLIP does before encoding."""
+    return mend(text).lower()
 
 
 class Tokenizer:

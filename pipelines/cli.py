@@ -25,6 +25,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
 
   groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
   groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
+  groupvit curate --raw s3://bucket/raw --out s3://bucket/train    make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --data data/shapes/validation
@@ -82,6 +83,14 @@ def segment(arguments: Sequence[str]) -> dict[str, Any]:
     return run(parse(SegmentConfig, arguments, prog="groupvit segment"))
 
 
+def curate(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn raw shards into a data set."""
+    from pipelines.curate import curate as run
+    from pipelines.curation.config import CurateConfig
+
+    return run(parse(CurateConfig, arguments, prog="groupvit curate"))
+
+
 def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
     """Make the data of the demo: a training data set, and scenes with masks to evaluate on."""
     from pipelines.demo.generate import DemoDataConfig
@@ -118,6 +127,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "demo": demo,
     "demo-data": demo_data,
+    "curate": curate,
     "inspect": inspect,
     "pretrain": pretrain,
     "evaluate": evaluate,

@@ -4,12 +4,14 @@ S3 is set up by what AWS's own tools go by: AWS_ENDPOINT_URL, AWS_REGION, and th
 (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, profiles, roles of the machine).
 """
 
+import bisect
+import contextlib
 import functools
 import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -134,6 +136,52 @@ def list_files(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
 
+def list_versions(uri: str) -> dict[str, str]:
+    """What `list_files` gives, each with its size and time of change: another text once the file is another."""
+    filesystem, path = resolve(uri)
+    found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
+    files = sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: info.base_name)
+    return {info.base_name: f"{info.size} bytes of {info.mtime_ns}" for info in files}
+
+
+def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file, each given by its first byte and its length. Parts that touch are read at once."""
+    filesystem, path = resolve(uri)
+    joined: list[list[int]] = []
+    for start, length in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], start + length)
+        else:
+            joined.append([start, start + length])
+
+    def read() -> list[bytes]:
+        with filesystem.open_input_file(path) as file:
+            return [file.read_at(end - start, start) for start, end in joined]
+
+    contents = retry(read, uri)
+    starts = [start for start, _ in joined]
+    parts: list[bytes] = []
+    for start, length in ranges:
+        index = bisect.bisect_right(starts, start) - 1
+        offset = start - starts[index]
+        parts.append(contents[index][offset : offset + length])
+    return parts
+
+
+def remove_file(uri: str) -> None:
+    """Remove a file, if it is there."""
+    filesystem, path = resolve(uri)
+    with contextlib.suppress(FileNotFoundError):
+        retry(lambda: filesystem.delete_file(path), uri)
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder with all it holds, if it is there."""
+    filesystem, path = resolve(uri)
+    with contextlib.suppress(FileNotFoundError):
+        retry(lambda: filesystem.delete_dir(path), uri)
+
+
 def retry(attempt: Callable[[], Result], uri: str) -> Result:
     """`attempt()`, up to 8 times with growing pauses between, while object storage fails in ways that may pass.
 
@@ -149,6 +197,8 @@ def retry(attempt: Callable[[], Result], uri: str) -> Result:
         except _PERMANENT:
             raise
         except OSError as error:
+            if not is_of_storage(error):  # damaged content, says Arrow
+                raise
             refused = any(word in str(error) for word in _REFUSED)
             num_attempts = 2 if refused and bucket not in _seen_to_work else _NUM_ATTEMPTS
             if number >= num_attempts or isinstance(error, StorageError) or "NO_SUCH_BUCKET" in str(error):
@@ -159,6 +209,11 @@ def retry(attempt: Callable[[], Result], uri: str) -> Result:
             _seen_to_work.add(bucket)
             return result
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def is_of_storage(error: OSError) -> bool:
+    """Whether a disk, a server or the network failed; Arrow raises OSError for damaged content, too."""
+    return isinstance(error, StorageError) or error.errno is not None or "AWS Error" in str(error)
 
 
 def check_bucket(uri: str) -> None:

@@ -71,7 +71,7 @@ def test_passing_errors_of_object_storage_are_tried_again(monkeypatch):
     pauses = []
     monkeypatch.setattr(storage, "_seen_to_work", {"bucket"})
     monkeypatch.setattr(storage.time, "sleep", pauses.append)
-    flaky = Flaky(OSError("SLOW_DOWN"), PermissionError("ACCESS_DENIED"))
+    flaky = Flaky(OSError("AWS Error SLOW_DOWN"), OSError("AWS Error ACCESS_DENIED"))
     assert storage.retry(flaky, "s3://bucket/x") == "done"
     assert flaky.num_calls == 3 and 0.25 <= pauses[0] <= 0.5 <= pauses[1] <= 1
 
@@ -79,7 +79,8 @@ def test_passing_errors_of_object_storage_are_tried_again(monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "error", "num_calls"),
     [
-        ("s3://bucket/x", OSError("down"), 8),
+        ("s3://bucket/x", OSError("AWS Error INTERNAL_FAILURE"), 8),
+        ("s3://bucket/x", OSError("Couldn't deserialize thrift"), 1),
         ("s3://bucket/x", OSError("AWS Error ACCESS_DENIED"), 2),  # not served before
         ("s3://bucket/x", OSError("AWS Error NO_SUCH_BUCKET"), 1),
         ("s3://bucket/x", FileNotFoundError("x"), 1),

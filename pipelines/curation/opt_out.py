@@ -1,0 +1,66 @@
+"""What must not be used: images named by URL, by domain or by the sha256 of the file."""
+
+import hashlib
+import re
+from urllib.parse import urlsplit
+
+from pipelines import storage
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class OptOutList:
+    """Looks rows up in the list. It is held in memory by every process: about 150 bytes an entry."""
+
+    def __init__(self, content: str) -> None:
+        lines = [line.strip() for line in content.splitlines()]
+        entries = [line for line in lines if line and not line.startswith("#")]
+        self._sha256 = frozenset(entry.lower() for entry in entries if _SHA256.fullmatch(entry))
+        self._urls = frozenset(_without_scheme(entry) for entry in entries if "/" in entry)
+        self._domains = frozenset(
+            entry.lower().strip(".") for entry in entries if "/" not in entry and not _SHA256.fullmatch(entry)
+        )
+
+    def __len__(self) -> int:
+        return len(self._sha256) + len(self._urls) + len(self._domains)
+
+    @property
+    def any_sha256(self) -> bool:
+        return bool(self._sha256)
+
+    def has_sha256(self, sha256: str) -> bool:
+        return sha256.lower() in self._sha256
+
+    def has_url(self, url: str) -> bool:
+        """Whether the URL, by http or https, is on the list, or its host, or a domain above that."""
+        if _without_scheme(url) in self._urls:
+            return True
+        if not self._domains:
+            return False
+        try:
+            host = (urlsplit(url if "://" in url else f"//{url}").hostname or "").strip(".")
+        except ValueError:  # it was downloaded from somewhere, but nobody can say from where
+            return True
+        labels = host.split(".")
+        return any(".".join(labels[first:]) in self._domains for first in range(len(labels)))
+
+
+def read_opt_out(uri: str | None) -> tuple[OptOutList | None, str | None]:
+    """The list and the sha256 of its file; None for none. ValueError if it cannot be read."""
+    if uri is None:
+        return None, None
+    try:
+        content = storage.read_bytes(uri)
+    except OSError as error:
+        raise ValueError(f"opt_out={uri}: cannot be read ({error}); give a file, one entry a line") from error
+    try:
+        return OptOutList(content.decode()), hashlib.sha256(content).hexdigest()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"opt_out={uri}: is no text in UTF-8 ({error}); give one entry a line") from error
+
+
+def _without_scheme(url: str) -> str:
+    """A URL as it is looked up: the host in lower case, no fragment."""
+    rest = url.partition("://")[2] or url
+    host, slash, path = rest.partition("#")[0].partition("/")
+    return f"{host.lower()}{slash}{path}"

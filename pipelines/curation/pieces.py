@@ -1,0 +1,233 @@
+"""A piece of a raw shard through all steps that look at one sample alone.
+
+What is left is put into OUT/_curation, in the order in which the data set will hold it:
+
+records/PIECE-RUN        samples back to back, each its image and then the rest as JSON
+index/PIECE.parquet      one row per sample: its place, and the hashes by which samples are compared. Written last: a
+                         piece without it is not done
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from groupvit.captions import mine_nouns
+from pipelines import storage
+from pipelines.curation.config import CurateConfig
+from pipelines.curation.raw import Piece, UnreadableShardError, read_rows
+from pipelines.curation.steps import Sample, Step
+from pipelines.schema import sample_id
+
+ROWS_PER_RUN = 1024
+"""Samples that are held in memory, and sorted, at a time."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("order", pa.int64(), nullable=False),  # canonical: by piece, then by row
+        pa.field("source", pa.int32(), nullable=False),
+        pa.field("shuffle_key", pa.uint64(), nullable=False),  # where in the data set it goes
+        pa.field("caption", pa.uint64(), nullable=False),  # hashes
+        pa.field("content", pa.uint64(), nullable=False),
+        pa.field("original", pa.uint64(), nullable=False),
+        pa.field("perceptual", pa.uint64()),  # null: flat
+        pa.field("piece", pa.int32(), nullable=False),
+        pa.field("run", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),  # bytes, in the run's file
+        pa.field("image_bytes", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int32(), nullable=False),
+    ]
+)
+_ROWS_OF_A_PIECE = 2**32  # more than any has: what `order` counts pieces in
+_REPORT = b"groupvit.curation"
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What became of the rows of a piece, or of many."""
+
+    num_rows: int = 0
+    num_bytes: int = 0
+    """Of the images that came in."""
+    drops: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Of each step."""
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Report":
+        values = json.loads(text)
+        return cls(**{**values, "drops": Counter(values["drops"]), "seconds": Counter(values["seconds"])})
+
+
+def curate_piece(piece: Piece, config: CurateConfig, steps: Sequence[Step], work: str) -> Report:
+    """Run the steps over a piece and write what is left to the folder `work`.
+
+    UnreadableShardError for a damaged shard, unless such are skipped: then rows that cannot be read are counted.
+    """
+    report = Report()
+    index: list[pa.Table] = []
+    kept: list[tuple[int, Sample]] = []
+
+    def flush() -> None:
+        if kept:
+            index.append(_write_run(piece, len(index), kept, config, report, work))
+            kept.clear()
+
+    for number, sample in _kept(piece, config, steps, report):
+        kept.append((number, sample))
+        if len(kept) == ROWS_PER_RUN:
+            flush()
+    flush()
+    table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *index])
+    with report.timed("write"):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({_REPORT: report.to_json()}), sink)
+        storage.write_bytes(index_uri(work, piece.number), memoryview(sink.getvalue()))
+    return report
+
+
+def run_steps(sample: Sample, steps: Sequence[Step], seconds: Counter[str]) -> str | None:
+    """The reason why a sample is dropped; None if it passes all steps. Adds the time of each to `seconds`."""
+    start = time.perf_counter()
+    for step in steps:
+        reason = step.check(sample)
+        end = time.perf_counter()
+        seconds[step.name] += end - start
+        if reason is not None:
+            return reason
+        start = end
+    return None
+
+
+def add_nouns(samples: Sequence[Sample], tagger: str) -> None:
+    for sample, nouns in zip(samples, mine_nouns([sample.caption for sample in samples], tagger=tagger), strict=True):
+        sample.nouns = nouns
+
+
+def read_report(work: str, piece: int) -> Report:
+    """What a piece that is done reported."""
+    filesystem, path = storage.resolve(index_uri(work, piece))
+
+    def read() -> bytes:
+        with filesystem.open_input_file(path) as file:
+            return pq.ParquetFile(file).schema_arrow.metadata[_REPORT]
+
+    return Report.from_json(storage.retry(read, path))
+
+
+def index_uri(work: str, piece: int) -> str:
+    return storage.join(work, "index", f"{piece:08d}.parquet")
+
+
+def records_uri(work: str, piece: int, run: int) -> str:
+    return storage.join(work, "records", f"{piece:08d}-{run:04d}")
+
+
+def row_of_record(record: bytes, image_bytes: int) -> dict[str, Any]:
+    """A row of the data set, but for its source."""
+    return json.loads(record[image_bytes:]) | {"image": record[:image_bytes]}
+
+
+def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Report) -> Iterator[tuple[int, Sample]]:
+    """The samples that pass, each with its number within the piece; all rows of the piece are accounted for."""
+    batches, superseded = read_rows(piece), frozenset(piece.superseded)
+    num_read = 0
+    while True:
+        with report.timed("read"):
+            try:
+                batch = next(batches, None)
+            except UnreadableShardError:
+                if not config.skip_unreadable_shards:
+                    raise
+                batch = None
+        if batch is None:
+            break
+        for number, raw in enumerate(batch, start=num_read):
+            if superseded and raw.get("row") in superseded:
+                continue
+            report.num_rows += 1
+            report.num_bytes += len(raw["jpg"] or b"")
+            sample = Sample(raw=raw)
+            reason = run_steps(sample, steps, report.seconds)
+            if reason is None:
+                sample.raw = {**raw, "jpg": None}
+                yield number, sample
+            else:
+                report.drops[reason] += 1
+        num_read += len(batch)
+    missing = piece.num_rows - num_read  # more than promised are as good as any
+    if missing > 0:
+        if not config.skip_unreadable_shards:
+            raise UnreadableShardError(
+                f"raw={piece.uri}: is damaged ({missing} rows fewer than its footer says); download it again, or give "
+                "--skip-unreadable-shards True"
+            )
+        report.num_rows += missing
+        report.drops["shard_unreadable"] += missing
+
+
+def _write_run(
+    piece: Piece, run: int, kept: Sequence[tuple[int, Sample]], config: CurateConfig, report: Report, work: str
+) -> pa.Table:
+    with report.timed("nouns"):
+        add_nouns([sample for _, sample in kept], config.tagger)
+    with report.timed("write"):
+        entries: list[tuple[dict[str, Any], bytes, bytes]] = []
+        for number, sample in kept:
+            name = sample_id(sample.image, sample.caption)
+            entry = {
+                "order": piece.number * _ROWS_OF_A_PIECE + number,
+                "source": piece.source,
+                "shuffle_key": _hash64(f"{config.seed} {name}".encode()),
+                "caption": _hash64(sample.caption.encode()),
+                "content": _hash64(sample.image),
+                "original": _hash64(sample.sha256.encode()),
+                "perceptual": sample.perceptual_hash,
+                "piece": piece.number,
+                "run": run,
+            }
+            entries.append((entry, sample.image, json.dumps(_columns(name, sample)).encode()))
+        entries.sort(key=lambda entry: (entry[0]["shuffle_key"], entry[0]["order"]))
+        offset = 0
+        for entry, image, rest in entries:
+            entry |= {"offset": offset, "image_bytes": len(image), "bytes": len(image) + len(rest)}
+            offset += entry["bytes"]
+        content = b"".join(part for _, image, rest in entries for part in (image, rest))
+        storage.write_bytes(records_uri(work, piece.number, run), content)
+        return pa.Table.from_pylist([entry for entry, _, _ in entries], schema=INDEX_SCHEMA)
+
+
+def _columns(name: str, sample: Sample) -> Mapping[str, Any]:
+    return {
+        "sample_id": name,
+        "caption": sample.caption,
+        "nouns": sample.nouns,
+        "width": sample.width,
+        "height": sample.height,
+        "url": sample.raw.get("url"),
+        "license": sample.raw.get("license"),
+        "sha256": sample.sha256,
+    }
+
+
+def _hash64(content: bytes) -> int:
+    """Two of a billion different contents agree in it with a probability below 3 %."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8])

@@ -1,0 +1,104 @@
+"""What a curation would do, how long it would take and what it would cost: measured on some rows, in this process,
+without Ray."""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import cv2
+
+from pipelines.curation.config import CurateConfig
+from pipelines.curation.opt_out import OptOutList
+from pipelines.curation.pieces import add_nouns, run_steps
+from pipelines.curation.raw import Piece, Shard, UnreadableShardError, read_rows
+from pipelines.curation.steps import Sample, sample_steps
+
+_EFFICIENCY = 0.7
+"""Of cores, through Ray, beside the bare work measured here: what tests/performance/benchmark_curate.py asks for."""
+
+
+def print_plan(
+    config: CurateConfig, shards: Sequence[Shard], pieces: Sequence[Piece], opt_out: OptOutList | None
+) -> dict[str, Any]:
+    """Print and return the plan, JSON-safe."""
+    num_rows = sum(piece.num_rows for piece in pieces)
+    for index, source in enumerate(config.sources):
+        own = [shard for shard in shards if shard.source == index]
+        print(f"{source.name}: {len(own):,} shards, {sum(sum(shard.rows) for shard in own):,} rows in {source.uri}")
+        for shard in own:
+            if shard.error:
+                print(f"  left out: {shard.error}")
+    steps = sample_steps(config, opt_out)
+    for step in steps:
+        print(f"  {step.name:10} {step.rule}")
+    print(f"  {'nouns':10} found by {config.tagger}")
+    limit, distance = config.max_images_per_caption, config.near_duplicate_distance
+    boilerplate = "off" if limit is None else f"captions of more than {limit} images are dropped"
+    near = "" if distance is None else f"; pictures whose hashes differ in at most {distance} of 64 bits"
+    print(f"  boiler-plate {boilerplate}")
+    print(f"  duplicates of content or original file{near}: the first is kept")
+    measured = _measure(config, pieces, opt_out)
+    core_hours = num_rows * measured["seconds_per_row"] / _EFFICIENCY / 3600
+    num_cpus = config.num_workers or os.cpu_count() or 1
+    plan = {
+        "num_shards": len(shards),
+        "num_rows": num_rows,
+        "num_pieces": len(pieces),
+        "measured": measured,
+        "kept_at_most": round(num_rows * measured["kept_share"]),
+        "core_hours": core_hours,
+        "hours": core_hours / num_cpus,
+        "num_cpus": num_cpus,
+        "cost": core_hours * config.cost_per_core_hour,
+    }
+    drops = ", ".join(f"{reason} {share:.1%}" for reason, share in measured["drops"].items()) or "none"
+    rate = 1 / measured["seconds_per_row"]
+    print(f"measured {measured['num_rows']:,} rows: {rate:,.0f} rows/s on one core; drops: {drops}")
+    print(
+        f"estimate: {core_hours:,.2f} core-hours, {plan['hours']:,.2f} hours on {num_cpus} CPUs, cost "
+        f"{plan['cost']:,.2f} at {config.cost_per_core_hour:g} per core-hour; at most {plan['kept_at_most']:,} samples "
+        f"of {num_rows:,} rows, before duplicates"
+    )
+    print(f"nothing was written to {config.out}")
+    return plan
+
+
+def _measure(config: CurateConfig, pieces: Sequence[Piece], opt_out: OptOutList | None) -> dict[str, Any]:
+    """Seconds and shares over rows of some pieces that lie evenly apart."""
+    cv2.setNumThreads(1)
+    steps = sample_steps(config, opt_out)
+    add_nouns([], config.tagger)  # loading it does not count
+    num_pieces = min(len(pieces), 8)
+    chosen = [pieces[len(pieces) * index // num_pieces] for index in range(num_pieces)]
+    seconds: Counter[str] = Counter()
+    drops: Counter[str] = Counter()
+    kept: list[Sample] = []
+    num_rows = 0
+    start = time.perf_counter()
+    for piece in chosen:
+        try:
+            for batch in islice(read_rows(piece), -(-config.plan_rows // num_pieces // 64)):
+                for raw in batch[: -(-config.plan_rows // num_pieces)]:
+                    sample = Sample(raw=raw)
+                    reason = run_steps(sample, steps, seconds)
+                    num_rows += 1
+                    if reason is None:
+                        kept.append(sample)
+                    else:
+                        drops[reason] += 1
+        except UnreadableShardError as error:
+            if not config.skip_unreadable_shards:
+                raise
+            print(error, file=sys.stderr)
+    add_nouns(kept, config.tagger)
+    elapsed = time.perf_counter() - start
+    return {
+        "num_rows": num_rows,
+        "seconds_per_row": elapsed / max(num_rows, 1),
+        "kept_share": len(kept) / max(num_rows, 1),
+        "drops": {reason: count / max(num_rows, 1) for reason, count in drops.most_common()},
+    }

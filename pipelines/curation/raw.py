@@ -1,0 +1,247 @@
+"""Raw shards: which there are, how they are cut into pieces of work, and their rows in small batches.
+
+A piece is some neighbouring row groups of a shard. img2dataset writes row groups of 100 rows; a shard with huge ones is
+read in small batches all the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.curation.config import CurateConfig, Source
+
+REQUIRED_COLUMNS = ("jpg", "caption")
+COLUMNS = (
+    *REQUIRED_COLUMNS,
+    *("row", "url", "key", "status", "error_message", "sha256", "license"),
+    *("similarity", "nsfw", "punsafe", "pwatermark"),
+)
+"""What is read, by name in lower case: data sets differ in that."""
+_TEXTS = frozenset(COLUMNS) - {"jpg", "row", "similarity", "punsafe", "pwatermark"}
+ROWS_PER_BATCH = 64  # images may be megabytes each
+_BUFFER_SIZE = 2**22  # bytes read ahead of each column
+_NUM_THREADS = 32  # that wait for object storage
+
+
+class UnreadableShardError(ValueError):
+    """A shard that is no parquet file, or a damaged one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A raw shard as its footer describes it."""
+
+    source: int
+    """Index among the sources."""
+    uri: str
+    version: str
+    """Changes with the file."""
+    rows: tuple[int, ...]
+    """Of each row group."""
+    superseded: tuple[int, ...] = ()
+    """Values of the column `row` that a later shard holds again: these rows of this shard are not there."""
+    error: str | None = None
+    """Why it cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Row groups `first` … `end`-1 of a shard."""
+
+    number: int
+    """In the order of sources, shards and row groups: what comes first of two duplicates is kept."""
+    source: int
+    uri: str
+    first: int
+    end: int
+    num_rows: int
+    """As stored, with those that are superseded."""
+    superseded: tuple[int, ...] = ()
+
+
+def list_shards(source: Source) -> list[tuple[str, str, tuple[int, ...]]]:
+    """URI, version and superseded rows of each shard of a source, in order. ValueError if there are none to be read."""
+    found = storage.list_versions(source.uri)
+    shards = [
+        (storage.join(source.uri, name), version, ()) for name, version in found.items() if name.endswith(".parquet")
+    ]
+    if not shards:
+        storage.check_bucket(source.uri)
+        raise ValueError(f"raw={source.uri}: no *.parquet directly in there; give a folder of raw shards")
+    return shards
+
+
+def read_shards(sources: Sequence[Source]) -> list[Shard]:
+    """All shards of all sources with what their footers say; those that cannot be read carry an error."""
+    listed = [(index, *shard) for index, source in enumerate(sources) for shard in list_shards(source)]
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        return list(threads.map(lambda entry: _read_shard(*entry), listed))
+
+
+def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
+    pieces: list[Piece] = []
+    for shard in shards:
+        first = num_rows = 0
+        for group, rows in enumerate(shard.rows):
+            num_rows += rows
+            if num_rows >= rows_per_piece or group == len(shard.rows) - 1:
+                pieces.append(
+                    Piece(
+                        number=len(pieces),
+                        source=shard.source,
+                        uri=shard.uri,
+                        first=first,
+                        end=group + 1,
+                        num_rows=num_rows,
+                        superseded=shard.superseded,
+                    )
+                )
+                first, num_rows = group + 1, 0
+    return pieces
+
+
+def read_rows(piece: Piece) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a piece in batches of up to 64, by column name in lower case. UnreadableShardError, after what could
+    be read, for a damaged shard; OSError where storage fails."""
+    for group in range(piece.first, piece.end):
+        reader = _RowGroupReader(piece.uri, group)
+        while (
+            batch := _or_unreadable(lambda reader=reader: storage.retry(reader.read_batch, piece.uri), piece.uri)
+        ) is not None:
+            yield _or_unreadable(lambda batch=batch: _rows(batch), piece.uri)
+
+
+class _RowGroupReader:
+    """Reads on where it was after storage has failed."""
+
+    def __init__(self, uri: str, group: int) -> None:
+        self._uri, self._group = uri, group
+        self._num_read = 0
+        self._batches: Iterator[pa.RecordBatch] | None = None
+
+    def read_batch(self) -> pa.RecordBatch | None:
+        try:
+            if self._batches is None:
+                self._batches = self._open()
+            batch = next(self._batches, None)
+        except BaseException:
+            self._batches = None
+            raise
+        self._num_read += 0 if batch is None else batch.num_rows
+        return batch
+
+    def _open(self) -> Iterator[pa.RecordBatch]:
+        filesystem, path = storage.resolve(self._uri)
+        file = pq.ParquetFile(filesystem.open_input_file(path), buffer_size=_BUFFER_SIZE, pre_buffer=False)
+        columns = [name for name in file.schema_arrow.names if name.lower() in COLUMNS]
+        to_skip = self._num_read
+        for batch in file.iter_batches(
+            batch_size=ROWS_PER_BATCH, row_groups=[self._group], columns=columns, use_threads=False
+        ):
+            if to_skip < batch.num_rows:
+                yield batch.slice(to_skip)
+            to_skip = max(0, to_skip - batch.num_rows)
+
+
+def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]) -> Shard:
+    filesystem, path = storage.resolve(uri)
+
+    def read() -> tuple[pq.FileMetaData, list[str], int]:
+        with filesystem.open_input_file(path) as file:
+            footer = pq.ParquetFile(file)
+            return footer.metadata, footer.schema_arrow.names, file.size()
+
+    try:
+        footer, names, size = _or_unreadable(lambda: storage.retry(read, uri), uri)
+    except UnreadableShardError as error:
+        return Shard(source=source, uri=uri, version=version, rows=(), error=str(error))
+    except OSError as error:
+        raise ValueError(f"raw={uri}: cannot be read ({error}); check the bucket and the credentials") from error
+    missing = [name for name in REQUIRED_COLUMNS if name not in [known.lower() for known in names]]
+    if missing:
+        return Shard(
+            source=source,
+            uri=uri,
+            version=version,
+            rows=(),
+            error=f"raw={uri}: has no column {' nor '.join(missing)}, only {', '.join(names[:12])}; raw shards are "
+            "what img2dataset writes with output_format=parquet",
+        )
+    rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
+    # Every row takes more than a byte: a damaged footer must not promise billions.
+    if any(count < 0 for count in rows) or sum(rows) != footer.num_rows or sum(rows) > size:
+        error = f"raw={uri}: is damaged (its footer counts {footer.num_rows} rows); {_ADVICE}"
+        return Shard(source=source, uri=uri, version=version, rows=(), error=error)
+    return Shard(source=source, uri=uri, version=version, rows=rows, superseded=superseded)
+
+
+_ADVICE = "download it again, or give --skip-unreadable-shards True"
+
+
+def _or_unreadable(read: Any, uri: str) -> Any:
+    """`read()`; what a parquet reader raises on damaged files, which may be anything, as UnreadableShardError."""
+    try:
+        return read()
+    except Exception as error:
+        if isinstance(error, OSError) and storage.is_of_storage(error):
+            raise
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnreadableShardError(f"raw={uri}: is no parquet file, or a damaged one ({text}); {_ADVICE}") from error
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    columns: dict[str, list[Any]] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        lower = name.lower()
+        if lower in columns:
+            continue  # the same name in two cases: the first counts
+        if lower in _TEXTS:
+            columns[lower] = _texts(column)
+        elif lower == "jpg":
+            columns[lower] = column.to_pylist()
+            if not all(value is None or isinstance(value, bytes) for value in columns[lower]):
+                raise ValueError("column jpg does not hold bytes")
+        else:
+            columns[lower] = [_number(value) for value in column.to_pylist()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """Values as texts. Text that is no UTF-8 is None: a damaged caption is none."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        wide = pa.types.is_large_string(column.type)
+        column = column.view(pa.large_binary() if wide else pa.binary())
+    return [_text(value) for value in column.to_pylist()]
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return None if value is None else str(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def check_shards(shards: Sequence[Shard], config: CurateConfig) -> None:
+    """ValueError for the first shard that cannot be read, unless they are to be skipped."""
+    unreadable = [shard.error for shard in shards if shard.error]
+    if unreadable and not config.skip_unreadable_shards:
+        more = f" (and {len(unreadable) - 1} more such)" if len(unreadable) > 1 else ""
+        raise ValueError(f"{unreadable[0]}{more}")
+    if not any(sum(shard.rows) for shard in shards):
+        raise ValueError(f"raw={config.raw[0]}: the shards hold no rows; download again")

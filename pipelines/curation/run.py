@@ -1,0 +1,170 @@
+"""Curation on Ray Data: pieces of raw shards through actors that load the tagger once, then the index through hash
+shuffles that bring together what has to be compared, then the files of the data set.
+
+Every task writes files that appear whole, and skips what is there already; what passes through Ray is the index only,
+about 100 bytes a sample.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipelines import storage
+from pipelines.curation.config import CurateConfig
+from pipelines.curation.duplicates import (
+    KEEP,
+    KEYS_SCHEMA,
+    MARKS_SCHEMA,
+    duplicate_keys,
+    file_of,
+    find_duplicates,
+    mark_boilerplate,
+    partition_of,
+)
+from pipelines.curation.files import write_file
+from pipelines.curation.pieces import Report, add_nouns, curate_piece, index_uri
+from pipelines.curation.raw import Piece
+
+_ROWS_PER_PARTITION = 250_000  # of the index: some 25 MB
+_PIECES_PER_TASK = 64  # whose part of the index is read at once
+_MAX_BLOCKS = 4096  # that Ray has to keep an eye on
+_MAX_RESTARTS = 3  # of a process that dies, as it would of an image that breaks a decoder
+
+
+class PieceCurator:
+    """Actor: what is slow to load is loaded once."""
+
+    def __init__(self, config: CurateConfig, work: str) -> None:
+        # Imported here: drivers and other tasks do without.
+        import cv2
+
+        from pipelines.curation.opt_out import read_opt_out
+        from pipelines.curation.steps import sample_steps
+
+        cv2.setNumThreads(1)  # there is an actor for every CPU
+        self._config, self._work = config, work
+        self._steps = sample_steps(config, read_opt_out(config.opt_out)[0])
+        with contextlib.suppress(ValueError):  # the first piece tells
+            add_nouns([], config.tagger)
+
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Work on one piece. What the user has to mend is told, not raised: Ray would wrap it in its own stack."""
+        piece = Piece(**json.loads(batch["piece"][0]))
+        try:
+            return {"report": [curate_piece(piece, self._config, self._steps, self._work).to_json()], "error": [""]}
+        except (ValueError, OSError) as error:
+            return {"report": [""], "error": [f"{piece.uri}: {error}" if isinstance(error, OSError) else str(error)]}
+
+
+def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iterator[Report]:
+    """Curate `pieces`, in any order, yielding their reports as they are done. ValueError for what is wrong with one."""
+    _quieten()
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))
+    num_workers = min(config.num_workers or num_cpus, num_cpus, len(pieces))
+    reports = ray.data.from_items(
+        [{"piece": json.dumps(asdict(piece))} for piece in pieces], override_num_blocks=min(len(pieces), _MAX_BLOCKS)
+    ).map_batches(
+        PieceCurator,  # pyright: ignore[reportArgumentType]
+        fn_constructor_args=(config, work),
+        batch_size=1,
+        num_cpus=1,
+        compute=ActorPoolStrategy(size=num_workers),
+        ray_remote_args_fn=lambda: {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_RESTARTS},
+    )
+    for row in reports.iter_rows():
+        if row["error"]:
+            raise ValueError(row["error"])
+        yield Report.from_json(row["report"])
+
+
+def run_files(
+    num_pieces: int, num_rows: int, config: CurateConfig, source_names: Sequence[str], work: str
+) -> Iterator[tuple[int, int]]:
+    """Find duplicates and boiler-plate among all samples and write the files of the data set; yields the number of
+    each file that is done and that of its samples.
+
+    `num_rows`: of the index, over all pieces.
+    """
+    _quieten()
+    num_files = max(1, round(num_rows / (config.rows_per_group * config.groups_per_file)))
+    num_bands = 0 if config.near_duplicate_distance is None else config.near_duplicate_distance + 1
+    num_partitions = -(-num_rows // _ROWS_PER_PARTITION)
+    numbers = [
+        {"first": first, "end": min(first + _PIECES_PER_TASK, num_pieces)}
+        for first in range(0, num_pieces, _PIECES_PER_TASK)
+    ]
+    index = ray.data.from_items(numbers).map_batches(
+        partial(_read_index, work=work, num_files=num_files, num_partitions=num_partitions),
+        batch_size=1,
+    )
+    rows = (
+        index.groupby("partition", num_partitions=num_partitions)
+        .map_groups(partial(_mark_boilerplate, max_images=config.max_images_per_caption), batch_format="pyarrow")
+        .materialize()  # needed twice
+    )
+    num_key_partitions = num_partitions * (2 + num_bands)
+    marks = (
+        rows.map_batches(
+            partial(_duplicate_keys, distance=config.near_duplicate_distance, num_partitions=num_key_partitions),
+            batch_format="pyarrow",
+            batch_size=None,  # pyright: ignore[reportArgumentType]
+        )
+        .groupby("partition", num_partitions=num_key_partitions)
+        .map_groups(partial(find_duplicates, distance=config.near_duplicate_distance), batch_format="pyarrow")
+    )
+    files = (
+        rows.union(marks)
+        .groupby("file", num_partitions=min(num_files, _MAX_BLOCKS))
+        .map_groups(
+            partial(
+                _write_file, out=config.out, work=work, source_names=source_names, rows_per_group=config.rows_per_group
+            ),
+            batch_format="pyarrow",
+        )
+    )
+    for row in files.iter_rows():
+        yield row["file"], row["num_samples"]
+
+
+def _quieten() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours is one line
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _read_index(batch: Mapping[str, Any], *, work: str, num_files: int, num_partitions: int) -> pa.Table:
+    tables = []
+    for number in range(int(batch["first"][0]), int(batch["end"][0])):
+        uri = index_uri(work, number)
+        tables.append(pq.read_table(pa.BufferReader(storage.read_bytes(uri))).replace_schema_metadata())
+    rows = pa.concat_tables(tables)
+    file = file_of(rows.column("shuffle_key").to_numpy(), num_files)
+    rows = rows.append_column(MARKS_SCHEMA.field("file"), pa.array(file))
+    rows = rows.append_column(MARKS_SCHEMA.field("mark"), pa.array(np.full(len(rows), KEEP, dtype=np.int8)))
+    partition = partition_of(rows.column("caption").to_numpy(), 0, num_partitions)
+    return rows.append_column(KEYS_SCHEMA.field("partition"), pa.array(partition))
+
+
+def _mark_boilerplate(rows: pa.Table, *, max_images: int | None) -> pa.Table:
+    return mark_boilerplate(rows.select(MARKS_SCHEMA.names), max_images)
+
+
+def _duplicate_keys(rows: pa.Table, *, distance: int | None, num_partitions: int) -> pa.Table:
+    return duplicate_keys(rows, distance, num_partitions) if rows.num_rows else KEYS_SCHEMA.empty_table()
+
+
+def _write_file(rows: pa.Table, **places: Any) -> dict[str, list[int]]:
+    number, num_samples = write_file(rows, **places)
+    return {"file": [number], "num_samples": [num_samples]}

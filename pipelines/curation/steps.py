@@ -1,0 +1,201 @@
+"""What every sample goes through by itself, as a list of named steps. A step answers None, which keeps the sample, or
+the reason why it is dropped; the first reason counts. Cheap steps come first. None of them knows what runs it.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pipelines.curation.config import CurateConfig
+from pipelines.curation.download_status import failure_reason
+from pipelines.curation.images import (
+    Header,
+    Pixels,
+    UnusableImageError,
+    decode,
+    encode_jpeg,
+    fits,
+    perceptual_hash,
+    read_header,
+    shrink,
+)
+from pipelines.curation.opt_out import OptOutList
+from pipelines.curation.text import clean_caption, latin_share, letter_share
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """A row of a raw shard on its way; the steps fill in what is not given."""
+
+    raw: Mapping[str, Any]
+    """Values by column, as `pipelines.curation.raw` reads them; what a shard does not have is missing."""
+    caption: str = ""
+    header: Header | None = None
+    pixels: Pixels | None = None
+    image: bytes = b""
+    """As it is to be written."""
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+    """Of the original file; of what was downloaded, where the shard does not say."""
+    perceptual_hash: int | None = None
+    nouns: list[str] = field(default_factory=list)
+
+
+Check = Callable[[Sample], str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    name: str
+    check: Check
+    rule: str
+    """What it asks for, in words."""
+
+
+def sample_steps(config: CurateConfig, opt_out: OptOutList | None) -> list[Step]:
+    """All steps, in their order."""
+    side = config.image_side
+    steps = [
+        Step(name="download", check=check_download, rule="the image was downloaded"),
+        Step(name="scores", check=partial(check_scores, config=config), rule=_scores_rule(config)),
+    ]
+    if opt_out:
+        rule = f"neither URL nor file is on the list of {len(opt_out)} entries"
+        steps.append(Step(name="opt-out", check=partial(check_opt_out, opt_out=opt_out), rule=rule))
+    return [
+        *steps,
+        Step(name="caption", check=partial(check_caption, config=config), rule=_caption_rule(config)),
+        Step(name="header", check=partial(check_header, config=config), rule=_header_rule(config)),
+        Step(
+            name="decode", check=partial(check_pixels, side=side), rule="decodes whole; put upright, in 8 bits, in RGB"
+        ),
+        Step(name="resize", check=partial(resize, side=side), rule=f"short side at most {side} pixels"),
+        Step(
+            name="encode",
+            check=partial(encode, side=side, quality=config.jpeg_quality),
+            rule=f"JPEG of quality {config.jpeg_quality}, or the file as it is where that fits",
+        ),
+        Step(name="hash", check=hash_picture, rule="what duplicates are told by"),
+    ]
+
+
+def check_download(sample: Sample) -> str | None:
+    status, data = sample.raw.get("status"), sample.raw.get("jpg")
+    if status is not None and status != "success":
+        return failure_reason(status, sample.raw.get("error_message"))
+    return None if data else "download_empty"
+
+
+def check_scores(sample: Sample, *, config: CurateConfig) -> str | None:
+    raw = sample.raw
+    if str(raw.get("nsfw") or "").upper() in {label.upper() for label in config.dropped_nsfw_labels}:
+        return "nsfw"
+    for column, limit, sign, reason in (
+        ("punsafe", config.max_punsafe, 1, "nsfw"),
+        ("pwatermark", config.max_pwatermark, 1, "watermark"),
+        ("similarity", config.min_similarity, -1, "similarity_too_low"),
+    ):
+        value = raw.get(column)
+        if value is not None and limit is not None and sign * (value - limit) > 0:
+            return reason
+    return None
+
+
+def check_opt_out(sample: Sample, *, opt_out: OptOutList) -> str | None:
+    known, url = sample.raw.get("sha256"), sample.raw.get("url")
+    if (url and opt_out.has_url(url)) or (known and opt_out.has_sha256(known)):
+        return "opt_out_list"
+    return "opt_out_list" if opt_out.any_sha256 and opt_out.has_sha256(_sha256(sample)) else None
+
+
+def check_caption(sample: Sample, *, config: CurateConfig) -> str | None:
+    raw = sample.raw.get("caption")
+    sample.caption = caption = clean_caption(raw) if raw else ""
+    if not caption:
+        return "caption_empty"
+    num_words = len(caption.split())
+    if num_words < config.min_words or len(caption) < config.min_characters:
+        return "caption_too_short"
+    if _above(num_words, config.max_words) or _above(len(caption), config.max_characters):
+        return "caption_too_long"
+    if config.min_letter_share is not None and letter_share(caption) < config.min_letter_share:
+        return "caption_few_letters"
+    if config.min_latin_share is not None and latin_share(caption) < config.min_latin_share:
+        return "caption_other_alphabet"
+    return None
+
+
+def check_header(sample: Sample, *, config: CurateConfig) -> str | None:
+    try:
+        sample.header = header = read_header(sample.raw["jpg"])
+    except UnusableImageError as error:
+        return str(error)
+    short, long = sorted((header.width, header.height))
+    if short * long > config.max_pixels:
+        return "image_too_many_pixels"
+    if header.animated:
+        return "image_animated"
+    if short < config.min_side:
+        return "image_too_small"
+    return "image_aspect_ratio" if _above(long, config.max_aspect_ratio and config.max_aspect_ratio * short) else None
+
+
+def check_pixels(sample: Sample, *, side: int) -> str | None:
+    assert sample.header is not None
+    try:
+        sample.pixels = decode(sample.raw["jpg"], sample.header, least_side=side)
+    except UnusableImageError as error:
+        return str(error)
+    return None
+
+
+def resize(sample: Sample, *, side: int) -> None:
+    assert sample.pixels is not None
+    sample.pixels = shrink(sample.pixels, side)
+    sample.height, sample.width = sample.pixels.shape[:2]
+
+
+def encode(sample: Sample, *, side: int, quality: int) -> None:
+    assert sample.pixels is not None and sample.header is not None
+    sample.image = sample.raw["jpg"] if fits(sample.header, side) else encode_jpeg(sample.pixels, quality)
+
+
+def hash_picture(sample: Sample) -> None:
+    assert sample.pixels is not None
+    sample.sha256 = (sample.raw.get("sha256") or _sha256(sample)).lower()
+    sample.perceptual_hash = perceptual_hash(sample.pixels)
+    sample.pixels = None  # the largest part, no longer needed
+
+
+def _sha256(sample: Sample) -> str:
+    return hashlib.sha256(sample.raw["jpg"]).hexdigest()
+
+
+def _above(value: float, limit: float | None) -> bool:
+    return limit is not None and value > limit
+
+
+def _scores_rule(config: CurateConfig) -> str:
+    rules = [f"no label {', '.join(config.dropped_nsfw_labels)}"] if config.dropped_nsfw_labels else []
+    rules += [f"punsafe at most {config.max_punsafe}"] if config.max_punsafe is not None else []
+    rules += [f"pwatermark at most {config.max_pwatermark}"] if config.max_pwatermark is not None else []
+    rules += [f"similarity at least {config.min_similarity}"] if config.min_similarity is not None else []
+    return ("; ".join(rules) or "all pass") + ", where the shards say"
+
+
+def _caption_rule(config: CurateConfig) -> str:
+    return (
+        f"{config.min_words} to {config.max_words or 'any number of'} words and {config.min_characters} to "
+        f"{config.max_characters or 'any number of'} characters once clean, {config.min_letter_share or 0:.0%} "
+        f"letters, {config.min_latin_share or 0:.0%} of them Latin"
+    )
+
+
+def _header_rule(config: CurateConfig) -> str:
+    ratio = config.max_aspect_ratio
+    return f"an image, not animated, of at most {config.max_pixels:,} pixels, short side at least {config.min_side}" + (
+        f", at most {ratio:g} times as long as wide" if ratio is not None else ""
+    )

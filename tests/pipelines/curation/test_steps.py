@@ -1,0 +1,111 @@
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from pipelines.curation.config import CurateConfig
+from pipelines.curation.download_status import failure_reason
+from pipelines.curation.opt_out import OptOutList
+from pipelines.curation.pieces import run_steps
+from pipelines.curation.steps import Sample, sample_steps
+from tests.pipelines.curation.test_images import png_that_promises
+from tests.pipelines.raw_shards import encoded, picture, raw_row
+
+CONFIG = CurateConfig(raw=("x",), out="y", min_similarity=0.2)
+GOOD = encoded(picture(0), quality=85)
+FRAMES = [picture(seed) for seed in range(2)]
+
+
+def run(raw, config=CONFIG, opt_out=None):
+    sample, seconds = Sample(raw=raw), Counter()
+    return run_steps(sample, sample_steps(config, opt_out), seconds), sample
+
+
+@pytest.mark.parametrize(
+    ("reason", "columns"),
+    [
+        ("download_http_404", {"image": None}),
+        ("download_empty", {"image": b""}),
+        ("download_empty", {"image": None, "status": None}),
+        ("nsfw", {"nsfw": "nsfw"}),
+        ("nsfw", {"punsafe": 0.9}),
+        ("watermark", {"pwatermark": 0.9}),
+        ("similarity_too_low", {"similarity": 0.1}),
+        ("caption_empty", {"caption": " <b> "}),
+        ("caption_too_short", {"caption": "ab"}),
+        ("caption_too_long", {"caption": "word " * 200}),
+        ("caption_too_long", {"caption": "w" * 2000}),
+        ("caption_few_letters", {"caption": "2023-01-05 12:33"}),
+        ("caption_other_alphabet", {"caption": "собака и мяч"}),
+        ("image_unidentified", {"image": b"<html>"}),
+        ("image_damaged", {"image": GOOD[:-500]}),
+        ("image_too_many_pixels", {"image": png_that_promises(10_000, 9_000)}),
+        ("image_too_many_pixels", {"image": png_that_promises(60_000, 60_000)}),
+        ("image_animated", {"image": encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:])}),
+        ("image_too_small", {"image": encoded(picture(0, 200, 63))}),
+        ("image_aspect_ratio", {"image": encoded(picture(0, 401, 100))}),
+        ("image_mode", {"image": encoded(Image.new("F", (90, 90)), "TIFF")}),
+        (None, {"similarity": 0.3, "punsafe": 0.1, "pwatermark": None, "nsfw": "UNLIKELY"}),
+        (None, {"image": encoded(picture(0, 400, 100))}),
+    ],
+)
+def test_every_case_has_its_reason(reason, columns):
+    image = columns.pop("image", GOOD)
+    found, sample = run(raw_row(1, image, **columns))
+    assert found == reason
+    assert (reason is None) == bool(sample.image)
+
+
+def test_switched_off_rules_let_pass():
+    config = CurateConfig(
+        raw=("x",),
+        out="y",
+        max_aspect_ratio=None,
+        max_words=None,
+        max_characters=None,
+        min_letter_share=None,
+        min_latin_share=None,
+        max_punsafe=None,
+        max_pwatermark=None,
+        dropped_nsfw_labels=(),
+    )
+    caption = "собака 1234567890 " * 200
+    row = raw_row(1, encoded(picture(0, 900, 80)), caption, punsafe=1.0, pwatermark=1.0, nsfw="NSFW", similarity=-1.0)
+    assert run(row, config)[0] is None
+
+
+def test_opt_out_by_url_and_by_file():
+    row = raw_row(1, GOOD)
+    assert run(row, opt_out=OptOutList("example.org"))[0] == "opt_out_list"
+    assert run(row, opt_out=OptOutList(row["sha256"]))[0] == "opt_out_list"
+    unnamed = {**row, "sha256": None, "url": None}
+    assert run(unnamed, opt_out=OptOutList(row["sha256"]))[0] == "opt_out_list"
+    assert run(row, opt_out=OptOutList("example.com"))[0] is None
+
+
+def test_what_is_right_is_copied_and_the_rest_is_encoded():
+    copied = run(raw_row(1, GOOD))[1]
+    assert copied.image == GOOD and (copied.width, copied.height) == (96, 80)
+    large = run(raw_row(1, encoded(picture(0, 600, 400))))[1]
+    with_header = Image.open(__import__("io").BytesIO(large.image))
+    assert with_header.format == "JPEG" and with_header.size == (large.width, large.height) == (384, 256)
+    assert run(raw_row(1, encoded(picture(0), "PNG")))[1].image[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason"),
+    [
+        ("failed_to_download", "HTTP Error 404: Not Found", "download_http_404"),
+        ("failed_to_download", "Use of image disallowed by X-Robots-Tag directive", "download_opt_out"),
+        ("failed_to_download", "<urlopen error timed out>", "download_timeout"),
+        ("failed_to_download", "<urlopen error [Errno 111] Connection refused>", "download_connection"),
+        ("failed_to_download", "<urlopen error [Errno -2] Name or service not known>", "download_dns"),
+        ("failed_to_download", None, "download_other"),
+        ("failed_to_download", "refused_address: 10.0.0.1 is private", "download_refused_address"),
+        ("failed_to_download", "too_large: more than 5 bytes", "download_too_large"),
+        ("failed_to_resize", "Image decoding error", "download_not_an_image"),
+        ("failed_to_resize", "image too small", "image_too_small"),
+    ],
+)
+def test_failures_of_the_download_keep_their_causes(status, message, reason):
+    assert failure_reason(status, message) == reason
