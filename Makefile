@@ -9,12 +9,18 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check format mlflow
+.PHONY: demo demo-s3 test check format mlflow
 .DEFAULT_GOAL := check
 
 # Draws scenes, trains for some minutes, segments by words; the last line is a JSON object with the results.
 demo: $(INSTALLED)
 	@$(BIN)/groupvit demo --json
+
+# The same through an object store on this machine: raw shards, curation, data set, checkpoints, artifacts on s3://.
+demo-s3: $(INSTALLED)
+	@infra/object_store/start groupvit
+	@. ./object-store/environment && $(BIN)/groupvit demo --store s3://groupvit/demo --out runs/demo-s3 --json; \
+		status=$$?; infra/object_store/stop; exit $$status
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest

@@ -19,7 +19,10 @@ import torch
 from groupvit import checkpoint
 from groupvit.config import to_dict
 from groupvit.model import GroupViT
+from pipelines import storage
 from pipelines.config import ExperimentConfig
+from pipelines.curate import curate
+from pipelines.curation.config import CurateConfig
 from pipelines.demo.generate import DemoDataConfig, demo_data
 from pipelines.demo.packages import PackagesUnavailable
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -37,6 +40,9 @@ class DemoConfig:
 
     out: str = "runs/demo"
     """Local folder for data, runs, the MLflow database and results."""
+    store: str | None = None
+    """Folder in an object store, s3://..., for all that is large: raw shards, which are curated then as a download is,
+    data sets, checkpoints, MLflow's artifacts. None: they lie in `out`, and the scenes are written as a data set."""
     data: Literal["auto", "stamps", "shapes"] = "auto"
     """`stamps`: real photo cut-outs on real photos, fetched with apt. `shapes`: drawn, no download. `auto`: stamps
     where they can be fetched, else shapes."""
@@ -61,7 +67,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     started = time.monotonic()
     out = Path(config.out).absolute()
     with PeakMemory() as memory:
-        data = _make_data(config, out / "data")
+        data = _make_data(config, storage.join(config.store or str(out), "data"))
         results = [_train_and_evaluate(config, data, seed, out) for seed in config.seeds]
         untrained = _evaluate_untrained(config, data, out)
     first = results[0]
@@ -91,20 +97,36 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     return summary
 
 
-def _make_data(config: DemoConfig, out: Path) -> dict[str, Any]:
+def _make_data(config: DemoConfig, folder: str) -> dict[str, Any]:
     if config.data != "shapes":
         try:
-            return demo_data("stamps", _data_config(config, out / "stamps"))
+            return _make_data_of("stamps", config, folder)
         except PackagesUnavailable as problem:
             if config.data == "stamps":
                 raise
             print(f"demo: falling back to drawn shapes: {problem}", file=sys.stderr)
-    return demo_data("shapes", _data_config(config, out / "shapes"))
+    return _make_data_of("shapes", config, folder)
 
 
-def _data_config(config: DemoConfig, out: Path) -> DemoDataConfig:
+def _make_data_of(kind: str, config: DemoConfig, folder: str) -> dict[str, Any]:
+    out = storage.join(folder, kind)
+    data = demo_data(kind, _data_config(config, out))
+    if config.store is None:
+        return data
+    # Scenes share captions and backgrounds: in a download those would be boiler-plate and near duplicates.
+    rules = CurateConfig(
+        raw=(f"{kind}={data['raw']}",),
+        out=storage.join(out, "train"),
+        max_images_per_caption=None,
+        near_duplicate_distance=None,
+    )
+    return data | {"train": curate(rules)["out"]}
+
+
+def _data_config(config: DemoConfig, out: str) -> DemoDataConfig:
     return DemoDataConfig(
-        out=str(out),
+        out=out,
+        raw=config.store is not None,
         num_training_scenes=config.num_training_scenes,
         num_calibration_scenes=config.num_evaluation_scenes * 3 // 4,
         num_validation_scenes=config.num_evaluation_scenes,
@@ -125,9 +147,10 @@ def _experiment(config: DemoConfig, data: dict[str, Any], seed: int, out: Path) 
             base.training,
             seed=seed,
             num_steps=num_steps,
-            runs_folder=str(out),
+            runs_folder=config.store or str(out),
             run_name=f"{data['kind']}-seed-{seed}",
         ),
+        tracking=dataclasses.replace(base.tracking, uri=f"sqlite:///{out}/mlflow.db"),
         segmentation=segmentation,
     )
 
