@@ -105,9 +105,8 @@ def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
     starts = np.flatnonzero(np.r_[True, (kind[1:] != kind[:-1]) | (key[1:] != key[:-1])])
     ends = np.r_[starts[1:], len(key)]
     mark = np.zeros(len(key), dtype=np.int8)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if end - start == 1:
-            continue
+    several = ends - starts > 1
+    for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
         if kind[start] < _FIRST_BAND:
             mark[start + 1 : end] = DUPLICATE
         elif distance is not None:
