@@ -112,7 +112,7 @@ def _finish(
     rows_in = {name: report.num_rows for name, report in reports.items()}
     for name in names:
         assert rows_in[name] == kept[name] + drops[name].total(), f"{name}: rows lost or counted twice"
-    seconds = sum((report.seconds for report in reports.values()), Counter())
+    seconds = _sum(list(reports.values())).seconds
     summary = {
         "out": config.out,
         "num_rows": sum(rows_in.values()),
@@ -234,7 +234,8 @@ def _sum(reports: Sequence[Report]) -> Report:
         total.num_rows += report.num_rows
         total.num_bytes += report.num_bytes
         total.drops.update(report.drops)
-        total.seconds.update(report.seconds)
+        for step, seconds in report.seconds.items():
+            total.seconds[step] += seconds
     return total
 
 

@@ -65,7 +65,7 @@ def duplicate_keys(rows: pa.Table, distance: int | None, num_partitions: int) ->
 
     The hash is cut into `distance` + 1 bands: two hashes that differ in no more bits agree in one band at least.
     """
-    rows = rows.filter(pc.equal(rows.column("mark"), KEEP))
+    rows = rows.filter(pc.field("mark") == KEEP)
     order, file = _numbers(rows, "order"), _numbers(rows, "file")
     hashes = rows.column("perceptual").fill_null(0).to_numpy().astype(np.uint64)
     textured = rows.column("perceptual").is_valid().to_numpy()

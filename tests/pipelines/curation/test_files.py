@@ -47,9 +47,9 @@ def curated(tmp_path_factory):
 def test_a_piece_reports_what_became_of_its_rows(curated):
     assert [report.num_rows for report in curated["reports"]] == [25, 18]
     assert [dict(report.drops) for report in curated["reports"]] == [{}, {"download_http_404": 1}]
-    assert [read_report(curated["work"], number).to_json() for number in (0, 1)] == [
-        report.to_json() for report in curated["reports"]
-    ]
+    for number, report in enumerate(curated["reports"]):
+        kept = read_report(curated["work"], number)
+        assert (kept.num_rows, kept.num_bytes, kept.drops) == (report.num_rows, report.num_bytes, report.drops)
     steps = {"read", "download", "caption", "header", "decode", "resize", "encode", "hash", "nouns", "write"}
     assert steps <= set(curated["reports"][0].seconds)
 
