@@ -80,18 +80,22 @@ class PixelScores:
     ceiling: Tensor
     """0-D: the best class score of any group, also of groups that own no pixel."""
 
-    def logits(self, background_threshold: float | None) -> Tensor:
-        """[C, H, W], or [C + 1, H, W] with the background first when there is a threshold.
+    def backgrounds(self, thresholds: Sequence[float]) -> Tensor:
+        """What competes with the classes as the background, at each of T thresholds: [T, H, W].
 
-        The background is 1 where the best class stays below min(threshold, ceiling), so that the most certain group of
-        a window always keeps its label; elsewhere it is 0, or the score of the background prompts.
+        It is 1 where the best class stays below min(threshold, ceiling), so that the most certain group of a window
+        always keeps its label; elsewhere it is 0, or the score of the background prompts.
         """
+        limits = self.ceiling.clamp(max=self.classes.new_tensor(thresholds))
+        uncertain = self.classes.amax(dim=0) < limits[:, None, None]
+        elsewhere = torch.zeros_like(self.classes[0]) if self.background is None else self.background
+        return torch.where(uncertain, 1.0, elsewhere)
+
+    def logits(self, background_threshold: float | None) -> Tensor:
+        """[C, H, W], or [C + 1, H, W] with the background first when there is a threshold."""
         if background_threshold is None:
             return self.classes
-        threshold = self.ceiling.clamp(max=background_threshold)
-        uncertain = self.classes.amax(dim=0) < threshold
-        background = torch.zeros_like(self.classes[0]) if self.background is None else self.background
-        return torch.cat([background.masked_fill(uncertain, 1.0)[None], self.classes])
+        return torch.cat([self.backgrounds([background_threshold]), self.classes])
 
 
 def group_maps(encoding: ImageEncoding) -> list[Tensor]:
@@ -192,7 +196,8 @@ def predict(
     """
     height, width = image.shape[:2]
     thresholds = (config.background_threshold,) if thresholds is None else thresholds
-    sums: list[Tensor | None] = [None] * len(thresholds)
+    limits = [threshold for threshold in thresholds if threshold is not None]
+    total: Tensor | None = None  # the classes, then the background at each limit: only that depends on the threshold
     for scale in config.scales:
         resized = _prepare(model, image, config, scale)
         for mirrored in (False, True) if config.flip else (False,):
@@ -204,12 +209,15 @@ def predict(
                 )
                 for top, bottom, left, right in boxes
             ]
-            for index, threshold in enumerate(thresholds):
-                logits = _average(boxes, [scores.logits(threshold) for scores in scored], pixels.shape[-2:])
-                logits = _resize((logits.flip(-1) if mirrored else logits)[None], (height, width))[0]
-                previous = sums[index]
-                sums[index] = logits if previous is None else previous + logits
-    return [total.argmax(dim=0).to(torch.uint8).cpu().numpy() for total in sums if total is not None]
+            layers = [torch.cat([scores.classes, scores.backgrounds(limits)]) for scores in scored]
+            average = _average(boxes, layers, pixels.shape[-2:])
+            average = _resize((average.flip(-1) if mirrored else average)[None], (height, width))[0]
+            total = average if total is None else total + average
+    assert total is not None  # there is at least one scale
+    best, labels = total[: len(class_embeddings)].max(dim=0)
+    backgrounds = iter(total[len(class_embeddings) :])
+    maps = [labels if limit is None else (labels + 1).masked_fill(next(backgrounds) >= best, 0) for limit in thresholds]
+    return [labels.to(torch.uint8).cpu().numpy() for labels in maps]
 
 
 @torch.inference_mode()

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import fsspec
-
 from groupvit.checkpoint import MODEL_FILE, STATE_FILE
+from pipelines import storage
 from pipelines.run_folder import RunFolder
 
 
@@ -26,10 +25,9 @@ def local_checkpoint(uri: str) -> Iterator[Path]:
         yield Path(uri)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        filesystem, path = fsspec.core.url_to_fs(uri)
         for name in (MODEL_FILE, STATE_FILE):
             try:
-                filesystem.get_file(f"{path}/{name}", f"{temporary}/{name}")
+                storage.copy(storage.join(uri, name), f"{temporary}/{name}")
             except FileNotFoundError:
                 raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {name}") from None
         yield Path(temporary)

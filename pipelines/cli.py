@@ -8,8 +8,10 @@ exit code 2.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import io
+import itertools
 import json
 import os
 import sys
@@ -24,6 +26,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
   groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
   groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
+  groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --data data/shapes/validation
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
@@ -48,10 +51,15 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
     name, *flags = arguments
     make_default = _one_of(EXPERIMENTS, name, "experiment")
     default = make_default()
+    from pipelines.config import parse_data, validate
+
+    flags, given = _take("--data", flags)
+    if given and any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
+        raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
+    if given:
+        data = dataclasses.replace(parse_data(given), seed=default.data.seed)
+        default = dataclasses.replace(default, data=data)
     config = parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
-
-    from pipelines.config import validate
-
     validate(config)  # before Ray is imported, which takes seconds
 
     from pipelines.pretrain import pretrain as run
@@ -102,6 +110,13 @@ def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
     return run(kind, parse(DemoDataConfig, flags, prog=f"groupvit demo-data {kind}"))
 
 
+def inspect(arguments: Sequence[str]) -> dict[str, Any]:
+    """Show what a data set holds, in the terminal and as a page; verify it."""
+    from pipelines.inspect_dataset import InspectConfig, inspect_dataset
+
+    return inspect_dataset(parse(InspectConfig, arguments, prog="groupvit inspect"))
+
+
 def demo(arguments: Sequence[str]) -> dict[str, Any]:
     """Do the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
     from pipelines.demo.run import DemoConfig, run_demo
@@ -113,6 +128,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "demo": demo,
     "demo-data": demo_data,
     "curate": curate,
+    "inspect": inspect,
     "pretrain": pretrain,
     "evaluate": evaluate,
     "segment": segment,
@@ -135,6 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"groupvit: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        from pipelines.storage import StorageError
+
+        if not isinstance(error, StorageError):
+            raise
+        print(f"groupvit: error: {error}", file=sys.stderr)
+        return 1
     if as_json:
         sys.stdout.flush()
         print(json.dumps(result), flush=True)
@@ -142,9 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
-    """A config from flags, its help from the strings under its fields. ValueError for an unknown flag or a bad
-    value."""
+    """A config from flags, its help from the strings under its fields; `--verify` alone means `--verify True`.
+    ValueError for an unknown flag or a bad value."""
     import tyro
+
+    flags = _flags(config_type)
+    spelled_out: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        switched_on = flags.get(argument) is bool and following not in ("True", "False")
+        spelled_out += [argument, "True"] if switched_on else [argument]
 
     # Beside its message, the parser draws a box and a usage line; what is wrong fits one line.
     drawn = io.StringIO()
@@ -154,7 +183,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
             config, unknown = tyro.cli(
                 config_type,
                 prog=prog,
-                args=list(arguments),
+                args=spelled_out,
                 return_unknown_args=True,
                 config=(tyro.conf.FlagConversionOff,),
                 default=missing if default is None else default,
@@ -167,8 +196,25 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise ValueError(f"{flag!r} belongs to no flag: see {prog} --help")
-        _unknown("flag", flag, _flags(config_type))
+        _unknown("flag", flag, flags)
     return config
+
+
+def _take(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `flag`, and what was given after each of its places. ValueError if nothing was."""
+    rest: list[str] = []
+    values: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == flag:
+            values.append(next(remaining, ""))
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if "" in values:
+        raise ValueError(f"{flag}: a value is missing")
+    return rest, values
 
 
 def _first_message(box: str) -> str:
@@ -182,15 +228,15 @@ def _first_message(box: str) -> str:
     return " ".join(message)
 
 
-def _flags(config_type: Any, prefix: str = "--") -> list[str]:
-    import dataclasses
+def _flags(config_type: Any, prefix: str = "--") -> dict[str, Any]:
+    """The type of each flag."""
     from typing import get_type_hints
 
-    names: list[str] = []
+    flags: dict[str, Any] = {}
     for name, hint in get_type_hints(config_type).items():
         flag = prefix + name.replace("_", "-")
-        names += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
-    return names
+        flags |= _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else {flag: hint}
+    return flags
 
 
 def _one_of(choices: dict[str, Any], name: str, kind: str) -> Any:

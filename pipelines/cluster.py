@@ -1,37 +1,33 @@
-"""Where a pretraining run computes: the Ray cluster it joins or starts, whether its workers find room there, and how
-what they have to say reaches the terminal."""
+"""The Ray cluster a command joins or starts, whether its workers find room there, and how what they have to say
+reaches the terminal."""
 
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
-import torch
 from ray.util.queue import Queue
-
-from pipelines.config import ExperimentConfig
 
 
 @contextmanager
-def ray_cluster(config: ExperimentConfig) -> Iterator[None]:
-    """A Ray cluster: the one this process or RAY_ADDRESS names, else one on this machine for the time of the run."""
+def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[None]:
+    """A Ray cluster: the one this process or RAY_ADDRESS names, else one here for the time of the context.
+
+    A cluster that is started here has at least `least_cpus`, if only on paper.
+    """
     if ray.is_initialized():
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=config.training.show_ray_logs, logging_level=logging.WARNING)
+        ray.init(log_to_driver=show_logs, logging_level=logging.WARNING)
     else:
-        num_cpus = os.cpu_count() or 1
-        _check_workers(config, num_cpus=num_cpus, num_gpus=torch.cuda.device_count(), place="this machine")
-        # One CPU more than the workers take, on paper: the tasks that read the data need a place on small machines too.
-        least = config.training.num_workers * config.training.cpus_per_worker + 1
         ray.init(
             address="local",
-            num_cpus=max(num_cpus, least),
+            num_cpus=max(os.cpu_count() or 1, least_cpus),
             include_dashboard=False,
-            log_to_driver=config.training.show_ray_logs,
+            log_to_driver=show_logs,
             logging_level=logging.WARNING,
         )
     try:
@@ -40,46 +36,22 @@ def ray_cluster(config: ExperimentConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextmanager
-def data_cluster(*, show_ray_logs: bool) -> Iterator[None]:
-    """The same for work on data alone, which takes what there is."""
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=show_ray_logs, logging_level=logging.WARNING)
-    else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=show_ray_logs, logging_level=logging.WARNING)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def starts_here() -> bool:
+    """Whether `ray_cluster` would start one."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
 
 
-def check_cluster(config: ExperimentConfig) -> bool:
-    """Whether the workers use GPUs. ValueError if there are more workers than the cluster can place."""
-    resources = ray.cluster_resources()
-    num_cpus, num_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    return _check_workers(
-        config, num_cpus=num_cpus - 1, num_gpus=num_gpus, place="the Ray cluster beside one for the data"
-    )
-
-
-def _check_workers(config: ExperimentConfig, *, num_cpus: int, num_gpus: int, place: str) -> bool:
-    training = config.training
-    use_gpu = training.device == "gpu" or (training.device == "auto" and num_gpus > 0)
-    if use_gpu and training.num_workers > num_gpus:
-        raise ValueError(
-            f"training.num_workers={training.num_workers} needs as many GPUs, and {place} has {num_gpus}: give at most "
-            f"{num_gpus}, or --training.device cpu"
-        )
-    needed = training.num_workers * training.cpus_per_worker
-    if needed > num_cpus:
-        raise ValueError(
-            f"training.num_workers={training.num_workers} x training.cpus_per_worker={training.cpus_per_worker} needs "
-            f"{needed} CPUs, and {place} has {num_cpus}: give at most {num_cpus // training.cpus_per_worker} workers"
-        )
-    return use_gpu
+def check_room(
+    field: str, num_workers: int, each: Mapping[str, float], resources: Mapping[str, float], place: str
+) -> None:
+    """ValueError if `place`, which has these resources, has no room for so many workers: they would wait for ever."""
+    for kind, amount in each.items():
+        available = resources.get(kind, 0)
+        if num_workers * amount > available:
+            raise ValueError(
+                f"{field}={num_workers} with {amount:g} {kind} each needs {num_workers * amount:g} {kind}s, and "
+                f"{place} has {available:g}: give at most {int(available // amount)}"
+            )
 
 
 @contextmanager

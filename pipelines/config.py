@@ -6,7 +6,8 @@ Ray starts.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, to_dict
@@ -18,10 +19,13 @@ class DataConfig:
     """Which samples, in which proportion and order."""
 
     sources: tuple[str, ...] = ()
-    """Dataset folders (each holds dataset.json): local paths or s3:// URIs."""
+    """Dataset folders (each holds dataset.json): local paths or s3:// URIs. In short, with the two fields below:
+    --data [NAME=]URI[:WEIGHT], once for each."""
     weights: tuple[float, ...] | None = None
     """Share of each source in the mixture, in the order of `sources`; any positive scale. None: by size, as the paper
     does."""
+    names: tuple[str, ...] | None = None
+    """What the sources are called in records. None: the last part of each URI."""
     seed: int = 0
     """Fixes the order of samples and every draw of augmentation and prompts."""
 
@@ -140,6 +144,26 @@ class ExperimentConfig:
         return self.slices_per_step // self.training.num_workers
 
 
+def parse_data(texts: Sequence[str]) -> DataConfig:
+    """The sources of `[NAME=]URI[:WEIGHT]`, one text for each. ValueError if only some have a weight.
+
+    A number after the last colon is a weight: end a path that ends in such a number with a slash.
+    """
+    names, sources, weights = [], [], []
+    for text in texts:
+        found = re.fullmatch(r"(?:(?P<name>[\w.-]+)=)?(?P<uri>.+?)(?::(?P<weight>\d*\.?\d+))?", text)
+        if found is None:
+            raise ValueError(f"data={text!r} is no source: give [NAME=]URI[:WEIGHT]")
+        sources.append(found["uri"])
+        names.append(found["name"] or found["uri"].rstrip("/").rpartition("/")[2])
+        weights += [float(found["weight"])] if found["weight"] else []
+    if len(weights) not in (0, len(sources)):
+        raise ValueError(
+            f"data: {len(weights)} of {len(sources)} sources have a weight ({' '.join(texts)}): give all one"
+        )
+    return DataConfig(sources=tuple(sources), weights=tuple(weights) or None, names=tuple(names))
+
+
 def validate(config: ExperimentConfig) -> None:
     """ValueError for the first rule that `config` breaks: one line that names the field, its value and what would be
     right."""
@@ -184,6 +208,11 @@ def validate(config: ExperimentConfig) -> None:
     if data.weights is not None and len(data.weights) != len(data.sources):
         raise ValueError(
             f"data.weights={data.weights} has {len(data.weights)} entries for {len(data.sources)} data.sources: "
+            f"give {len(data.sources)}"
+        )
+    if data.names is not None and len(data.names) != len(data.sources):
+        raise ValueError(
+            f"data.names={data.names} has {len(data.names)} entries for {len(data.sources)} data.sources: "
             f"give {len(data.sources)}"
         )
     if data.weights is not None and min(data.weights) <= 0:

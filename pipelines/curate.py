@@ -60,14 +60,14 @@ def curate(config: CurateConfig) -> dict[str, Any]:
 
 def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[str, Report]:
     """Write all files of the data set; returns what the steps on single samples report, by source."""
-    from pipelines.cluster import data_cluster  # Ray takes seconds to import
+    from pipelines.cluster import ray_cluster  # Ray takes seconds to import
     from pipelines.curation.run import run_files, run_pieces
 
     done = _numbers(storage.list_files(storage.join(work, "index")), ".parquet")
     missing = [piece for piece in pieces if piece.number not in done]
     if len(missing) < len(pieces):
         print(f"{len(pieces) - len(missing):,} of {len(pieces):,} pieces are done already", file=sys.stderr)
-    with data_cluster(show_ray_logs=config.show_ray_logs):
+    with ray_cluster(show_logs=config.show_ray_logs):
         if missing:
             progress = _Progress("curated", sum(piece.num_rows for piece in missing))
             for report in run_pieces(missing, config, work):

@@ -26,14 +26,14 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
-from pipelines.cluster import LineHandler, check_cluster, ray_cluster, shown_lines
+from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten, validate
 from pipelines.ingest import iter_slices, training_slices
 from pipelines.progress import RunStoppedError
 from pipelines.provenance import code_version
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo, open_dataset
-from pipelines.storage import absolute
+from pipelines.storage import StorageError, absolute
 from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
 from pipelines.train_loop import WorkerContext, train
 
@@ -87,8 +87,14 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
     )
     first_step = run.latest_step()
     if first_step < config.training.num_steps:
-        with ray_cluster(config):
-            use_gpu = check_cluster(config)
+        if starts_here():
+            _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, "this machine")
+        # One CPU more than the workers take: the tasks that read the data need a place on small machines too.
+        least_cpus = config.training.num_workers * config.training.cpus_per_worker + 1
+        with ray_cluster(least_cpus=least_cpus, show_logs=config.training.show_ray_logs):
+            resources = ray.cluster_resources()
+            resources["CPU"] = resources.get("CPU", 0) - 1
+            use_gpu = _check_workers(config, resources, "the Ray cluster, beside one CPU for the data,")
             with shown_lines() as lines:
                 _fit(job, lines, use_gpu=use_gpu)
     return _summary(job, first_step)
@@ -107,6 +113,15 @@ def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
             "data.sources: the data cannot fill a batch; give a smaller batch or more data"
         )
     return datasets
+
+
+def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], place: str) -> bool:
+    """Whether the workers use GPUs. ValueError if `place` has no room for them."""
+    training = config.training
+    use_gpu = training.device == "gpu" or (training.device == "auto" and resources.get("GPU", 0) > 0)
+    each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    check_room("training.num_workers", training.num_workers, each, resources, place)
+    return use_gpu
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -177,9 +192,10 @@ def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
         error = trainer.fit().return_value
     except ray.train.WorkerGroupError as failure:
         causes = failure.worker_failures.values()
-        if not any(isinstance(cause, ValueError) for cause in causes):
+        known = [cause for cause in causes if isinstance(cause, (ValueError, StorageError))]
+        if not known:
             raise
-        error = _message(next(cause for cause in causes if isinstance(cause, ValueError)))
+        error = _message(known[0])
     finally:
         if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
             tracker.close("FAILED")
@@ -189,7 +205,7 @@ def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
 
 def _message(error: Exception) -> str:
     """One line. An error that comes from a task of the ingest says more: a traceback, and advice on Ray."""
-    found = re.findall(r"^\s*ValueError: (.+)$", str(error), re.MULTILINE)
+    found = re.findall(r"^\s*(?:ValueError|pipelines\.storage\.StorageError): (.+)$", str(error), re.MULTILINE)
     return found[-1] if found else str(error).strip().rpartition("\n")[2]
 
 
@@ -258,6 +274,7 @@ def _start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Seque
 def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id: str) -> RunIdentity | None:
     if config.tracking.uri is None:
         return None
+    names = config.data.names or [info.uri.rstrip("/").rpartition("/")[2] for info in datasets]
     return RunIdentity(
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
@@ -270,12 +287,12 @@ def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id:
         tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain"},
         datasets=tuple(
             TrackedDataset(
-                name=info.uri.rstrip("/").rsplit("/", 1)[-1],
+                name=name,
                 uri=info.uri,
                 digest=info.digest,
                 num_samples=info.num_samples,
             )
-            for info in datasets
+            for name, info in zip(names, datasets, strict=True)
         ),
     )
 

@@ -77,7 +77,7 @@ class RunFolder:
                 folder = Path(temporary) / "checkpoint"
                 write(folder)
                 for file in sorted(folder.iterdir(), key=lambda file: file.name == _STATE_FILE):
-                    self._copy(str(file), storage.join(self.checkpoint_uri(step), file.name))
+                    storage.copy(str(file), storage.join(self.checkpoint_uri(step), file.name))
         if keep is not None:
             for old in self.checkpoint_steps()[:-keep]:
                 self._delete_checkpoint(old)
@@ -90,19 +90,11 @@ class RunFolder:
             return
         with tempfile.TemporaryDirectory() as temporary:
             for name in storage.list_files(self.checkpoint_uri(step)):
-                self._copy(storage.join(self.checkpoint_uri(step), name), f"{temporary}/{name}")
+                storage.copy(storage.join(self.checkpoint_uri(step), name), f"{temporary}/{name}")
             yield Path(temporary)
-
-    def _copy(self, source: str, target: str) -> None:
-        (source_system, source_path), (target_system, target_path) = storage.resolve(source), storage.resolve(target)
-        storage.retry(
-            lambda: fs.copy_files(
-                source_path, target_path, source_filesystem=source_system, destination_filesystem=target_system
-            ),
-            self.uri,
-        )
 
     def _delete_checkpoint(self, step: int) -> None:
         filesystem, path = storage.resolve(self.checkpoint_uri(step))
-        filesystem.delete_file(f"{path}/{_STATE_FILE}")  # first, so that half a checkpoint never counts
-        filesystem.delete_dir(path)
+        # The state first, so that half a checkpoint never counts.
+        storage.retry(lambda: filesystem.delete_file(f"{path}/{_STATE_FILE}"), self.uri)
+        storage.retry(lambda: filesystem.delete_dir(path), self.uri)

@@ -8,7 +8,7 @@ DATASET/dataset.json       written last: a data set without it is not there
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,12 +126,9 @@ def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int 
             "file": [f"data/{name}"] * len(groups),
             "row_group": range(len(groups)),
             "rows": [group.num_rows for group in groups],
-            "bytes": [
-                sum(group.column(column).total_compressed_size for column in range(group.num_columns))
-                for group in groups
-            ],
+            "bytes": [row_group_bytes(group) for group in groups],
             "digest": [
-                _digest(samples.column("sample_id").slice(start, rows_per_group).to_pylist())
+                digest(samples.column("sample_id").slice(start, rows_per_group).to_pylist())
                 for start in range(0, samples.num_rows, rows_per_group)
             ],
         },
@@ -154,9 +151,7 @@ def finish_dataset(
         "schema_version": SCHEMA_VERSION,
         "num_samples": int(rows.sum(dtype=np.int64)),
         "num_row_groups": manifest.num_rows,
-        "digest": _digest(
-            f"{group['rows']} {group['digest']}" for group in manifest.select(["rows", "digest"]).to_pylist()
-        ),
+        "digest": digest_of_manifest(manifest),
     }
     storage.write_bytes(storage.join(uri, "dataset.json"), (json.dumps(description, indent=2) + "\n").encode())
     return open_dataset(uri)
@@ -168,6 +163,7 @@ def open_dataset(uri: str) -> DatasetInfo:
     try:
         description = json.loads(storage.read_bytes(storage.join(uri, "dataset.json")))
     except (FileNotFoundError, NotADirectoryError) as error:
+        storage.check_bucket(uri)
         raise ValueError(f"{uri}: no dataset.json; give the folder of a data set whose writing has finished") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{uri}: dataset.json is damaged ({error}); write the data set again") from error
@@ -176,7 +172,7 @@ def open_dataset(uri: str) -> DatasetInfo:
         raise ValueError(
             f"{uri}: schema_version {version} is newer than {SCHEMA_VERSION}, which this code reads; upgrade it"
         )
-    manifest = _read_manifest(uri)
+    manifest = read_manifest(uri)
     rows = manifest.column("rows").to_numpy().astype(np.int32)
     num_samples = int(rows.sum(dtype=np.int64))
     if not num_samples:
@@ -203,10 +199,11 @@ def open_dataset(uri: str) -> DatasetInfo:
     )
 
 
-def _read_manifest(uri: str) -> pa.Table:
+def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
+    """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if the manifest or one of its files is missing."""
     try:
         content = storage.read_bytes(storage.join(uri, "manifest.parquet"))
-        manifest = pq.read_table(pa.BufferReader(content), columns=["file", "row_group", "rows"])
+        manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
     except FileNotFoundError as error:
         raise ValueError(f"{uri}: manifest.parquet is missing; write the data set again") from error
     except (pa.ArrowInvalid, KeyError) as error:
@@ -220,11 +217,22 @@ def _read_manifest(uri: str) -> pa.Table:
     return manifest
 
 
-def _digest(lines: Iterable[str]) -> str:
-    digest = hashlib.sha256()
+def row_group_bytes(group: pq.RowGroupMetaData) -> int:
+    """What the manifest says under `bytes`."""
+    return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+
+
+def digest_of_manifest(manifest: pa.Table) -> str:
+    """Digest of a data set, from the columns `rows` and `digest`."""
+    return digest(f"{group['rows']} {group['digest']}" for group in manifest.select(["rows", "digest"]).to_pylist())
+
+
+def digest(lines: Iterable[str]) -> str:
+    """32 hexadecimal digits. Of its sample ids for a row group."""
+    hasher = hashlib.sha256()
     for line in lines:
-        digest.update(f"{line}\n".encode())
-    return digest.hexdigest()[:32]
+        hasher.update(f"{line}\n".encode())
+    return hasher.hexdigest()[:32]
 
 
 def _to_table(rows: list[Mapping[str, Any]]) -> pa.Table:

@@ -1,6 +1,5 @@
 """Scores scenes on a Ray cluster, by actors that take blocks as they get free."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from ray.util import ActorPool
 
 from groupvit.model import GroupViT
 from pipelines.benchmarks.scenes import SceneBlock
+from pipelines.cluster import check_room, ray_cluster
 from pipelines.scoring import Scorer, Scores, Task
 
 SCENES_PER_BLOCK = 16
@@ -44,8 +44,9 @@ def scoring_workers(
     model: GroupViT, num_workers: int, *, cpus_per_worker: int = 1, gpus_per_worker: float = 0.0
 ) -> Iterator[ScoringWorkers]:
     """Workers for the time of the context. ValueError when there are more than the cluster can place."""
-    with _cluster():
-        _check_cluster(num_workers, cpus_per_worker, gpus_per_worker)
+    with ray_cluster():
+        each = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+        check_room("num_workers", num_workers, each, ray.cluster_resources(), "the Ray cluster")
         worker: Any = ray.remote(
             num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=3, max_task_retries=3
         )(_Worker)
@@ -70,29 +71,3 @@ class _Worker:
         if self._scorer is None:
             self._scorer = Scorer(ray.get(model[0]), num_threads=self._num_threads, device=self._device)
         return self._scorer.score(task, block)
-
-
-@contextmanager
-def _cluster() -> Iterator[None]:
-    """A Ray cluster: the one this process or RAY_ADDRESS names, else one here for the time of the context."""
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-    else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_cluster(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> None:
-    resources = ray.cluster_resources()
-    for kind, each in (("CPU", cpus_per_worker), ("GPU", gpus_per_worker)):
-        needed, available = num_workers * each, resources.get(kind, 0)
-        if needed > available:
-            raise ValueError(
-                f"num_workers={num_workers} needs {needed:g} {kind}s, the cluster has {available:g}: give fewer"
-            )

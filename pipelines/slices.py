@@ -119,9 +119,7 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
 @functools.lru_cache(maxsize=64)
 def _open_parquet(uri: str) -> pq.ParquetFile:
     """Kept open by the process from window to window: the footer need not be read again."""
-    filesystem, path = storage.resolve(uri)
-    # With pre_buffer, columns that lie side by side come by one ranged read.
-    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True)
+    return storage.open_parquet(uri)
 
 
 @functools.cache

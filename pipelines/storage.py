@@ -1,11 +1,12 @@
 """Files by path or URI: nothing else in the system knows whether it reads a local disk or `s3://`.
 
-S3 is set up by the usual environment variables: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_REGION.
+S3 is set up by what AWS's own tools go by: AWS_ENDPOINT_URL, AWS_REGION, and the usual chain of credentials
+(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, profiles, roles of the machine).
 """
 
 import bisect
 import contextlib
+import functools
 import os
 import random
 import tempfile
@@ -14,13 +15,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 Result = TypeVar("Result")
 
-_NUM_ATTEMPTS = 5
-_FIRST_DELAY = 0.5  # seconds; doubled after every attempt
+_NUM_ATTEMPTS = 8  # about half a minute: what a store takes to start again
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0  # seconds; doubled after every attempt
+_CONNECT_TIMEOUT, _REQUEST_TIMEOUT = 5.0, 20.0  # seconds
 _PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN", "EXPIRED")
+_S3_VARIABLES = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+
+_seen_to_work: set[str] = set()
+"""Buckets of which this process has read or written something: refusals are then thought to pass."""
+
+
+class StorageError(OSError):
+    """Object storage that cannot be used: one line that says why, and what to check."""
 
 
 def absolute(uri: str) -> str:
@@ -34,12 +55,37 @@ def join(uri: str, *parts: str) -> str:
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of `uri`, and its path there. ValueError if there is no such kind of URI."""
+    if uri.startswith("s3://") and "?" not in uri:
+        path = uri.removeprefix("s3://").rstrip("/")
+        bucket = path.partition("/")[0]
+        if not bucket or "@" in bucket:
+            raise ValueError(f"s3://{bucket.rpartition('@')[2]}: give s3://bucket/folder, and credentials by {_BY}")
+        return _s3(bucket, tuple(os.environ.get(name) for name in _S3_VARIABLES)), path
     try:
         return fs.FileSystem.from_uri(absolute(uri))
     except (ValueError, OSError) as error:  # Arrow reports an unknown scheme as either
         raise ValueError(
             f"{uri}: no path or URI that can be read ({error}); give a local path or s3://bucket/folder"
         ) from error
+
+
+_BY = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+
+
+@functools.lru_cache(maxsize=32)
+def _s3(bucket: str, variables: tuple[str | None, ...]) -> fs.S3FileSystem:
+    """One client for a bucket, so that its connections are used again; another when the environment changes."""
+    settings = dict(zip(_S3_VARIABLES, variables, strict=True))
+    endpoint = settings["AWS_ENDPOINT_URL_S3"] or settings["AWS_ENDPOINT_URL"]
+    region = settings["AWS_REGION"] or settings["AWS_DEFAULT_REGION"]
+    if region is None:
+        region = "us-east-1" if endpoint else retry(lambda: fs.resolve_s3_region(bucket), f"s3://{bucket}")
+    return fs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=region,
+        connect_timeout=_CONNECT_TIMEOUT,
+        request_timeout=_REQUEST_TIMEOUT,
+    )
 
 
 def read_bytes(uri: str) -> bytes:
@@ -65,6 +111,22 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
             file.write(content)
 
     retry(write, uri)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy one file; FileNotFoundError if it does not exist. Its size does not matter."""
+    (source_system, source_path), (target_system, target_path) = resolve(source), resolve(target)
+
+    def attempt() -> None:
+        fs.copy_files(source_path, target_path, source_filesystem=source_system, destination_filesystem=target_system)
+
+    retry(attempt, source if "://" in source else target)
+
+
+def open_parquet(uri: str) -> pq.ParquetFile:
+    """A Parquet file, its footer read; columns that lie side by side come by one ranged read. Close it."""
+    filesystem, path = resolve(uri)
+    return retry(lambda: pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True), uri)
 
 
 def list_files(uri: str) -> list[str]:
@@ -121,24 +183,58 @@ def remove_folder(uri: str) -> None:
 
 
 def retry(attempt: Callable[[], Result], uri: str) -> Result:
-    """`attempt()`, up to 5 times with growing pauses between, while object storage fails in ways that may pass.
+    """`attempt()`, up to 8 times with growing pauses between, while object storage fails in ways that may pass.
 
-    Throttling may look like refused access (ray#47230), so that is tried again too; a missing file is not. Local files
-    get one try.
+    Throttling may look like refused access (ray#47230): where this process was served before, that is tried as often,
+    else twice. A missing file or bucket is final. Local files get one try. StorageError at the end.
     """
-    num_attempts = 1 if uri.startswith("file://") or "://" not in uri else _NUM_ATTEMPTS
-    for number in range(num_attempts):
+    if "://" not in uri or uri.startswith("file://"):
+        return attempt()
+    bucket = uri.partition("://")[2].partition("/")[0]
+    for number in range(1, _NUM_ATTEMPTS + 1):
         try:
-            return attempt()
+            result = attempt()
         except _PERMANENT:
             raise
-        except OSError:
-            if number == num_attempts - 1:
+        except OSError as error:
+            if not is_of_storage(error):  # damaged content, says Arrow
                 raise
-            time.sleep(
-                _FIRST_DELAY * 2**number * random.uniform(0.5, 1)
-            )  # spread out, or all workers come back at once
+            refused = any(word in str(error) for word in _REFUSED)
+            num_attempts = 2 if refused and bucket not in _seen_to_work else _NUM_ATTEMPTS
+            if number >= num_attempts or isinstance(error, StorageError) or "NO_SUCH_BUCKET" in str(error):
+                raise _explained(error, uri, bucket, refused) from error
+            delay = min(_FIRST_DELAY * 2 ** (number - 1), _LONGEST_DELAY)
+            time.sleep(delay * random.uniform(0.5, 1))  # spread out, or all workers come back at once
+        else:
+            _seen_to_work.add(bucket)
+            return result
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def is_of_storage(error: OSError) -> bool:
+    """Whether a disk, a server or the network failed; Arrow raises OSError for damaged content, too."""
+    return isinstance(error, StorageError) or error.errno is not None or "AWS Error" in str(error)
+
+
+def check_bucket(uri: str) -> None:
+    """StorageError if `uri` is in a bucket that does not exist: to a reader, its files are merely missing."""
+    if uri.startswith("s3://"):
+        filesystem, path = resolve(uri)
+        bucket = path.partition("/")[0]
+        if retry(lambda: filesystem.get_file_info(bucket), uri).type == fs.FileType.NotFound:
+            raise StorageError(f"{uri}: there is no bucket {bucket!r}; create it, or give another")
+
+
+def _explained(error: OSError, uri: str, bucket: str, refused: bool) -> StorageError:
+    if isinstance(error, StorageError):
+        return error
+    if "NO_SUCH_BUCKET" in str(error):
+        return StorageError(f"{uri}: there is no bucket {bucket!r}; create it, or give another")
+    if refused:
+        return StorageError(f"{uri}: access is refused; check {_BY} (and AWS_SESSION_TOKEN, which expires)")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    reason = str(error).partition("Details: ")[2] or str(error)
+    return StorageError(f"{uri}: {endpoint} fails ({reason}); check AWS_ENDPOINT_URL, the server and the network")
 
 
 def _write_local(path: Path, content: bytes | memoryview) -> None:

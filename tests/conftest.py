@@ -1,6 +1,12 @@
-"""What holds for every test: nothing reports home, also where pytest is not run through make."""
+"""What holds for every test: nothing reports home, also where pytest is not run through make; and an object store."""
 
 import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.pipelines.object_store import ObjectStore
 
 for name, value in {
     "DO_NOT_TRACK": "1",
@@ -9,3 +15,18 @@ for name, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """An S3 server for all tests that do not harm it."""
+    with ObjectStore(tmp_path_factory.mktemp("object-store")) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a new bucket; the environment names its server and keys."""
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return object_store.create_bucket(f"bucket-{uuid.uuid4().hex[:12]}")

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.fs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -86,10 +84,10 @@ class SceneDataset:
 
     def read(self, block: SceneBlock) -> Iterator[Scene]:
         """Decodes the scenes of a block. ValueError, with the scene, for a damaged image or an unfit mask."""
-        file_system, _ = storage.resolve(self.uri)
         columns = ["sample_id", "image", "mask", "caption", "part"]
-        with file_system.open_input_file(block.file) as file:
-            table = pq.ParquetFile(file).read_row_group(block.row_group, columns=columns)
+        uri = storage.join(self.uri, "data", block.file)
+        with storage.open_parquet(uri) as file:
+            table = storage.retry(lambda: file.read_row_group(block.row_group, columns=columns), uri)
         for index, row in zip(block.indexes, table.take(block.rows).to_pylist(), strict=True):
             try:
                 yield self._decode(index, row)
@@ -116,11 +114,11 @@ class SceneDataset:
 
 def open_scenes(uri: str) -> SceneDataset:
     """Reads scenes.json and the parts of all scenes. ValueError when this is no complete scenes folder."""
-    file_system, root = storage.resolve(uri)
+    uri = storage.absolute(uri)
     try:
-        with file_system.open_input_file(f"{root}/scenes.json") as file:
-            description = json.loads(file.read())
+        description = json.loads(storage.read_bytes(storage.join(uri, "scenes.json")))
     except FileNotFoundError:
+        storage.check_bucket(uri)
         raise ValueError(
             f"{uri} is no scenes folder: it has no scenes.json; make one with `groupvit demo-data`"
         ) from None
@@ -132,15 +130,13 @@ def open_scenes(uri: str) -> SceneDataset:
         )
     part_of_scene: list[str] = []
     row_groups: list[tuple[str, int, int]] = []
-    for info in sorted(file_system.get_file_info(pyarrow.fs.FileSelector(f"{root}/data")), key=lambda info: info.path):
-        if not info.path.endswith(".parquet"):
+    for name in storage.list_files(storage.join(uri, "data")):
+        if not name.endswith(".parquet"):
             continue
-        with file_system.open_input_file(info.path) as opened:
-            parquet = pq.ParquetFile(opened)
+        with storage.open_parquet(storage.join(uri, "data", name)) as parquet:
             part_of_scene += parquet.read(columns=["part"]).column("part").to_pylist()
             row_groups += [
-                (info.path, group, parquet.metadata.row_group(group).num_rows)
-                for group in range(parquet.num_row_groups)
+                (name, group, parquet.metadata.row_group(group).num_rows) for group in range(parquet.num_row_groups)
             ]
     if not part_of_scene:
         raise ValueError(f"{uri} holds no scene")

@@ -67,16 +67,12 @@ class Piece:
 
 def list_shards(source: Source) -> list[tuple[str, str, tuple[int, ...]]]:
     """URI, version and superseded rows of each shard of a source, in order. ValueError if there are none to be read."""
-    try:
-        found = storage.list_versions(source.uri)
-    except OSError as error:
-        raise ValueError(
-            f"raw={source.uri}: cannot be read ({error}); check the path, the bucket and the credentials"
-        ) from error
+    found = storage.list_versions(source.uri)
     shards = [
         (storage.join(source.uri, name), version, ()) for name, version in found.items() if name.endswith(".parquet")
     ]
     if not shards:
+        storage.check_bucket(source.uri)
         raise ValueError(f"raw={source.uri}: no *.parquet directly in there; give a folder of raw shards")
     return shards
 
@@ -196,15 +192,10 @@ def _or_unreadable(read: Any, uri: str) -> Any:
     try:
         return read()
     except Exception as error:
-        if isinstance(error, OSError) and _is_of_storage(error):
+        if isinstance(error, OSError) and storage.is_of_storage(error):
             raise
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableShardError(f"raw={uri}: is no parquet file, or a damaged one ({text}); {_ADVICE}") from error
-
-
-def _is_of_storage(error: OSError) -> bool:
-    """Whether a disk or a server failed: Arrow raises OSError for damaged content, too, but without a number."""
-    return error.errno is not None or "AWS Error" in str(error)
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:

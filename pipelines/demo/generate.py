@@ -4,10 +4,12 @@
     DIR/calibration  scenes with masks of training cut-outs on training backgrounds: thresholds are chosen on these
     DIR/validation   scenes with masks on backgrounds never seen in training; part "seen": training cut-outs in new
                      scenes, part "unseen": cut-outs never seen in training
+    DIR/raw          with --raw, instead of train: raw shards, the form `curate` reads
 
 Scene i of a part depends on the seed, the part and i alone, so the number of processes changes nothing.
 """
 
+import json
 import multiprocessing
 import os
 import sys
@@ -16,17 +18,18 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import simplejpeg
 
+from pipelines import storage
 from pipelines.demo.compose import Background, Cutout, Scene, compose
 from pipelines.demo.material import Material
+from pipelines.demo.raw import write_raw_shards
 from pipelines.demo.scenes import write_scenes
-from pipelines.schema import open_dataset, refuse_existing, sample_id, write_dataset
+from pipelines.schema import sample_id, write_dataset
 
 SCENES_PER_TASK = 250
 MAX_TASKS_UNDER_WAY = 16
@@ -40,7 +43,9 @@ class DemoDataConfig:
     """How much demo data to write, and where."""
 
     out: str
-    """Local folder to write. Finished data of the same configuration is kept as it is."""
+    """Folder to write, local or s3://. Finished data of the same configuration is kept as it is."""
+    raw: bool = False
+    """Write the training scenes as if they had been downloaded, for `groupvit curate`."""
     num_training_scenes: int = 40_000
     num_calibration_scenes: int = 300
     num_validation_scenes: int = 400
@@ -76,14 +81,19 @@ def demo_data(kind: str, config: DemoDataConfig) -> dict[str, Any]:
     made_by = {"kind": kind} | {
         key: value for key, value in asdict(config).items() if key not in ("out", "num_processes")
     }
-    out = Path(config.out)
-    if (out / "train" / "dataset.json").is_file():  # written last of all
-        metadata = open_dataset(str(out / "train")).metadata
-        if metadata.get("demo_data") == made_by:
-            print(f"{out} already holds these scenes: nothing to do", file=sys.stderr)
-            return dict(metadata["summary"])
-        refuse_existing(str(out / "train"))
-    return generate(_load(kind), config, made_by)
+    try:
+        metadata = json.loads(storage.read_bytes(storage.join(config.out, _last_file(config))))
+    except FileNotFoundError:
+        return generate(_load(kind), config, made_by)
+    if metadata.get("demo_data") != made_by:
+        raise ValueError(f"out={config.out} holds other demo data; give another folder, or remove this one")
+    print(f"{config.out} already holds these scenes: nothing to do", file=sys.stderr)
+    return dict(metadata["summary"])
+
+
+def _last_file(config: DemoDataConfig) -> str:
+    """What is written last of all."""
+    return "raw/demo_data.json" if config.raw else "train/dataset.json"
 
 
 def _load(kind: str) -> Material:
@@ -101,39 +111,40 @@ def _load(kind: str) -> Material:
 
 def generate(material: Material, config: DemoDataConfig, made_by: dict[str, Any]) -> dict[str, Any]:
     """Writes DIR/calibration, DIR/validation and, last, DIR/train; its dataset.json keeps `made_by` and the summary."""
-    out = Path(config.out)
+    out = storage.absolute(config.out)
     started = time.perf_counter()
     classes = ("background", *material.classes)
     context = multiprocessing.get_context("spawn")  # a forked copy of a process with threads may hang
     num_processes = config.num_processes or os.cpu_count() or 1
     with ProcessPoolExecutor(num_processes, context, _start_process, (material, config)) as pool:
         calibration = write_scenes(
-            out / "calibration",
+            storage.join(out, "calibration"),
             _rows(pool, "calibration", config.num_calibration_scenes),
             classes=classes,
             parts=("calibration",),
         )
         validation = write_scenes(
-            out / "validation",
+            storage.join(out, "validation"),
             (row for part in ("seen", "unseen") for row in _rows(pool, part, config.num_validation_scenes)),
             classes=classes,
             parts=("seen", "unseen"),
         )
         summary = {
             "kind": material.name,
-            "train": str(out / "train"),
-            "calibration": str(out / "calibration"),
-            "validation": str(out / "validation"),
+            "raw" if config.raw else "train": storage.join(out, "raw" if config.raw else "train"),
+            "calibration": storage.join(out, "calibration"),
+            "validation": storage.join(out, "validation"),
             "num_scenes": {"train": config.num_training_scenes, **calibration["counts"], **validation["counts"]},
             "classes": list(classes),
             "background_nouns": sorted({noun for place in material.training_backgrounds for noun in place.nouns}),
         }
-        training_rows = _rows(pool, "training", config.num_training_scenes)
-        write_dataset(
-            str(out / "train"),
-            _progress(training_rows, config.num_training_scenes, material.name),
-            metadata={"demo_data": made_by, "summary": summary},
-        )
+        metadata = {"demo_data": made_by, "summary": summary}
+        rows = _progress(_rows(pool, "training", config.num_training_scenes), config.num_training_scenes, material.name)
+        if config.raw:
+            write_raw_shards(summary["raw"], rows)
+            storage.write_bytes(storage.join(out, _last_file(config)), json.dumps(metadata).encode())
+        else:
+            write_dataset(summary["train"], rows, metadata=metadata)
     print(f"wrote {out} in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return summary
 

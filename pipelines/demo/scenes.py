@@ -5,14 +5,16 @@ DIR/scenes.json      written last: schema_version, classes, parts, counts, diges
 """
 
 import hashlib
+import itertools
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipelines import storage
 
 SCENES_SCHEMA_VERSION = 1
 SCENES_SCHEMA = pa.schema(
@@ -29,23 +31,21 @@ SCENES_SCHEMA = pa.schema(
 ROWS_PER_GROUP = 100
 
 
-def write_scenes(folder: Path, rows: Iterable[dict], *, classes: tuple[str, ...], parts: tuple[str, ...]) -> dict:
+def write_scenes(
+    uri: str, rows: Iterable[dict[str, Any]], *, classes: tuple[str, ...], parts: tuple[str, ...]
+) -> dict[str, Any]:
     """Writes rows of SCENES_SCHEMA and, last, scenes.json, whose content is returned. An old folder is replaced."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "data").mkdir(parents=True)
     counts: Counter[str] = Counter()
     digest = hashlib.sha256(json.dumps([classes, parts]).encode())
-    pending: list[dict] = []
-    with pq.ParquetWriter(folder / "data" / "00000.parquet", SCENES_SCHEMA) as writer:
-        for row in rows:
-            counts[row["part"]] += 1
-            digest.update(f"{row['sample_id']} {row['part']}\n".encode())
-            pending.append(row)
-            if len(pending) == ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(pending, SCENES_SCHEMA))
-                pending = []
-        if pending:
-            writer.write_table(pa.Table.from_pylist(pending, SCENES_SCHEMA))
+    buffer = pa.BufferOutputStream()
+    with pq.ParquetWriter(buffer, SCENES_SCHEMA) as writer:
+        iterator = iter(rows)
+        while group := list(itertools.islice(iterator, ROWS_PER_GROUP)):
+            for row in group:
+                counts[row["part"]] += 1
+                digest.update(f"{row['sample_id']} {row['part']}\n".encode())
+            writer.write_table(pa.Table.from_pylist(group, SCENES_SCHEMA))
+    storage.write_bytes(storage.join(uri, "data", "00000.parquet"), memoryview(buffer.getvalue()))
     description = {
         "schema_version": SCENES_SCHEMA_VERSION,
         "classes": list(classes),
@@ -53,7 +53,5 @@ def write_scenes(folder: Path, rows: Iterable[dict], *, classes: tuple[str, ...]
         "counts": {part: counts[part] for part in parts},
         "digest": digest.hexdigest(),
     }
-    temporary = folder / ".scenes.json"
-    temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(folder / "scenes.json")
+    storage.write_bytes(storage.join(uri, "scenes.json"), (json.dumps(description, indent=1) + "\n").encode())
     return description

@@ -1,12 +1,13 @@
 """The command line as a user sees it: exit codes, and what is on which stream."""
 
+import dataclasses
 import subprocess
 import sys
 import time
 
 import pytest
 
-from pipelines.cli import main
+from pipelines.cli import main, parse
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,10 @@ from pipelines.cli import main
         ("pretrain debug --training.num-workers 3", "training.global_batch_size=32 is not a multiple"),
         ("pretrain gcc_yfcc_30e", "data.sources is empty"),
         ("pretrain debug --data.sources /nowhere/at/all", "/nowhere/at/all"),
+        ("pretrain debug --data", "--data: a value is missing"),
+        ("pretrain debug --data a:0.5 --data b", "1 of 2 sources have a weight (a:0.5 b): give all one"),
+        ("pretrain debug --data a --data.weights 1", "--data stands for --data.sources, --data.weights"),
+        ("pretrain debug --data a=/nowhere/one:1 --data=/nowhere/two:2", "/nowhere/one: no dataset.json"),
         ("pretrain debug surplus", "'surplus' belongs to no flag"),
         ("evaluate --data x", "checkpoint"),
         ("demo-data stamp --out x", "did you mean stamps?"),
@@ -42,6 +47,26 @@ def test_mistakes_are_one_line_on_stderr_and_exit_code_2(
     assert message in captured.err
     assert captured.err.startswith("groupvit: error: ")
     assert captured.err.count("\n") == 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Switches:
+    name: str = ""
+    on: bool = False
+    off: bool = True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "switches"),
+    [
+        ("--on", Switches(on=True)),
+        ("--on --name on", Switches(on=True, name="on")),
+        ("--on False --off False", Switches(off=False)),
+        ("--on=True --off", Switches(on=True)),
+    ],
+)
+def test_a_switch_needs_no_value(arguments: str, switches: Switches) -> None:
+    assert parse(Switches, arguments.split(), prog="x") == switches
 
 
 def test_missing_experiment_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

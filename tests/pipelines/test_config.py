@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import ExperimentConfig, fixes_the_result, validate
+from pipelines.config import ExperimentConfig, fixes_the_result, parse_data, validate
 from pipelines.experiments import EXPERIMENTS, debug, gcc_redcaps_30e, gcc_yfcc_30e
 
 
@@ -28,6 +28,20 @@ def test_paper_numbers() -> None:
     assert (yfcc.loss.num_prompts, redcaps.loss.num_prompts) == (3, 0)
     assert yfcc.training.global_batch_size == yfcc.optimizer.reference_batch_size == 4096
     assert yfcc.micro_batches_per_step == 1  # 256 on each of 16 workers
+
+
+@pytest.mark.parametrize(
+    ("texts", "sources", "names", "weights"),
+    [
+        (["a"], ("a",), ("a",), None),
+        (["s3://bucket/cc3m/"], ("s3://bucket/cc3m/",), ("cc3m",), None),
+        (["s3://b/x:0.7", "few=/data/y=1:.3"], ("s3://b/x", "/data/y=1"), ("x", "few"), (0.7, 0.3)),
+        (["big=s3://b/x", "y:3/"], ("s3://b/x", "y:3/"), ("big", "y:3"), None),
+    ],
+)
+def test_sources_in_short(texts: list[str], sources: Any, names: Any, weights: Any) -> None:
+    data = parse_data(texts)
+    assert (data.sources, data.names, data.weights) == (sources, names, weights)
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_results_go_to_an_existing_mlflow_run(checkpoint: str, scenes: str, tmp_
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_workers": 4}, "num_workers=4 needs 4 CPUs, the cluster has 3"),
+        ({"num_workers": 4}, "num_workers=4 with 1 CPU each needs 4 CPUs, and the Ray cluster has 3"),
         ({"gpus_per_worker": 1.0}, "needs 1 GPUs"),
         ({"checkpoint": "/nowhere"}, "/nowhere is neither a checkpoint nor a run"),
         ({"data": "/nowhere"}, "/nowhere is no scenes folder"),

@@ -47,9 +47,9 @@ def make_config(data: str, runs: Path, /, **changes: dict[str, Any]) -> Experime
         ({"training": {"global_batch_size": 48}}, "training.global_batch_size=48 .* 40 samples"),
         (
             {"training": {"global_batch_size": 1024, "num_workers": 128}},
-            "training.num_workers=128 x training.cpus_per_worker=1 needs 128 CPUs, and this machine has",
+            "training.num_workers=128 with 1 CPU each needs 128 CPUs, and this machine has",
         ),
-        ({"training": {"device": "gpu"}}, "training.num_workers=1 needs as many GPUs"),
+        ({"training": {"device": "gpu"}}, "training.num_workers=1 with 1 GPU each needs 1 GPUs"),
     ],
 )
 def test_refuses_before_ray_starts(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -41,6 +41,13 @@ def test_lists_files_only_and_nothing_for_no_folder(tmp_path):
     assert storage.list_files(str(tmp_path / "nowhere")) == []
 
 
+@pytest.mark.parametrize("uri", ["s3://", "s3:///x", "s3://key:secret@bucket/x"])
+def test_no_bucket_or_credentials_in_the_uri(uri):
+    with pytest.raises(ValueError, match="give s3://bucket/folder") as caught:
+        storage.read_bytes(uri)
+    assert "secret" not in str(caught.value)
+
+
 def test_unknown_kind_of_uri():
     with pytest.raises(ValueError, match="ftp9://x: no path or URI that can be read"):
         storage.read_bytes("ftp9://x")
@@ -62,8 +69,9 @@ class Flaky:
 
 def test_passing_errors_of_object_storage_are_tried_again(monkeypatch):
     pauses = []
+    monkeypatch.setattr(storage, "_seen_to_work", {"bucket"})
     monkeypatch.setattr(storage.time, "sleep", pauses.append)
-    flaky = Flaky(OSError("SLOW_DOWN"), PermissionError("ACCESS_DENIED"))
+    flaky = Flaky(OSError("AWS Error SLOW_DOWN"), OSError("AWS Error ACCESS_DENIED"))
     assert storage.retry(flaky, "s3://bucket/x") == "done"
     assert flaky.num_calls == 3 and 0.25 <= pauses[0] <= 0.5 <= pauses[1] <= 1
 
@@ -71,7 +79,10 @@ def test_passing_errors_of_object_storage_are_tried_again(monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "error", "num_calls"),
     [
-        ("s3://bucket/x", OSError("down"), 5),
+        ("s3://bucket/x", OSError("AWS Error INTERNAL_FAILURE"), 8),
+        ("s3://bucket/x", OSError("Couldn't deserialize thrift"), 1),
+        ("s3://bucket/x", OSError("AWS Error ACCESS_DENIED"), 2),  # not served before
+        ("s3://bucket/x", OSError("AWS Error NO_SUCH_BUCKET"), 1),
         ("s3://bucket/x", FileNotFoundError("x"), 1),
         ("s3://bucket/x", ValueError("a bug"), 1),
         ("/x", OSError("disk"), 1),
@@ -80,6 +91,7 @@ def test_passing_errors_of_object_storage_are_tried_again(monkeypatch):
 )
 def test_attempts_are_bounded(monkeypatch, uri, error, num_calls):
     monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(storage, "_seen_to_work", set())
     flaky = Flaky(*[error] * 10)
     with pytest.raises(type(error)):
         storage.retry(flaky, uri)

@@ -68,7 +68,7 @@ def test_finished_data_is_kept_and_other_data_is_refused(written: Path) -> None:
     summary = demo_data("shapes", _config(written))
     assert summary["num_scenes"] == {"train": 300, "calibration": 8, "seen": 8, "unseen": 8}
     assert (written / "train" / "dataset.json").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="already holds a data set"):
+    with pytest.raises(ValueError, match="holds other demo data"):
         demo_data("shapes", _config(written, seed=7))
 
 

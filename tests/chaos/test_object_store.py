@@ -1,0 +1,116 @@
+"""Runs whose object storage fails on the way: they finish, with the result of a run that nothing disturbed."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipelines import storage
+from pipelines.config import ExperimentConfig
+from pipelines.pretrain import pretrain
+from tests.chaos.small_run import (
+    NUM_STEPS,
+    assert_every_epoch_saw_every_sample_once,
+    assert_same_result,
+    consumed,
+    make_config,
+    wait_for_step,
+    write_noise,
+)
+from tests.pipelines.faulty_proxy import FAULTS, FaultyProxy
+from tests.pipelines.object_store import ObjectStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A server of this module's own: it is killed."""
+    with ObjectStore(tmp_path_factory.mktemp("store")) as server:
+        server.create_bucket("bucket")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def from_disk(runs: Path) -> Path:
+    """The folder of a run without object storage."""
+    data = write_noise(str(runs / "data"))
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    pretrain(make_config(data, runs, "from-disk", num_workers=2))
+    ray.shutdown()
+    return runs / "from-disk"
+
+
+def connect(patch: pytest.MonkeyPatch, store: ObjectStore, endpoint: str | None = None) -> None:
+    """Processes that start from here on find the server, or what stands before it."""
+    for name, value in store.environment.items():
+        patch.setenv(name, value)
+    if endpoint is not None:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+
+def on_object_store(runs: Path, name: str) -> ExperimentConfig:
+    """A run with data, checkpoints and MLflow artifacts in the bucket."""
+    data = write_noise(f"s3://bucket/{name}/data")
+    config = make_config(data, runs, name, num_workers=2)
+    return dataclasses.replace(
+        config,
+        tracking=dataclasses.replace(config.tracking, uri=f"sqlite:///{runs}/mlflow.db"),
+        training=dataclasses.replace(config.training, runs_folder="s3://bucket/runs"),
+    )
+
+
+def download_checkpoint(name: str, folder: Path) -> Path:
+    last = f"checkpoints/step-{NUM_STEPS:08d}"
+    (folder / last).mkdir(parents=True)
+    for file in ("model.safetensors", "optimizer.pt"):
+        storage.copy(f"s3://bucket/runs/{name}/{last}/{file}", str(folder / last / file))
+    return folder
+
+
+def test_store_that_is_killed_and_started_again(
+    runs: Path, store: ObjectStore, from_disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "store-killed"
+    connect(monkeypatch, store)
+    config = on_object_store(runs, name)
+    away: list[float] = []
+
+    def kill() -> None:
+        wait_for_step(runs, name, 10, alive=lambda: True)  # before the checkpoints of steps 14, 21, 28
+        store.kill()
+        started = time.monotonic()
+        time.sleep(5)
+        store.start()
+        away.append(time.monotonic() - started)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    pretrain(config)
+    killer.join()
+    assert away and away[0] >= 5
+    assert_every_epoch_saw_every_sample_once(runs, name)
+    assert consumed(runs, name) == consumed(runs, "from-disk")
+    assert_same_result(download_checkpoint(name, tmp_path), from_disk)
+
+
+def test_every_twentieth_request_fails_somehow(
+    runs: Path, store: ObjectStore, from_disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "faulty-network"
+    with FaultyProxy(store.port, share=0.05, seed=0) as proxy:
+        connect(monkeypatch, store, proxy.url)
+        pretrain(on_object_store(runs, name))
+        assert sum(proxy.faults.values()) >= len(FAULTS), (proxy.num_requests, proxy.faults)
+    connect(monkeypatch, store)
+    assert_every_epoch_saw_every_sample_once(runs, name)
+    assert_same_result(download_checkpoint(name, tmp_path), from_disk)
