@@ -1,5 +1,5 @@
 """Raw shards to a data set. Run: `groupvit curate --raw data/raw --out data/train`; the same command continues one that
-was interrupted. `--plan True` only says what would be done.
+was interrupted. `--plan` only says what would be done.
 
 OUT/_curation holds what is done so far, and the terms under which it was begun; it is removed at the end.
 """

@@ -184,7 +184,7 @@ def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]
     return Shard(source=source, uri=uri, version=version, rows=rows, superseded=superseded)
 
 
-_ADVICE = "download it again, or give --skip-unreadable-shards True"
+_ADVICE = "download it again, or give --skip-unreadable-shards"
 
 
 def _or_unreadable(read: Any, uri: str) -> Any:
