@@ -25,7 +25,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
 
   groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
   groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
-  groupvit curate --raw s3://bucket/raw --out s3://bucket/train    make one of downloaded images and captions
+  groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --data data/shapes/validation

@@ -1,5 +1,5 @@
 """Raw shards to a data set. Run: `groupvit curate --raw data/raw --out data/train`; the same command continues one that
-was interrupted. `--plan True` only says what would be done.
+was interrupted. `--plan` only says what would be done.
 
 OUT/_curation holds what is done so far, and the terms under which it was begun; it is removed at the end.
 """
@@ -54,11 +54,12 @@ def curate(config: CurateConfig) -> dict[str, Any]:
         return done
     work = _begin(config, terms)
     started = time.perf_counter()
-    _curate(config, pieces, work)
-    return _finish(config, shards, pieces, terms, work, started)
+    reports = _curate(config, pieces, work)
+    return _finish(config, shards, reports, terms, work, started)
 
 
-def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> None:
+def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[str, Report]:
+    """Write all files of the data set; returns what the steps on single samples report, by source."""
     from pipelines.cluster import ray_cluster  # Ray takes seconds to import
     from pipelines.curation.run import run_files, run_pieces
 
@@ -72,23 +73,25 @@ def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> None:
             for report in run_pieces(missing, config, work):
                 progress.add(report.num_rows, report.num_rows - report.drops.total())
             progress.end()
-        report = _reports(pieces, work)
+        names = [source.name for source in config.sources]
+        reports = _reports_by_source(pieces, work, names)
+        report = _sum(list(reports.values()))
         num_rows = report.num_rows - report.drops.total()
         if not num_rows:
             raise ValueError(
                 f"out={config.out}: no sample passed; drops: {dict(report.drops.most_common())}. Loosen the rules"
             )
         progress = _Progress("written", num_rows)
-        names = [source.name for source in config.sources]
         for _, num_samples in run_files(len(pieces), num_rows, config, names, work):
             progress.add(num_samples, num_samples)
         progress.end()
+    return reports
 
 
 def _finish(
     config: CurateConfig,
     shards: Sequence[Shard],
-    pieces: Sequence[Piece],
+    reports: Mapping[str, Report],
     terms: Mapping[str, Any],
     work: str,
     started: float,
@@ -96,10 +99,9 @@ def _finish(
     """Make the data set visible, and clear up."""
     import pyarrow as pa
 
-    from pipelines.curation.files import file_name, read_file_records
+    from pipelines.curation.files import read_file_records
 
     names = [source.name for source in config.sources]
-    reports = _reports_by_source(pieces, work, names)
     records = read_file_records(work)
     drops = {name: Counter(report.drops) for name, report in reports.items()}
     kept: Counter[str] = Counter()
@@ -110,7 +112,7 @@ def _finish(
     rows_in = {name: report.num_rows for name, report in reports.items()}
     for name in names:
         assert rows_in[name] == kept[name] + drops[name].total(), f"{name}: rows lost or counted twice"
-    seconds = sum((report.seconds for report in reports.values()), Counter())
+    seconds = _sum(list(reports.values())).seconds
     summary = {
         "out": config.out,
         "num_rows": sum(rows_in.values()),
@@ -136,10 +138,6 @@ def _finish(
     for name in storage.list_files(data):  # what a killed process left half-written
         if f"data/{name}" not in written:
             storage.remove_file(storage.join(data, name))
-    assert all(
-        record["manifest"] == [] or record["manifest"][0]["file"] == f"data/{file_name(number)}"
-        for number, record in enumerate(records)
-    ), "the records of files are not in their order"
     info = finish_dataset(
         config.out,
         manifests,
@@ -221,14 +219,12 @@ def _versions(config: CurateConfig, shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def _reports(pieces: Sequence[Piece], work: str) -> Report:
-    with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        return _sum(list(threads.map(lambda piece: read_report(work, piece.number), pieces)))
-
-
 def _reports_by_source(pieces: Sequence[Piece], work: str, names: Sequence[str]) -> dict[str, Report]:
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        reports = list(threads.map(lambda piece: read_report(work, piece.number), pieces))
+    by_piece = list(zip(pieces, reports, strict=True))
     return {
-        name: _reports([piece for piece in pieces if piece.source == index], work) for index, name in enumerate(names)
+        name: _sum([report for piece, report in by_piece if piece.source == index]) for index, name in enumerate(names)
     }
 
 
@@ -238,7 +234,8 @@ def _sum(reports: Sequence[Report]) -> Report:
         total.num_rows += report.num_rows
         total.num_bytes += report.num_bytes
         total.drops.update(report.drops)
-        total.seconds.update(report.seconds)
+        for step, seconds in report.seconds.items():
+            total.seconds[step] += seconds
     return total
 
 

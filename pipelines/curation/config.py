@@ -90,7 +90,7 @@ class CurateConfig:
 
     # How it runs
     num_workers: int | None = None
-    """Processes. None: one per CPU of the cluster."""
+    """Processes, at most one per CPU of the cluster. None: as many."""
     show_ray_logs: bool = False
     plan: bool = False
     """Only say what would be done, how long it would take and what it would cost, from a measured sample."""

@@ -65,7 +65,7 @@ def duplicate_keys(rows: pa.Table, distance: int | None, num_partitions: int) ->
 
     The hash is cut into `distance` + 1 bands: two hashes that differ in no more bits agree in one band at least.
     """
-    rows = rows.filter(pc.equal(rows.column("mark"), KEEP))
+    rows = rows.filter(pc.field("mark") == KEEP)
     order, file = _numbers(rows, "order"), _numbers(rows, "file")
     hashes = rows.column("perceptual").fill_null(0).to_numpy().astype(np.uint64)
     textured = rows.column("perceptual").is_valid().to_numpy()
@@ -105,9 +105,8 @@ def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
     starts = np.flatnonzero(np.r_[True, (kind[1:] != kind[:-1]) | (key[1:] != key[:-1])])
     ends = np.r_[starts[1:], len(key)]
     mark = np.zeros(len(key), dtype=np.int8)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if end - start == 1:
-            continue
+    several = ends - starts > 1
+    for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
         if kind[start] < _FIRST_BAND:
             mark[start + 1 : end] = DUPLICATE
         elif distance is not None:

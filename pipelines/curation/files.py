@@ -35,9 +35,7 @@ def write_file(
     with contextlib.suppress(FileNotFoundError):
         return number, read_file_record(record)["num_samples"]
     rows = decide(rows_and_marks)
-    kept = rows.filter(pc.equal(rows.column("mark"), KEEP)).sort_by(
-        [("shuffle_key", "ascending"), ("order", "ascending")]
-    )
+    kept = rows.filter(pc.field("mark") == KEEP).sort_by([("shuffle_key", "ascending"), ("order", "ascending")])
     manifest = MANIFEST_SCHEMA.empty_table()
     if kept.num_rows:
         samples = pa.Table.from_pylist(_fetch(kept, work, source_names), schema=DATASET_SCHEMA)
@@ -46,7 +44,7 @@ def write_file(
     marks, sources = rows.column("mark").to_numpy(), rows.column("source").to_numpy()
     for (source, mark), count in Counter(zip(sources.tolist(), marks.tolist(), strict=True)).items():
         if mark != KEEP:
-            drops.setdefault(source_names[source], {})[REASONS[mark]] = count
+            drops.setdefault(str(source_names[source]), {})[REASONS[mark]] = count
     kept_by_source = np.bincount(kept.column("source").to_numpy(), minlength=len(source_names)).tolist()
     content = {
         "num_samples": kept.num_rows,

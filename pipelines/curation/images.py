@@ -116,13 +116,12 @@ def perceptual_hash(pixels: Pixels) -> int | None:
     """64 bits that hardly change when a picture is scaled, encoded again or slightly toned: which of the 8×8 lowest
     frequencies of its 32×32 grey thumbnail are above their median (Zauner 2010). None for a picture that is flat.
 
-    Integers throughout: rounding cannot differ from machine to machine.
+    The transform is one of integers: its rounding cannot differ from machine to machine.
     """
-    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
-    gray = small.astype(np.int64) @ np.array([299, 587, 114])  # [32,32], in thousandths of a grey level
-    if gray.std() < 1000 * _FLATNESS:
+    small = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
+    if small.std() < _FLATNESS:
         return None
-    frequencies = (_COSINES @ gray @ _COSINES.T).reshape(-1)
+    frequencies = (_COSINES @ small.astype(np.int64) @ _COSINES.T).reshape(-1)
     return int.from_bytes(np.packbits(frequencies > np.sort(frequencies)[32]).tobytes())
 
 

@@ -10,8 +10,8 @@ index/PIECE.parquet      one row per sample: its place, and the hashes by which 
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +57,7 @@ class Report:
     num_bytes: int = 0
     """Of the images that came in."""
     drops: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Of each step."""
 
     @contextmanager
@@ -74,7 +74,7 @@ class Report:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Report":
         values = json.loads(text)
-        return cls(**{**values, "drops": Counter(values["drops"]), "seconds": Counter(values["seconds"])})
+        return cls(**{**values, "drops": Counter(values["drops"]), "seconds": defaultdict(float, values["seconds"])})
 
 
 def curate_piece(piece: Piece, config: CurateConfig, steps: Sequence[Step], work: str) -> Report:
@@ -104,7 +104,7 @@ def curate_piece(piece: Piece, config: CurateConfig, steps: Sequence[Step], work
     return report
 
 
-def run_steps(sample: Sample, steps: Sequence[Step], seconds: Counter[str]) -> str | None:
+def run_steps(sample: Sample, steps: Sequence[Step], seconds: MutableMapping[str, float]) -> str | None:
     """The reason why a sample is dropped; None if it passes all steps. Adds the time of each to `seconds`."""
     start = time.perf_counter()
     for step in steps:
@@ -178,7 +178,7 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
         if not config.skip_unreadable_shards:
             raise UnreadableShardError(
                 f"raw={piece.uri}: is damaged ({missing} rows fewer than its footer says); download it again, or give "
-                "--skip-unreadable-shards True"
+                "--skip-unreadable-shards"
             )
         report.num_rows += missing
         report.drops["shard_unreadable"] += missing

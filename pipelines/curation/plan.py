@@ -4,7 +4,7 @@ without Ray."""
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -74,7 +74,7 @@ def _measure(config: CurateConfig, pieces: Sequence[Piece], opt_out: OptOutList 
     add_nouns([], config.tagger)  # loading it does not count
     num_pieces = min(len(pieces), 8)
     chosen = [pieces[len(pieces) * index // num_pieces] for index in range(num_pieces)]
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     drops: Counter[str] = Counter()
     kept: list[Sample] = []
     num_rows = 0

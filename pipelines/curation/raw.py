@@ -7,6 +7,7 @@ read in small batches all the same.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -108,19 +109,20 @@ def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
 def read_rows(piece: Piece) -> Iterator[list[dict[str, Any]]]:
     """The rows of a piece in batches of up to 64, by column name in lower case. UnreadableShardError, after what could
     be read, for a damaged shard; OSError where storage fails."""
-    for group in range(piece.first, piece.end):
-        reader = _RowGroupReader(piece.uri, group)
-        while (
-            batch := _or_unreadable(lambda reader=reader: storage.retry(reader.read_batch, piece.uri), piece.uri)
-        ) is not None:
-            yield _or_unreadable(lambda batch=batch: _rows(batch), piece.uri)
+    reader = _Reader(piece)
+
+    def read_batch() -> pa.RecordBatch | None:
+        return storage.retry(reader.read_batch, piece.uri)
+
+    while (batch := _or_unreadable(read_batch, piece.uri)) is not None:
+        yield _or_unreadable(partial(_rows, batch), piece.uri)
 
 
-class _RowGroupReader:
+class _Reader:
     """Reads on where it was after storage has failed."""
 
-    def __init__(self, uri: str, group: int) -> None:
-        self._uri, self._group = uri, group
+    def __init__(self, piece: Piece) -> None:
+        self._piece = piece
         self._num_read = 0
         self._batches: Iterator[pa.RecordBatch] | None = None
 
@@ -136,12 +138,14 @@ class _RowGroupReader:
         return batch
 
     def _open(self) -> Iterator[pa.RecordBatch]:
-        filesystem, path = storage.resolve(self._uri)
+        filesystem, path = storage.resolve(self._piece.uri)
         file = pq.ParquetFile(filesystem.open_input_file(path), buffer_size=_BUFFER_SIZE, pre_buffer=False)
-        columns = [name for name in file.schema_arrow.names if name.lower() in COLUMNS]
         to_skip = self._num_read
         for batch in file.iter_batches(
-            batch_size=ROWS_PER_BATCH, row_groups=[self._group], columns=columns, use_threads=False
+            batch_size=ROWS_PER_BATCH,
+            row_groups=range(self._piece.first, self._piece.end),
+            columns=[name for name in file.schema_arrow.names if name.lower() in COLUMNS],
+            use_threads=False,
         ):
             if to_skip < batch.num_rows:
                 yield batch.slice(to_skip)
@@ -180,7 +184,7 @@ def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]
     return Shard(source=source, uri=uri, version=version, rows=rows, superseded=superseded)
 
 
-_ADVICE = "download it again, or give --skip-unreadable-shards True"
+_ADVICE = "download it again, or give --skip-unreadable-shards"
 
 
 def _or_unreadable(read: Any, uri: str) -> Any:

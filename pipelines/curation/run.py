@@ -105,7 +105,8 @@ def run_files(
         for first in range(0, num_pieces, _PIECES_PER_TASK)
     ]
     index = ray.data.from_items(numbers).map_batches(
-        partial(_read_index, work=work, num_files=num_files, num_partitions=num_partitions),
+        _read_index,  # pyright: ignore[reportArgumentType]
+        fn_kwargs={"work": work, "num_files": num_files, "num_partitions": num_partitions},
         batch_size=1,
     )
     rows = (

@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def run_bare(config: CurateConfig, tasks: Any, results: Any) -> None:
     add_nouns([Sample(raw={}, caption="a dog")], config.tagger)
     results.put(0.0)
     for pieces in iter(tasks.get, None):
-        start, seconds = time.perf_counter(), Counter()
+        start, seconds = time.perf_counter(), defaultdict(float)
         for piece in pieces:
             samples = [Sample(raw=raw) for batch in read_rows(piece) for raw in batch]
             kept = [sample for sample in samples if run_steps(sample, steps, seconds) is None]
@@ -152,9 +152,10 @@ def benchmark(num_processes: int, num_rows: int, num_repeats: int, folder: Path)
             rates[name].append(systems[name]())
             rate, cpu_rate = rates[name][-1]
             print(f"turn {turn + 1}: {name:10} {rate:6.0f} rows/s {cpu_rate:6.0f} per CPU second", flush=True)
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for number in range(len(pieces)):
-        seconds.update(read_report(str(folder / "work"), number).seconds)
+        for step, part in read_report(str(folder / "work"), number).seconds.items():
+            seconds[step] += part
     start = time.perf_counter()
     summary = curate(config)
     whole = num_rows / (time.perf_counter() - start)
@@ -168,7 +169,10 @@ def benchmark(num_processes: int, num_rows: int, num_repeats: int, folder: Path)
         "rows_per_second": {name: round(statistics.median(rate for rate, _ in part)) for name, part in rates.items()},
         "ratio": round(statistics.median(ours[0] / theirs[0] for ours, theirs in turns), 3),
         "ratio_per_cpu_second": round(statistics.median(ours[1] / theirs[1] for ours, theirs in turns), 3),
-        "share": {name: round(part / seconds.total(), 3) for name, part in seconds.most_common()},
+        "share": {
+            name: round(seconds[name] / sum(seconds.values()), 3)
+            for name in sorted(seconds, key=seconds.__getitem__)[::-1]
+        },
         "whole": {"rows_per_second": round(whole), "num_samples": summary["num_samples"]},
     }
 

@@ -1,7 +1,7 @@
 """Damaged images and shards: nothing crashes, everything is accounted for."""
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def seed_images():
 def test_every_damaged_image_is_kept_or_has_a_reason():
     seeds, rng = list(seed_images()), random.Random(0)
     config = CurateConfig(raw=("x",), out="y", min_side=16, max_pixels=2**18)
-    steps, drops, seconds = sample_steps(config, None), Counter(), Counter()
+    steps, drops, seconds = sample_steps(config, None), Counter(), defaultdict(float)
     for number in range(NUM_IMAGES):
         data = mutated(rng.choice(seeds), rng)
         sample = Sample(raw=raw_row(number, data or b"x"))
@@ -71,7 +71,7 @@ def test_every_row_of_damaged_shards_is_accounted_for(tmp_path):
             try:
                 for batch in read_rows(piece):
                     num_read += len(batch)
-                    drops.update(run_steps(Sample(raw=raw), steps, Counter()) for raw in batch)
+                    drops.update(run_steps(Sample(raw=raw), steps, defaultdict(float)) for raw in batch)
             except UnreadableShardError:
                 outcomes["rows"] += 1
             else:

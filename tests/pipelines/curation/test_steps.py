@@ -1,4 +1,4 @@
-from collections import Counter
+from collections import defaultdict
 
 import pytest
 from PIL import Image
@@ -17,7 +17,7 @@ FRAMES = [picture(seed) for seed in range(2)]
 
 
 def run(raw, config=CONFIG, opt_out=None):
-    sample, seconds = Sample(raw=raw), Counter()
+    sample, seconds = Sample(raw=raw), defaultdict(float)
     return run_steps(sample, sample_steps(config, opt_out), seconds), sample
 
 
