@@ -23,6 +23,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
 
   groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
   groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
+  groupvit download --url-list LIST --out DIR     fetch the images of a list of URLs with captions
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --data data/shapes/validation
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
@@ -74,6 +75,14 @@ def segment(arguments: Sequence[str]) -> dict[str, Any]:
     return run(parse(SegmentConfig, arguments, prog="groupvit segment"))
 
 
+def download(arguments: Sequence[str]) -> dict[str, Any]:
+    """Fetch the images of a URL list into raw shards, or go on fetching them."""
+    from pipelines.download import download as run
+    from pipelines.download_config import DownloadConfig
+
+    return run(parse(DownloadConfig, arguments, prog="groupvit download"))
+
+
 def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
     """Make the data of the demo: a training data set, and scenes with masks to evaluate on."""
     from pipelines.demo.generate import DemoDataConfig
@@ -103,6 +112,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "demo": demo,
     "demo-data": demo_data,
+    "download": download,
     "pretrain": pretrain,
     "evaluate": evaluate,
     "segment": segment,
@@ -144,7 +154,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
             config, unknown = tyro.cli(
                 config_type,
                 prog=prog,
-                args=list(arguments),
+                args=_with_bare_switches(config_type, arguments),
                 return_unknown_args=True,
                 config=(tyro.conf.FlagConversionOff,),
                 default=missing if default is None else default,
@@ -161,6 +171,17 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
     return config
 
 
+def _with_bare_switches(config_type: Any, arguments: Sequence[str]) -> list[str]:
+    """`--flag` of a truth value that is followed by no value means `--flag True`."""
+    switches = set(_flags(config_type, only=bool))
+    followed_by = [*arguments, "--"][1:]
+    return [
+        piece
+        for argument, following in zip(arguments, followed_by, strict=True)
+        for piece in ([argument, "True"] if argument in switches and following.startswith("-") else [argument])
+    ]
+
+
 def _first_message(box: str) -> str:
     """The text of the parser's box up to its first rule, without the frame."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
@@ -172,14 +193,18 @@ def _first_message(box: str) -> str:
     return " ".join(message)
 
 
-def _flags(config_type: Any, prefix: str = "--") -> list[str]:
+def _flags(config_type: Any, prefix: str = "--", only: type | None = None) -> list[str]:
+    """The flags of a config; of one type only, if it is given."""
     import dataclasses
     from typing import get_type_hints
 
     names: list[str] = []
     for name, hint in get_type_hints(config_type).items():
         flag = prefix + name.replace("_", "-")
-        names += _flags(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else [flag]
+        if dataclasses.is_dataclass(hint):
+            names += _flags(hint, f"{flag}.", only)
+        elif only in (None, hint):
+            names.append(flag)
     return names
 
 
