@@ -25,6 +25,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
 
   groupvit demo                                   all of it in minutes: data, training, evaluation, pictures
   groupvit demo-data shapes --out data/shapes     make a small data set, drawn; or stamps, from real photos
+  groupvit download --url-list LIST --out DIR     fetch the images of a list of URLs with captions
   groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
@@ -83,6 +84,14 @@ def segment(arguments: Sequence[str]) -> dict[str, Any]:
     return run(parse(SegmentConfig, arguments, prog="groupvit segment"))
 
 
+def download(arguments: Sequence[str]) -> dict[str, Any]:
+    """Fetch the images of a URL list into raw shards, or go on fetching them."""
+    from pipelines.download import download as run
+    from pipelines.download_config import DownloadConfig
+
+    return run(parse(DownloadConfig, arguments, prog="groupvit download"))
+
+
 def curate(arguments: Sequence[str]) -> dict[str, Any]:
     """Turn raw shards into a data set."""
     from pipelines.curate import curate as run
@@ -127,6 +136,7 @@ def demo(arguments: Sequence[str]) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "demo": demo,
     "demo-data": demo_data,
+    "download": download,
     "curate": curate,
     "inspect": inspect,
     "pretrain": pretrain,

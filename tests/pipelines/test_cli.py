@@ -37,6 +37,11 @@ from pipelines.cli import main, parse
         ("pretrain debug surplus", "'surplus' belongs to no flag"),
         ("evaluate --data x", "checkpoint"),
         ("demo-data stamp --out x", "did you mean stamps?"),
+        ("download --url-list x --out y --presett coco", "unknown flag --presett: did you mean --preset?"),
+        # Truth values may stand without one.
+        ("download --out y --retry-failed --url-list /nowhere.csv", "/nowhere.csv: no such file or folder"),
+        ("download --out y --url-list /nowhere.csv --allow-private-addresses", "/nowhere.csv: no such file or folder"),
+        ("download --out y --url-list /nowhere.csv --retry-failed maybe", "--retry-failed"),
     ],
 )
 def test_mistakes_are_one_line_on_stderr_and_exit_code_2(
