@@ -29,7 +29,7 @@ import ray.data
 from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
 
 from pipelines.sampling import SampleOrder, Source
-from pipelines.schema import open_dataset
+from pipelines.uncurated import open_source
 
 if TYPE_CHECKING:
     from pipelines.config import ExperimentConfig
@@ -60,6 +60,8 @@ class IngestPlan:
     """Of the data sets, in the order of `order.sources`."""
     files: tuple[tuple[str, ...], ...]
     first_groups: tuple[npt.NDArray[np.int64], ...]
+    is_raw: tuple[bool, ...]
+    """Which of them are raw shards."""
     slice_size: int
     image_size: int
     context_length: int
@@ -70,7 +72,7 @@ class IngestPlan:
 
 def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
     """Open the data sets of `config`; ValueError for what is wrong with them."""
-    datasets = [open_dataset(uri) for uri in config.data.sources]
+    datasets = [open_source(uri) for uri in config.data.sources]
     return IngestPlan(
         order=SampleOrder.of(
             [Source.from_row_groups(info.rows) for info in datasets],
@@ -81,6 +83,7 @@ def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
         uris=tuple(info.uri for info in datasets),
         files=tuple(info.files for info in datasets),
         first_groups=tuple(info.first_groups for info in datasets),
+        is_raw=tuple(info.is_raw for info in datasets),
         slice_size=config.ingest.slice_size,
         image_size=config.model.image.image_size,
         context_length=config.model.text.context_length,

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,10 +33,11 @@ from pipelines.ingest import iter_slices, training_slices
 from pipelines.progress import RunStoppedError
 from pipelines.provenance import code_version
 from pipelines.run_folder import RunFolder
-from pipelines.schema import DatasetInfo, open_dataset
+from pipelines.schema import DatasetInfo
 from pipelines.storage import StorageError, absolute
 from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
 from pipelines.train_loop import WorkerContext, train
+from pipelines.uncurated import open_source
 
 # Seconds Ray may take to start a worker: it imports torch, which on a busy machine takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -103,9 +105,16 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
     """The data sets of `config`. ValueError if one is missing or damaged, or if together they cannot fill a batch."""
     try:
-        datasets = [open_dataset(uri) for uri in config.data.sources]
+        datasets = [open_source(uri) for uri in config.data.sources]
     except ValueError as error:
         raise ValueError(f"data.sources: {error}") from None
+    for info in datasets:
+        if info.is_raw:
+            print(
+                f"{info.uri}: raw shards, read as they are: {info.num_samples:,} images, nouns mined while training; "
+                "`groupvit curate` makes a data set of them, once",
+                file=sys.stderr,
+            )
     total = sum(info.num_samples for info in datasets)
     if total < config.training.global_batch_size:
         raise ValueError(

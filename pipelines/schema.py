@@ -67,6 +67,8 @@ class DatasetInfo:
     """[number of row groups]: rows of each."""
     metadata: Mapping[str, Any]
     """What else dataset.json says: counts, drops, source URIs, config, code version."""
+    is_raw: bool = False
+    """Raw shards in the place of a data set: see `pipelines.uncurated`."""
 
 
 def sample_id(image: bytes, caption: str) -> str:

@@ -19,6 +19,7 @@ from pipelines import storage
 from pipelines.config import IngestConfig
 from pipelines.ingest import IngestPlan, Slice
 from pipelines.sampling import Samples
+from pipelines.uncurated import complete, read_raw_row_group
 
 
 def load_slices(plan: IngestPlan, first: int, end: int) -> list[Slice]:
@@ -103,7 +104,8 @@ def _read_rows(plan: IngestPlan, samples: Samples) -> list[dict[str, Any]]:
     for index, (source, group) in enumerate(groups.T.tolist()):
         places = np.flatnonzero(group_of.reshape(-1) == index)
         table = _read_row_group(plan, source, group).take(samples.row[places])
-        for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
+        found = table.to_pylist()
+        for place, row in zip(places.tolist(), complete(found) if plan.is_raw[source] else found, strict=True):
             rows[place] = row
     return rows
 
@@ -112,6 +114,8 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
     file = int(np.searchsorted(plan.first_groups[source], group, side="right")) - 1
     uri = storage.join(plan.uris[source], plan.files[source][file])
     row_group = group - int(plan.first_groups[source][file])
+    if plan.is_raw[source]:
+        return storage.retry(lambda: read_raw_row_group(_open_parquet(uri), row_group), uri)
     columns = ["sample_id", "image", "caption", "nouns"]
     return storage.retry(lambda: _open_parquet(uri).read_row_group(row_group, columns=columns, use_threads=False), uri)
 

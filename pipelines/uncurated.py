@@ -1,0 +1,90 @@
+"""Raw shards read by training as they are: images that arrived, with captions mended and nouns mined on the way.
+
+For a first look. What `groupvit curate` would leave out is all in there: duplicates, boiler-plate captions, images too
+small; and nouns are mined again in every epoch.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from groupvit.captions import mine_nouns
+from pipelines import storage
+from pipelines.curation.text import clean_caption
+from pipelines.raw_shards import has_shards, raw_shards
+from pipelines.schema import DatasetInfo, open_dataset, sample_id
+
+_COLUMNS = ("jpg", "caption", "status")
+_NUM_READERS = 16  # that wait for object storage
+
+
+def open_source(uri: str) -> DatasetInfo:
+    """A data set or, where there is none but raw shards are, these. ValueError for what is wrong with either."""
+    if "dataset.json" not in storage.list_files(uri) and has_shards(uri):
+        return open_raw_shards(uri)
+    return open_dataset(uri)
+
+
+def open_raw_shards(uri: str) -> DatasetInfo:
+    """The samples of raw shards that arrived; their row groups are those of the shards, with fewer rows."""
+    shards = raw_shards(uri).shards
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        rows = list(readers.map(lambda shard: _count_rows(shard.uri), shards))
+    counts = np.concatenate([np.asarray(groups, dtype=np.int32) for groups in rows])
+    if not counts.sum():
+        raise ValueError(
+            f"{uri}: no image of its raw shards arrived; see what `groupvit download` says of the failures"
+        )
+    base = storage.absolute(uri)
+    files = tuple(shard.uri.removeprefix(base).lstrip("/") for shard in shards)
+    lines = [f"{name} {groups}" for name, groups in zip(files, rows, strict=True)]
+    return DatasetInfo(
+        uri=base,
+        digest=hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32],
+        num_samples=int(counts.sum()),
+        files=files,
+        first_groups=np.cumsum([0, *(len(groups) for groups in rows[:-1])]),
+        rows=counts,
+        metadata={},
+        is_raw=True,
+    )
+
+
+def read_raw_row_group(file: pq.ParquetFile, row_group: int) -> pa.Table:
+    """image and caption (as it came) of the samples of a row group that arrived."""
+    table = file.read_row_group(row_group, columns=list(_COLUMNS), use_threads=False)
+    return table.filter(_arrived(table)).select(["jpg", "caption"]).rename_columns(["image", "caption"])
+
+
+def complete(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `read_raw_row_group` with all that training reads of a sample."""
+    captions = [clean_caption(row["caption"]) for row in rows]
+    return [
+        {**row, "caption": caption, "nouns": nouns, "sample_id": sample_id(row["image"], caption)}
+        for row, caption, nouns in zip(rows, captions, mine_nouns(captions), strict=True)
+    ]
+
+
+def _count_rows(uri: str) -> list[int]:
+    """Of each row group, the samples that arrived."""
+    try:
+        with storage.open_parquet(uri) as file:
+            missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(
+                    f"{uri}: has no column {missing[0]}; raw shards are what img2dataset writes as parquet"
+                )
+            groups = [file.read_row_group(index, columns=["caption", "status"]) for index in range(file.num_row_groups)]
+    except pa.ArrowException as error:
+        raise ValueError(f"{uri}: is half-written or damaged ({error}); download it again") from error
+    return [int(pc.sum(_arrived(group)).as_py() or 0) for group in groups]
+
+
+def _arrived(table: pa.Table) -> pa.ChunkedArray:
+    return pc.and_(pc.equal(table.column("status"), "success"), pc.is_valid(table.column("caption")))
