@@ -11,6 +11,8 @@ import ray
 
 from pipelines import storage
 from pipelines.config import ExperimentConfig
+from pipelines.curate import curate
+from pipelines.curation.config import CurateConfig
 from pipelines.pretrain import pretrain
 from tests.chaos.small_run import (
     NUM_STEPS,
@@ -23,6 +25,7 @@ from tests.chaos.small_run import (
 )
 from tests.pipelines.faulty_proxy import FAULTS, FaultyProxy
 from tests.pipelines.object_store import ObjectStore
+from tests.pipelines.raw_shards import good_rows, raw_row, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -77,6 +80,10 @@ def download_checkpoint(name: str, folder: Path) -> Path:
     return folder
 
 
+def make_curation(raw: str, out: str) -> CurateConfig:
+    return CurateConfig(raw=(raw,), out=out, rows_per_piece=50, rows_per_group=16, groups_per_file=3, num_workers=2)
+
+
 def test_store_that_is_killed_and_started_again(
     runs: Path, store: ObjectStore, from_disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -114,3 +121,33 @@ def test_every_twentieth_request_fails_somehow(
     connect(monkeypatch, store)
     assert_every_epoch_saw_every_sample_once(runs, name)
     assert_same_result(download_checkpoint(name, tmp_path), from_disk)
+
+
+def test_curation_from_and_to_a_store_that_fails(
+    runs: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed and started again, then behind a faulty network: the data set is the one made on disk."""
+    rows = good_rows(range(400), width=70, height=64)
+    rows += [raw_row(1000 + number, rows[number]["jpg"]) for number in range(30)]
+    raw = write_shards(runs / "raw", rows, 200)
+    expected = curate(make_curation(str(raw), str(runs / "curated")))
+    connect(monkeypatch, store)
+    for path in raw.iterdir():
+        storage.write_bytes(f"s3://bucket/raw/{path.name}", path.read_bytes())
+
+    def kill() -> None:
+        while not storage.list_files("s3://bucket/killed/_curation/index"):
+            time.sleep(0.05)
+        store.kill()
+        time.sleep(5)
+        store.start()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert curate(make_curation("s3://bucket/raw", "s3://bucket/killed"))["digest"] == expected["digest"]
+    killer.join()
+
+    with FaultyProxy(store.port, share=0.05, seed=1) as proxy:
+        connect(monkeypatch, store, proxy.url)
+        assert curate(make_curation("s3://bucket/raw", "s3://bucket/faulty"))["digest"] == expected["digest"]
+        assert sum(proxy.faults.values()) >= len(FAULTS), (proxy.num_requests, proxy.faults)
