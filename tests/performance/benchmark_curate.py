@@ -82,19 +82,18 @@ def write_raw(folder: Path, num_rows: int) -> str:
 
 
 def run_bare(config: CurateConfig, tasks: Any, results: Any) -> None:
-    """A process that runs the bare loop over the pieces it is given, and answers with how long it took."""
+    """A process that runs the bare loop over the pieces it takes, one by one, and says when each is done."""
     os.environ["OMP_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
     steps = sample_steps(config, None)
     add_nouns([Sample(raw={}, caption="a dog")], config.tagger)
-    results.put(0.0)
-    for pieces in iter(tasks.get, None):
-        start, seconds = time.perf_counter(), defaultdict(float)
-        for piece in pieces:
-            samples = [Sample(raw=raw) for batch in read_rows(piece) for raw in batch]
-            kept = [sample for sample in samples if run_steps(sample, steps, seconds) is None]
-            add_nouns(kept, config.tagger)
-        results.put(time.perf_counter() - start)
+    results.put(None)
+    for piece in iter(tasks.get, None):
+        seconds = defaultdict(float)
+        samples = [Sample(raw=raw) for batch in read_rows(piece) for raw in batch]
+        kept = [sample for sample in samples if run_steps(sample, steps, seconds) is None]
+        add_nouns(kept, config.tagger)
+        results.put(None)
 
 
 def benchmark(num_processes: int, num_rows: int, num_repeats: int, folder: Path) -> dict[str, Any]:
@@ -111,9 +110,9 @@ def benchmark(num_processes: int, num_rows: int, num_repeats: int, folder: Path)
 
     def bare() -> float:
         start = time.perf_counter()
-        for index in range(num_processes):
-            tasks.put(pieces[index::num_processes])
-        for _ in range(num_processes):
+        for piece in pieces:
+            tasks.put(piece)
+        for _ in pieces:
             results.get()
         return num_rows / (time.perf_counter() - start)
 
