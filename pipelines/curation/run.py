@@ -8,6 +8,7 @@ about 100 bytes a sample.
 import contextlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -72,16 +73,19 @@ def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iter
     _quieten()
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_workers = min(config.num_workers or num_cpus, num_cpus, len(pieces))
-    reports = ray.data.from_items(
-        [{"piece": json.dumps(asdict(piece))} for piece in pieces], override_num_blocks=min(len(pieces), _MAX_BLOCKS)
-    ).map_batches(
-        PieceCurator,  # pyright: ignore[reportArgumentType]
-        fn_constructor_args=(config, work),
-        batch_size=1,
-        num_cpus=1,
-        compute=ActorPoolStrategy(size=num_workers),
-        ray_remote_args_fn=lambda: {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_RESTARTS},
-    )
+    items = [{"piece": json.dumps(asdict(piece))} for piece in pieces]
+    with warnings.catch_warnings():
+        # Ray announces that this argument will have names of its own, and has none yet. Without it, an image that
+        # breaks a decoder would be tried for ever.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
+        reports = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map_batches(
+            PieceCurator,  # pyright: ignore[reportArgumentType]
+            fn_constructor_args=(config, work),
+            batch_size=1,
+            num_cpus=1,
+            compute=ActorPoolStrategy(size=num_workers),
+            ray_remote_args_fn=lambda: {"max_restarts": _MAX_RESTARTS, "max_task_retries": _MAX_RESTARTS},
+        )
     for row in reports.iter_rows():
         if row["error"]:
             raise ValueError(row["error"])

@@ -16,7 +16,7 @@ import ray
 from pipelines.schema import open_dataset
 from tests.pipelines.raw_shards import good_rows, raw_row, write_shards
 
-NUM_KILLS = int(os.environ.get("NUM_KILLS", "10"))
+NUM_KILLS = 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

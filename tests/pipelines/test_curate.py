@@ -69,7 +69,7 @@ def planted_rows(rows):
         ),
         "image_too_small": lambda n: raw_row(next(fresh), image(width=90, height=50)),
         "image_aspect_ratio": lambda n: raw_row(next(fresh), image(width=500, height=80)),
-        "duplicate": lambda n: raw_row(next(fresh), rows[n]["jpg"]),
+        "duplicate": lambda n: raw_row(next(fresh), rows[n + 40]["jpg"]),
         "near_duplicate": lambda n: raw_row(next(fresh), encoded(picture(n + 20).resize((120, 100)), quality=70)),
     }
     return [function(number) for reason, function in make.items() for number in range(PLANTED[reason])]
