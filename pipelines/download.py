@@ -28,7 +28,6 @@ from pipelines.raw_shards import (
     raw_shards,
     read_record,
     read_stats,
-    remove_folder,
     write_record,
 )
 
@@ -170,11 +169,11 @@ def _run_pass(config: DownloadConfig, out: str, record: dict[str, Any], part: di
     for _ in range(_NUM_ATTEMPTS):
         if len(done) == num_shards:
             break
-        remove_folder(work)
+        storage.remove_folder(work)
         with _progress(folder, part["rows"], before, config.progress_every_seconds):
             run(downloader, _tasks(config, part, folder, files, done), config.num_processes or os.cpu_count() or 1)
         done = read_stats(folder, before)
-    remove_folder(work)
+    storage.remove_folder(work)
     if len(done) < num_shards:
         raise OSError(f"{num_shards - len(done)} of {num_shards} shards could not be written; see above, and run again")
     part["finished"] = True

@@ -13,7 +13,6 @@ A row is as its last pass left it: rows are only fetched again when they had fai
 also its last attempt. A folder that img2dataset itself wrote is read as well; it has one pass and no `row`.
 """
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -24,8 +23,6 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipelines import storage
 from pipelines.safe_http import Reason
@@ -42,7 +39,6 @@ class RawShard:
     """A finished shard."""
 
     uri: str
-    num_rows: int
     superseded: npt.NDArray[np.int64]
     """Sorted values of the column `row` that a later pass fetched again: leave these rows of this shard out."""
 
@@ -74,11 +70,7 @@ def raw_shards(uri: str) -> RawShards:
         if not finished:
             raise ValueError(f"{uri}: no finished raw shards; give the folder that `groupvit download` wrote")
         none = np.empty(0, np.int64)
-        uris = [storage.join(uri, name) for name in finished]
-        rows = [stats[numbers[name]]["count"] if stats else _num_rows(storage.join(uri, name)) for name in finished]
-        shards = tuple(
-            RawShard(uri=shard, num_rows=num, superseded=none) for shard, num in zip(uris, rows, strict=True)
-        )
+        shards = tuple(RawShard(uri=storage.join(uri, name), superseded=none) for name in finished)
         return RawShards(uri=uri, shards=shards, digest=None, finished=len(finished) == len(names))
 
     rows_per_shard = record["fixed"]["rows_per_shard"]
@@ -99,7 +91,7 @@ def raw_shards(uri: str) -> RawShards:
             low, high = np.searchsorted(later, rows[0]), np.searchsorted(later, rows[-1], side="right")
             again = later[low:high][np.isin(later[low:high], rows)]
             shard = storage.join(folder, shard_name(number))
-            backwards.append(RawShard(uri=shard, num_rows=stats["count"], superseded=again))
+            backwards.append(RawShard(uri=shard, superseded=again))
             fetched.append(rows if rows_of_pass is not None else rows[:0])
         later = np.union1d(later, np.concatenate([later[:0], *fetched]))
     if not backwards:
@@ -140,6 +132,8 @@ _PATTERNS = (
         "invalid_url",
     ),
     ("Image decoding error|cannot identify", "not_an_image"),
+    ("hash mismatch", "changed"),
+    ("image too small|image area too large|aspect ratio too large", "filtered"),  # by options of img2dataset
 )
 
 
@@ -205,32 +199,13 @@ def _read_stats(uri: str) -> dict[str, Any] | None:
 def failed_rows(shards: RawShards, columns: list[str]) -> Iterator[Any]:
     """Tables with `columns`, `row` and `error_message` of the rows that are still failed, shard by shard."""
     for shard in shards.shards:
-        filesystem, path = storage.resolve(shard.uri)
-        with filesystem.open_input_file(path) as opened, pq.ParquetFile(opened) as file:
+        with storage.open_parquet(shard.uri) as file:
             table = file.read([*dict.fromkeys([*columns, "row", "status", "error_message"])])
         failed = np.array([status != "success" for status in table.column("status").to_pylist()], bool)
         failed &= ~np.isin(table.column("row").to_numpy(), shard.superseded)
         yield table.filter(pa.array(failed))
 
 
-def remove_folder(uri: str) -> None:
-    """Remove a folder of temporary files, if it is there."""
-    filesystem, path = storage.resolve(uri)
-    if filesystem.get_file_info(path).type == fs.FileType.Directory:
-        with contextlib.suppress(FileNotFoundError):  # in object storage a folder goes with its last file
-            filesystem.delete_dir(path)
-
-
 def _retried_rows(folder: str) -> npt.NDArray[np.int64]:
-    filesystem, path = storage.resolve(storage.join(folder, "urls.parquet"))
-    with filesystem.open_input_file(path) as opened, pq.ParquetFile(opened) as file:
+    with storage.open_parquet(storage.join(folder, "urls.parquet")) as file:
         return file.read(["row"]).column("row").to_numpy()
-
-
-def _num_rows(uri: str) -> int:
-    filesystem, path = storage.resolve(uri)
-    try:
-        with filesystem.open_input_file(path) as opened, pq.ParquetFile(opened) as file:
-            return file.metadata.num_rows
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{uri}: half-written ({error}); remove it, or download it again") from error

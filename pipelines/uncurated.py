@@ -83,8 +83,9 @@ def _count_rows(uri: str) -> list[int]:
             groups = [file.read_row_group(index, columns=["caption", "status"]) for index in range(file.num_row_groups)]
     except pa.ArrowException as error:
         raise ValueError(f"{uri}: is half-written or damaged ({error}); download it again") from error
-    return [int(pc.sum(_arrived(group)).as_py() or 0) for group in groups]
+    return [_arrived(group).to_pylist().count(True) for group in groups]
 
 
 def _arrived(table: pa.Table) -> pa.ChunkedArray:
-    return pc.and_(pc.equal(table.column("status"), "success"), pc.is_valid(table.column("caption")))
+    arrived = pc.equal(table.column("status"), "success")  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.and_(arrived, table.column("caption").is_valid())  # pyright: ignore[reportAttributeAccessIssue]

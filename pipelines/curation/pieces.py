@@ -31,7 +31,7 @@ ROWS_PER_RUN = 1024
 
 INDEX_SCHEMA = pa.schema(
     [
-        pa.field("order", pa.int64(), nullable=False),  # canonical: by piece, then by row
+        pa.field("order", pa.int64(), nullable=False),  # canonical: what comes first of two duplicates is kept
         pa.field("source", pa.int32(), nullable=False),
         pa.field("shuffle_key", pa.uint64(), nullable=False),  # where in the data set it goes
         pa.field("caption", pa.uint64(), nullable=False),  # hashes
@@ -124,13 +124,8 @@ def add_nouns(samples: Sequence[Sample], tagger: str) -> None:
 
 def read_report(work: str, piece: int) -> Report:
     """What a piece that is done reported."""
-    filesystem, path = storage.resolve(index_uri(work, piece))
-
-    def read() -> bytes:
-        with filesystem.open_input_file(path) as file:
-            return pq.ParquetFile(file).schema_arrow.metadata[_REPORT]
-
-    return Report.from_json(storage.retry(read, path))
+    with storage.open_parquet(index_uri(work, piece)) as file:
+        return Report.from_json(file.schema_arrow.metadata[_REPORT])
 
 
 def index_uri(work: str, piece: int) -> str:
@@ -194,7 +189,7 @@ def _write_run(
         for number, sample in kept:
             name = sample_id(sample.image, sample.caption)
             entry = {
-                "order": piece.number * _ROWS_OF_A_PIECE + number,
+                "order": _order(piece, number, sample.raw.get("row")),
                 "source": piece.source,
                 "shuffle_key": _hash64(f"{config.seed} {name}".encode()),
                 "caption": _hash64(sample.caption.encode()),
@@ -213,6 +208,14 @@ def _write_run(
         content = b"".join(part for _, image, rest in entries for part in (image, rest))
         storage.write_bytes(records_uri(work, piece.number, run), content)
         return pa.Table.from_pylist([entry for entry, _, _ in entries], schema=INDEX_SCHEMA)
+
+
+def _order(piece: Piece, number: int, row: float | None) -> int:
+    """Of a sample in its corpus: by source, then by its row in the list of URLs. Shards hold rows as they arrived,
+    which differs from one download to the next. Shards that do not tell the row: by its place in them."""
+    if row is None:
+        return piece.number * _ROWS_OF_A_PIECE + number
+    return piece.first_of_source * _ROWS_OF_A_PIECE + int(row)
 
 
 def _columns(name: str, sample: Sample) -> Mapping[str, Any]:

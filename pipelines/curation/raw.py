@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.curation.config import CurateConfig, Source
+from pipelines.raw_shards import raw_shards
 
 REQUIRED_COLUMNS = ("jpg", "caption")
 COLUMNS = (
@@ -55,8 +56,10 @@ class Piece:
     """Row groups `first` … `end`-1 of a shard."""
 
     number: int
-    """In the order of sources, shards and row groups: what comes first of two duplicates is kept."""
+    """In the order of sources, shards and row groups."""
     source: int
+    first_of_source: int
+    """Number of the first piece of its source."""
     uri: str
     first: int
     end: int
@@ -66,15 +69,24 @@ class Piece:
 
 
 def list_shards(source: Source) -> list[tuple[str, str, tuple[int, ...]]]:
-    """URI, version and superseded rows of each shard of a source, in order. ValueError if there are none to be read."""
-    found = storage.list_versions(source.uri)
-    shards = [
-        (storage.join(source.uri, name), version, ()) for name, version in found.items() if name.endswith(".parquet")
-    ]
-    if not shards:
+    """URI, version and superseded rows of each shard of a source, in order. ValueError if there are none to be read, or
+    if the download still has some to make."""
+    try:
+        found = raw_shards(source.uri)
+    except ValueError as error:
         storage.check_bucket(source.uri)
-        raise ValueError(f"raw={source.uri}: no *.parquet directly in there; give a folder of raw shards")
-    return shards
+        raise ValueError(f"raw={error}") from None
+    if not found.finished:
+        raise ValueError(
+            f"raw={source.uri}: its download is not finished; give the same `groupvit download` again first"
+        )
+    folders = {shard.uri.rpartition("/")[0] for shard in found.shards}
+    versions = {folder: storage.list_versions(folder) for folder in folders}
+    listed: list[tuple[str, str, tuple[int, ...]]] = []
+    for shard in found.shards:
+        folder, _, name = shard.uri.rpartition("/")
+        listed.append((shard.uri, versions[folder][name], tuple(shard.superseded.tolist())))
+    return listed
 
 
 def read_shards(sources: Sequence[Source]) -> list[Shard]:
@@ -86,6 +98,7 @@ def read_shards(sources: Sequence[Source]) -> list[Shard]:
 
 def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
     pieces: list[Piece] = []
+    first_of_source: dict[int, int] = {}
     for shard in shards:
         first = num_rows = 0
         for group, rows in enumerate(shard.rows):
@@ -95,6 +108,7 @@ def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
                     Piece(
                         number=len(pieces),
                         source=shard.source,
+                        first_of_source=first_of_source.setdefault(shard.source, len(pieces)),
                         uri=shard.uri,
                         first=first,
                         end=group + 1,

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from pipelines.curation.config import CurateConfig
-from pipelines.curation.download_status import failure_reason
 from pipelines.curation.images import (
     Header,
     Pixels,
@@ -23,6 +22,7 @@ from pipelines.curation.images import (
 )
 from pipelines.curation.opt_out import OptOutList
 from pipelines.curation.text import clean_caption, latin_share, letter_share
+from pipelines.raw_shards import failure_reason
 
 
 @dataclass(kw_only=True)
@@ -85,7 +85,7 @@ def sample_steps(config: CurateConfig, opt_out: OptOutList | None) -> list[Step]
 def check_download(sample: Sample) -> str | None:
     status, data = sample.raw.get("status"), sample.raw.get("jpg")
     if status is not None and status != "success":
-        return failure_reason(status, sample.raw.get("error_message"))
+        return f"download_{failure_reason(sample.raw.get('error_message'))}"
     return None if data else "download_empty"
 
 

@@ -232,7 +232,7 @@ def test_the_plan_is_measured_and_writes_nothing(raw, tmp_path, capsys):
     ("arguments", "message"),
     [
         ("--out {tmp}/out", "raw is empty"),
-        ("--raw {tmp}/none --out {tmp}/out", "no *.parquet directly in there"),
+        ("--raw {tmp}/none --out {tmp}/out", "no finished raw shards"),
         ("--raw {tmp}/half --out {tmp}/out", "00000.parquet: is no parquet file, or a damaged one"),
         ("--raw {tmp}/half --out {tmp}/out --skip-unreadable-shards", "hold no rows"),
         ("--raw {tmp}/columns --out {tmp}/out", "has no column jpg"),

@@ -4,7 +4,6 @@ import pytest
 from PIL import Image
 
 from pipelines.curation.config import CurateConfig
-from pipelines.curation.download_status import failure_reason
 from pipelines.curation.opt_out import OptOutList
 from pipelines.curation.pieces import run_steps
 from pipelines.curation.steps import Sample, sample_steps
@@ -90,22 +89,3 @@ def test_what_is_right_is_copied_and_the_rest_is_encoded():
     with_header = Image.open(__import__("io").BytesIO(large.image))
     assert with_header.format == "JPEG" and with_header.size == (large.width, large.height) == (384, 256)
     assert run(raw_row(1, encoded(picture(0), "PNG")))[1].image[:2] == b"\xff\xd8"
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "reason"),
-    [
-        ("failed_to_download", "HTTP Error 404: Not Found", "download_http_404"),
-        ("failed_to_download", "Use of image disallowed by X-Robots-Tag directive", "download_opt_out"),
-        ("failed_to_download", "<urlopen error timed out>", "download_timeout"),
-        ("failed_to_download", "<urlopen error [Errno 111] Connection refused>", "download_connection"),
-        ("failed_to_download", "<urlopen error [Errno -2] Name or service not known>", "download_dns"),
-        ("failed_to_download", None, "download_other"),
-        ("failed_to_download", "refused_address: 10.0.0.1 is private", "download_refused_address"),
-        ("failed_to_download", "too_large: more than 5 bytes", "download_too_large"),
-        ("failed_to_resize", "Image decoding error", "download_not_an_image"),
-        ("failed_to_resize", "image too small", "image_too_small"),
-    ],
-)
-def test_failures_of_the_download_keep_their_causes(status, message, reason):
-    assert failure_reason(status, message) == reason
