@@ -1,6 +1,6 @@
 """Speed of ingest from an object store beside ingest from local disk.
 
-    PYTHONPATH=. python tests/performance/benchmark_object_store.py [--processes 2] [--windows 2] [--repeats 5] [--json]
+    PYTHONPATH=. python tests/performance/benchmark_object_store.py [--processes 2] [--windows 6] [--repeats 5] [--json]
 
 A SeaweedFS server on this machine takes part of its cores, which a store elsewhere would not. The data and the work are
 those of benchmark_ingest; the two take turns, and the ratio is the median of the ratios of turns.
@@ -33,7 +33,7 @@ def benchmark(num_processes: int, num_windows: int, num_repeats: int, folder: Pa
         configs[name] = dataclasses.replace(
             gcc_yfcc_30e(),
             data=DataConfig(sources=(write_dataset(uri, samples).uri,)),
-            ingest=IngestConfig(window_size=WINDOW_SIZE, slice_size=SLICE_SIZE, max_tasks=num_processes),
+            ingest=IngestConfig(window_size=WINDOW_SIZE, slice_size=SLICE_SIZE),
             training=TrainingConfig(num_steps=200_000),
         )
     slices_per_round = num_processes * WINDOW_SIZE // SLICE_SIZE
@@ -56,7 +56,7 @@ def benchmark(num_processes: int, num_windows: int, num_repeats: int, folder: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--windows", type=int, default=2, help="windows of 1,024 samples per process and turn")
+    parser.add_argument("--windows", type=int, default=6, help="windows of 1,024 samples per process and turn")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
