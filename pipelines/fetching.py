@@ -16,7 +16,6 @@ import threading
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -188,36 +187,13 @@ def run_on_ray(downloader: GuardedDownloader, tasks: Iterator[Task], num_process
     """
     from ray.exceptions import RayError
 
-    with _ray(num_processes):
+    from pipelines.cluster import ray_cluster  # Ray takes seconds to import
+
+    with ray_cluster(least_cpus=num_processes):
         try:
             ray_distributor(num_processes, downloader, tasks, None, 0)
         except RayError as error:
             print(f"a task of the cluster was lost: {str(error).splitlines()[0]}", flush=True)
-
-
-@contextmanager
-def _ray(num_processes: int) -> Iterator[None]:
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=num_processes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _end_with_parent() -> None:
