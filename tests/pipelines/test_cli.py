@@ -41,7 +41,7 @@ from pipelines.cli import main, parse
         # Truth values may stand without one.
         ("download --out y --retry-failed --url-list /nowhere.csv", "/nowhere.csv: no such file or folder"),
         ("download --out y --url-list /nowhere.csv --allow-private-addresses", "/nowhere.csv: no such file or folder"),
-        ("download --out y --url-list /nowhere.csv --retry-failed maybe", "--retry-failed"),
+        ("download --out y --url-list /nowhere.csv --retry-failed maybe", "'maybe' belongs to no flag"),
     ],
 )
 def test_mistakes_are_one_line_on_stderr_and_exit_code_2(
