@@ -122,9 +122,6 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
             batch_size=None,
             num_cpus=1,
             compute=TaskPoolStrategy(size=config.ingest.max_tasks),
-            # A task may hand over all it made (a slice is two objects) and make room for the next at once: Ray looks
-            # ten times a second only for what there is, and would let it wait with its CPU after every second slice.
-            _generator_backpressure_num_objects=2 * plan.order.window_size // plan.slice_size,
         )
 
 
@@ -159,7 +156,11 @@ def _split_by_window(
 
 
 def _load_slices(batch: Mapping[str, npt.NDArray[Any]], plan: IngestPlan) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """One window, as Ray Data runs it."""
+    """One window, as Ray Data runs it.
+
+    Nothing is yielded before all is done: a task whose turn has not come may hand over two blocks only, and would then
+    wait with its work undone.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the task has one CPU
     from pipelines.slices import load_slices
 
