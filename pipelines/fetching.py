@@ -148,10 +148,7 @@ class WholeShardWriter(ParquetSampleWriter):
                 os.fsync(file.fileno())  # its statistics, which say that it is there, must not outlive it
             os.replace(self._written, path)
             return
-        storage.retry(
-            lambda: fs.copy_files(str(self._written), path, fs.LocalFileSystem(), filesystem, use_threads=False),
-            self._target,
-        )
+        storage.copy(str(self._written), self._target)
 
 
 def run_on_this_machine(downloader: GuardedDownloader, tasks: Iterator[Task], num_processes: int) -> None:
