@@ -142,6 +142,7 @@ def _finish(
         config.out,
         manifests,
         metadata={
+            "drops": {name: source["drops"] for name, source in summary["sources"].items()},
             "curation": summary,
             "curation_terms": dict(terms),
             "terms_hash": _hash(terms),

@@ -16,6 +16,7 @@ from pipelines import storage
 from pipelines.cli import main
 from pipelines.curate import curate
 from pipelines.curation.config import CurateConfig
+from pipelines.dataset_card import read_card
 from pipelines.schema import open_dataset, sample_id
 from tests.pipelines.curation.test_images import png_that_promises
 from tests.pipelines.dataset_folder import make_dataset
@@ -141,6 +142,8 @@ def test_the_data_set_keeps_its_contract(curated, raw):
     assert {f"data/{path.name}" for path in (out / "data").iterdir()} == set(info.files)
     assert len(info.files) > 3 and info.rows.max() == 16 and info.digest == summary["digest"]
     assert info.metadata["curation"]["drops"] == summary["drops"] and info.metadata["code_version"]
+    # `groupvit inspect` finds them.
+    assert read_card(info, 1000).drops == {name: source["drops"] for name, source in summary["sources"].items()}
     rows = pa.concat_tables(
         [pq.read_table(out / file) for file in info.files], promote_options="permissive"
     ).to_pylist()
