@@ -19,26 +19,32 @@ Tokenize = Callable[[Sequence[str], int], NDArray[np.int32]]
 
 @torch.inference_mode()
 def class_embeddings(
-    model: GroupViT, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+    model: GroupViT,
+    tokenize: Tokenize,
+    classes: Sequence[str | tuple[str, ...]],
+    templates: Sequence[str] = ("a photo of a {}.",),
 ) -> Tensor:
     """Embeds each class as the mean over templates of its projected texts, taken before normalising, then L2.
+
+    A class is a word, or several for the same thing: then the mean is over all of them, each with all templates.
 
     Returns float32 [num_classes, D] of unit length on the model's device. The mean of *un-normalised* embeddings is
     what the released models were evaluated with; CLIP normalises before the mean. Raises ValueError for empty lists and
     for a template without `{}`.
     """
-    if not class_names or not templates:
-        raise ValueError(
-            f"{len(class_names)} classes and {len(templates)} templates given: at least one of each is needed"
-        )
+    words = [(entry,) if isinstance(entry, str) else entry for entry in classes]
+    if not words or not all(words) or not templates:
+        raise ValueError(f"{len(words)} classes and {len(templates)} templates given: at least one of each is needed")
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"prompt template {template!r} must hold {{}} once, where the class name goes")
-    texts = [template.format(name) for name in class_names for template in templates]
+    texts = [template.format(word) for synonyms in words for word in synonyms for template in templates]
     token_ids = torch.from_numpy(tokenize(texts, model.config.text.context_length).astype(np.int64))
     device = model.logit_scale.device
     embedded = torch.cat([model.encode_text(part.to(device)) for part in token_ids.split(TEXTS_PER_BATCH)]).float()
-    return F.normalize(embedded.view(len(class_names), len(templates), -1).mean(dim=1), dim=-1)
+    texts_per_class = [len(synonyms) * len(templates) for synonyms in words]
+    means = torch.stack([part.mean(dim=0) for part in embedded.split(texts_per_class)])
+    return F.normalize(means, dim=-1)
 
 
 def classify(image_embeddings: Tensor, class_embeddings: Tensor, logit_scale: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from groupvit.config import from_dict
 from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
 from groupvit.segmentation import SegmentationConfig
-from pipelines.benchmarks.scenes import SceneDataset, open_scenes
+from pipelines.benchmarks.dataset import SegmentationDataset
+from pipelines.benchmarks.scenes import open_scenes
 from pipelines.checkpoints import local_checkpoint
 from pipelines.evaluation_report import EvaluationReport, PartResult, log_to_mlflow, table, write_report
 from pipelines.scoring import Method, Scores, Task, mean_usage
@@ -138,7 +139,9 @@ def protocol_of(protocol: Literal["model", "paper"], model: GroupViT, state: dic
     return SegmentationConfig(short_side=2 * size, max_long_side=2048 * size // 224, window=2 * size, stride=size)
 
 
-def _methods(config: EvaluateConfig, dataset: SceneDataset, segmentation: SegmentationConfig) -> tuple[Method, ...]:
+def _methods(
+    config: EvaluateConfig, dataset: SegmentationDataset, segmentation: SegmentationConfig
+) -> tuple[Method, ...]:
     threshold = (
         segmentation.background_threshold if config.background_threshold is None else config.background_threshold
     )
@@ -156,7 +159,7 @@ def _methods(config: EvaluateConfig, dataset: SceneDataset, segmentation: Segmen
 
 
 def _calibrated(
-    workers: ScoringWorkers, calibration: SceneDataset, methods: tuple[Method, ...], max_scenes: int | None
+    workers: ScoringWorkers, calibration: SegmentationDataset, methods: tuple[Method, ...], max_scenes: int | None
 ) -> tuple[Method, ...]:
     """The methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
     tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
@@ -172,7 +175,7 @@ def _calibrated(
 
 
 def _part_results(
-    dataset: SceneDataset, methods: Sequence[Method], scores: Scores, chosen: Sequence[int]
+    dataset: SegmentationDataset, methods: Sequence[Method], scores: Scores, chosen: Sequence[int]
 ) -> dict[str, PartResult]:
     results: dict[str, PartResult] = {}
     for part in dataset.parts:
@@ -197,7 +200,7 @@ def _part_results(
     return results
 
 
-def _evenly_spaced(dataset: SceneDataset, per_part: int | None, among: Sequence[int] | None = None) -> list[int]:
+def _evenly_spaced(dataset: SegmentationDataset, per_part: int | None, among: Sequence[int] | None = None) -> list[int]:
     """At most `per_part` scenes of each part, spread over the data set, in rising order."""
     candidates = range(len(dataset.part_of_scene)) if among is None else among
     chosen: list[int] = []

@@ -6,6 +6,7 @@ Sums are of whole pixels, so they can be added in any order.
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from groupvit.segmentation import SegmentationConfig, predict, predict_groups
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import Example, label_palette
 from groupvit.zero_shot import class_embeddings
-from pipelines.benchmarks.scenes import BACKGROUND, Scene, SceneBlock, SceneDataset
+from pipelines.benchmarks.dataset import Scene, SegmentationDataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Scores:
 class Task:
     """What is to be found out about a data set."""
 
-    dataset: SceneDataset
+    dataset: SegmentationDataset
     methods: tuple[Method, ...]
     details: bool
     """Whether the oracle, the use of groups, and predictions are wanted too, of the first method."""
@@ -75,9 +76,9 @@ class Scorer:
         torch.set_num_threads(num_threads)
         self._model = model.to(device).eval()
         self._tokenizer = Tokenizer()
-        self._embedded: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self._embedded: dict[tuple[tuple[str | tuple[str, ...], ...], tuple[str, ...]], Tensor] = {}
 
-    def score(self, task: Task, block: SceneBlock) -> Scores:
+    def score(self, task: Task, block: Any) -> Scores:
         """Reads and scores a block. ValueError for a scene that cannot be read."""
         total = Scores()
         for scene in task.dataset.read(block):
@@ -86,7 +87,7 @@ class Scorer:
 
     def _score_scene(self, task: Task, scene: Scene) -> Scores:
         num_classes = len(task.dataset.classes)
-        words = tuple(name for name in task.dataset.classes if name != BACKGROUND)
+        words = task.dataset.words
         scores = Scores()
         labels: list[NDArray[np.uint8]] = []
         for method in task.methods:
@@ -120,7 +121,7 @@ class Scorer:
             )
         return scores
 
-    def _embeddings(self, words: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+    def _embeddings(self, words: tuple[str | tuple[str, ...], ...], templates: tuple[str, ...]) -> Tensor:
         """Class embeddings, made once."""
         if (words, templates) not in self._embedded:
             self._embedded[words, templates] = class_embeddings(self._model, self._tokenizer, words, templates)

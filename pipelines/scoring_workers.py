@@ -10,7 +10,6 @@ from ray.exceptions import RayTaskError
 from ray.util import ActorPool
 
 from groupvit.model import GroupViT
-from pipelines.benchmarks.scenes import SceneBlock
 from pipelines.cluster import check_room, ray_cluster
 from pipelines.scoring import Scorer, Scores, Task
 
@@ -66,7 +65,7 @@ class _Worker:
         self._num_threads, self._device = num_threads, device
         self._scorer: Scorer | None = None
 
-    def score(self, model: list[ray.ObjectRef], task: Task, block: SceneBlock) -> Scores:
+    def score(self, model: list[ray.ObjectRef], task: Task, block: Any) -> Scores:
         """`model` is a reference in a list, which Ray hands over without reading it."""
         if self._scorer is None:
             self._scorer = Scorer(ray.get(model[0]), num_threads=self._num_threads, device=self._device)

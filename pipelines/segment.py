@@ -17,7 +17,7 @@ from groupvit.segmentation import SegmentationConfig, predict, predict_groups
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import Example, label_palette, overlay, page
 from groupvit.zero_shot import class_embeddings
-from pipelines.benchmarks.scenes import BACKGROUND
+from pipelines.benchmarks.dataset import BACKGROUND
 from pipelines.checkpoints import local_checkpoint
 from pipelines.evaluate import protocol_of
 from pipelines.scoring import encode_labels

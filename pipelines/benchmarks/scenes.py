@@ -14,29 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from groupvit.decode import decode_image
 from pipelines import storage
+from pipelines.benchmarks.dataset import BACKGROUND, Scene, SegmentationDataset
 
 SCHEMA_VERSION = 1
-BACKGROUND = "background"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """One image with its truth."""
-
-    index: int
-    """Position in the data set."""
-    sample_id: str
-    image: NDArray[np.uint8]
-    """RGB [H, W, 3]."""
-    mask: NDArray[np.uint8]
-    """[H, W]: class index, 255 = ignored."""
-    caption: str
-    part: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +37,13 @@ class SceneBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneDataset:
-    """What is known of a scenes folder without reading an image."""
+class SceneDataset(SegmentationDataset):
+    """A scenes folder."""
 
-    uri: str
-    classes: tuple[str, ...]
-    parts: tuple[str, ...]
-    digest: str
-    part_of_scene: tuple[str, ...]
-    """The part of every scene, by position."""
     row_groups: tuple[tuple[str, int, int], ...]
     """(file, row group, rows), in the order of positions."""
 
-    @property
-    def has_background(self) -> bool:
-        return self.classes[0] == BACKGROUND
-
     def blocks(self, indexes: Sequence[int], block_size: int) -> list[SceneBlock]:
-        """The chosen scenes (rising positions) as blocks of at most `block_size`."""
         blocks: list[SceneBlock] = []
         first, chosen = 0, set(indexes)
         for file, row_group, num_rows in self.row_groups:
@@ -83,7 +56,6 @@ class SceneDataset:
         return blocks
 
     def read(self, block: SceneBlock) -> Iterator[Scene]:
-        """Decodes the scenes of a block. ValueError, with the scene, for a damaged image or an unfit mask."""
         columns = ["sample_id", "image", "mask", "caption", "part"]
         uri = storage.join(self.uri, "data", block.file)
         with storage.open_parquet(uri) as file:
@@ -142,7 +114,10 @@ def open_scenes(uri: str) -> SceneDataset:
         raise ValueError(f"{uri} holds no scene")
     return SceneDataset(
         uri=uri,
+        benchmark="scenes",
         classes=tuple(description["classes"]),
+        words=tuple((name,) for name in description["classes"] if name != BACKGROUND),
+        colours=None,
         parts=tuple(description["parts"]),
         digest=description["digest"],
         part_of_scene=tuple(part_of_scene),
