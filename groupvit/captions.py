@@ -112,6 +112,14 @@ SUBSET_PROMPT_TEMPLATES: tuple[str, ...] = (
 )
 
 PLAIN_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
+
+TemplateSet = Literal["simple", "subset", "full"]
+TEMPLATE_SETS: dict[TemplateSet, tuple[str, ...]] = {
+    "simple": PLAIN_TEMPLATES,
+    "subset": PLAIN_TEMPLATES + SUBSET_PROMPT_TEMPLATES,
+    "full": PROMPT_TEMPLATES,
+}
+"""The prompt templates that class embeddings are the mean over: one, CLIP's best seven beside it, or all of CLIP's."""
 """The one template of the paper's zero-shot segmentation."""
 
 _NOUN_TAGS = frozenset({"NN", "NNS", "NNP"})

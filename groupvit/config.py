@@ -165,6 +165,65 @@ class OptimizerConfig:
     temperature pulls it towards 1, so ours does not."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """How an image becomes a label per pixel. The defaults are the paper's protocol for PASCAL VOC."""
+
+    short_side: int | None = 448
+    """The image is resized to this short side, keeping its ratio; None leaves its size as it is."""
+    max_long_side: int = 2048
+    """The resize stops earlier where the long side would grow beyond this."""
+    window: int | None = 448
+    """Side of the sliding window whose scores are averaged; None segments the whole image at once."""
+    stride: int = 224
+    """Distance between windows."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """Prompt templates; a class embedding is the mean over them."""
+    background_threshold: float | None = 0.95
+    """Pixels whose best class scores less are background. None: there is no background class."""
+    background_rule: Literal["below_threshold", "constant"] = "below_threshold"
+    """below_threshold: in each window, but for its most certain group (the paper). constant: the background is a class
+    whose score is the threshold everywhere (the unified protocol)."""
+    background_prompts: tuple[str, ...] = ()
+    """Words for the background (like "sky"): they compete as classes and count as background where they win."""
+    top_classes: int | None = 5
+    """Only this many classes, the best ones for the whole window, can appear in it; the affinity is the softmax over
+    all classes times the one over these. None: all can, and the affinity is the softmax over all classes."""
+    logit_scale: Literal["image_text", "multi_label"] = "image_text"
+    """Which of the model's scales multiplies the cosines. `multi_label` suits models whose nouns were matched with
+    segments in training: it is what those segments were scored by."""
+    masks: Literal["hard", "soft"] = "hard"
+    """hard: a pixel belongs to its best group alone. soft: its scores are the mean over groups by its assignment."""
+    grouping: bool = True
+    """False compares each image token with the classes and ignores the groups: a baseline that shows what they add."""
+    scales: tuple[float, ...] = (1.0,)
+    """Scores are averaged over the image resized by each of these, relative to `short_side`."""
+    flip: bool = False
+    """Whether scores are also averaged with those of the mirrored image."""
+    antialias: bool = False
+    """Whether an image that is made smaller is averaged over the pixels that fall together. The published numbers were
+    measured without (plain bilinear); models for small images see less noise with it."""
+    pamr_iterations: int | None = None
+    """Rounds of pixel-adaptive mask refinement: masks are averaged with those of neighbours of like colour (Araslanov
+    & Roth, CVPR 2020; `unified` with PAMR: 10). None: masks stay as they are."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and not 0 < self.stride <= self.window:
+            raise ValueError(
+                f"stride {self.stride} must be between 1 and the window of {self.window}, or pixels are skipped"
+            )
+        if self.background_threshold is None and self.background_prompts:
+            raise ValueError(
+                "background_prompts need a background class: set background_threshold (0.0 adds nothing to them)"
+            )
+        if self.top_classes is not None and self.top_classes < 1:
+            raise ValueError(f"top_classes is {self.top_classes}: at least 1, or None for all classes")
+        if self.pamr_iterations is not None and self.pamr_iterations < 1:
+            raise ValueError(f"pamr_iterations is {self.pamr_iterations}: at least 1, or None for no refinement")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales are {self.scales}: one or more positive numbers are needed")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON-safe types (tuples as lists); the inverse of `from_dict`."""
     return {

@@ -1,13 +1,17 @@
-"""Segmentation metrics on label maps, and how evenly a model uses its groups. NumPy only.
+"""Segmentation metrics on label maps, and how evenly a model uses its groups. NumPy and SciPy only.
 
 Everything about accuracy comes from one confusion matrix of whole pixels. Matrices of parts of a data set add up, so
 the result does not depend on how the data set was divided among workers.
 """
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 IGNORE_INDEX = 255
 
@@ -64,21 +68,62 @@ def segmentation_metrics(matrix: NDArray[np.int64]) -> SegmentationMetrics:
     )
 
 
-def oracle_labels(
-    groups: NDArray[np.integer], truth: NDArray[np.integer], num_classes: int, ignore_index: int = IGNORE_INDEX
-) -> NDArray[np.uint8]:
-    """The best labels these groups allow: each takes the true class with which its pixels have the highest IoU.
+def best_classes(
+    groups: NDArray[np.integer],
+    truth: NDArray[np.integer],
+    num_groups: int,
+    num_classes: int,
+    ignore_index: int = IGNORE_INDEX,
+) -> NDArray[np.int64]:
+    """The true class with which the pixels of each group have the highest IoU: [H, W] twice → [num_groups].
 
-    groups, truth: [H, W]. Returns uint8 [H, W]. What is wrong with these labels is wrong with the masks, not with the
-    words (the "oracle mIoU" of the paper's table C.3).
+    A group without counted pixels gets class 0.
     """
     counted = truth != ignore_index
-    num_groups = int(groups.max()) + 1
     pairs = groups[counted].astype(np.int64) * num_classes + truth[counted].astype(np.int64)
     shared = np.bincount(pairs, minlength=num_groups * num_classes).reshape(num_groups, num_classes)
     union = shared.sum(axis=1, keepdims=True) + shared.sum(axis=0, keepdims=True) - shared
-    best_class = (shared / np.maximum(union, 1)).argmax(axis=1).astype(np.uint8)
-    return best_class[groups]
+    return (shared / np.maximum(union, 1)).argmax(axis=1)
+
+
+BOUNDARY_WIDTH = 0.02
+"""Share of the image's diagonal within which a pixel counts as boundary (Cheng et al., CVPR 2021)."""
+
+
+def boundary_counts(
+    truth: NDArray[np.integer], prediction: NDArray[np.integer], num_classes: int, ignore_index: int = IGNORE_INDEX
+) -> NDArray[np.int64]:
+    """Pixels that count for boundary IoU: int64 [num_classes, 2], intersection and union per class.
+
+    As IoU, but of each mask only the pixels within `BOUNDARY_WIDTH` of its edge count (of the image's edge, too). Where
+    the truth is ignored nothing counts. Summed over images, their ratio is a class's boundary IoU, and the mean over
+    classes boundary mIoU (paper table 3; of a data set, as its mIoU).
+    """
+    reach = max(round(BOUNDARY_WIDTH * math.hypot(*truth.shape)), 1)
+    counted = truth != ignore_index
+    of_truth, of_prediction = (
+        np.where(_near_edge(labels, reach) & counted, labels, num_classes).astype(np.int64)
+        for labels in (truth, prediction)
+    )
+    in_truth, in_prediction = (
+        np.bincount(labels.ravel(), minlength=num_classes + 1)[:num_classes] for labels in (of_truth, of_prediction)
+    )
+    both = np.bincount(of_truth[of_truth == of_prediction], minlength=num_classes + 1)[:num_classes]
+    return np.stack([both, in_truth + in_prediction - both], axis=1)
+
+
+def mean_boundary_iou(counts: NDArray[np.int64]) -> float:
+    """Boundary mIoU of summed `boundary_counts`, a fraction; classes without any boundary are left out."""
+    with np.errstate(invalid="ignore"):
+        return float(np.nanmean(counts[:, 0] / counts[:, 1]))
+
+
+def _near_edge(labels: NDArray[np.integer], reach: int) -> NDArray[np.bool_]:
+    """Pixels that a square of this reach around them shows another label or the image's edge."""
+    size, wide = 2 * reach + 1, labels.astype(np.int16)
+    low = ndimage.minimum_filter(wide, size, mode="constant", cval=-1)
+    high = ndimage.maximum_filter(wide, size, mode="constant", cval=-1)
+    return low != high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +136,12 @@ class GroupUsage:
     """Fraction of groups that no image token chose."""
     overlap: float
     """Mean cosine similarity of two groups' soft maps: 0 if disjoint, 1 if all are the same. 0 for a single group."""
+
+    @classmethod
+    def mean(cls, usages: Sequence["GroupUsage"]) -> "GroupUsage":
+        """The mean of each number, summed in the order given."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: float(np.mean([getattr(usage, name) for usage in usages])) for name in names})
 
 
 def group_usage(group_map: NDArray[np.floating]) -> GroupUsage:

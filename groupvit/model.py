@@ -110,13 +110,12 @@ class GroupViT(nn.Module):
         """Token ids [N,T], zero padded, the largest id the end token -> [N,D], not L2-normalised."""
         return self.text_projector(self.text_encoder(token_ids))
 
-    def embed_image_tokens(self, features: ImageFeatures) -> Tensor:
-        """The towers without grouping: every image token as a segment of its own, [B,N,D].
+    def embed_image_tokens(self, tokens: Tensor) -> Tensor:
+        """The towers without grouping: every image token [...,N,C] as a segment of its own, [...,N,D].
 
         What grouping is compared with: patch-text similarity (paper table 4, "pixel-wise"). Each token takes the path
         of a segment's content through the grouping blocks, since that is what training has matched with texts.
         """
-        tokens = features.image_tokens
         for stage in self.image_encoder.stages:
             assert isinstance(stage, Stage)
             if stage.grouping is not None:

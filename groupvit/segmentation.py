@@ -1,112 +1,92 @@
 """Zero-shot segmentation: the groups of an image give the masks, the similarity of their embeddings to the class
 embeddings gives the labels.
 
-`SegmentationConfig()` is the protocol of the paper (appendix and released evaluation); every other value of a field is
-an option of this project. Shapes: C classes, G groups of the last stage, N image tokens on an h x w grid, H x W pixels.
+`SegmentationConfig()` is the protocol of the paper (appendix and released evaluation) for PASCAL VOC,
+`unified_protocol` that of later work. Shapes: C classes, G groups of the last stage, N image tokens, H x W pixels, T
+thresholds, P background prompts.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit.model import GroupViT, ImageEncoding
-from groupvit.transforms import resize_short_side, to_tensor
+from groupvit import pamr
+from groupvit.config import SegmentationConfig
+from groupvit.label_maps import combined_hard, combined_soft, decide, full_maps, pixel_groups, resized_rows
+from groupvit.metrics import GroupUsage, best_classes, group_usage
+from groupvit.model import GroupViT
+from groupvit.windows import View, Window, encode_views, encode_window
 from groupvit.zero_shot import classify
 
 
+def unified_protocol(*, with_pamr: bool = False) -> SegmentationConfig:
+    """One protocol for all benchmarks (TCL, CVPR 2023): the paper's sizes and windows, every class may appear, and the
+    background is a class of constant score, the same for all data sets: 0.5, with mask refinement 0.4.
+    """
+    return SegmentationConfig(
+        top_classes=None,
+        background_rule="constant",
+        background_threshold=0.4 if with_pamr else 0.5,
+        pamr_iterations=10 if with_pamr else None,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
-class SegmentationConfig:
-    """How an image becomes a label per pixel. The defaults are the paper's protocol for PASCAL VOC."""
+class Words:
+    """What an image is searched for, as the model sees it, and how its scores are made."""
 
-    short_side: int | None = 448
-    """The image is resized to this short side, keeping its ratio; None leaves its size as it is."""
-    max_long_side: int = 2048
-    """The resize stops earlier where the long side would grow beyond this."""
-    window: int | None = 448
-    """Side of the sliding window whose scores are averaged; None segments the whole image at once."""
-    stride: int = 224
-    """Distance between windows."""
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    """Prompt templates; a class embedding is the mean over them."""
-    background_threshold: float | None = 0.95
-    """Pixels whose best class scores less are background. None: there is no background class."""
-    background_prompts: tuple[str, ...] = ()
-    """Words for the background (like "sky"): they compete as classes and count as background where they win."""
-    top_classes: int | None = 5
-    """Only this many classes, the best ones for the whole window, can appear in it; the affinity is the softmax over
-    all classes times the one over these. None: all can, and the affinity is the softmax over all classes."""
-    logit_scale: Literal["image_text", "multi_label"] = "image_text"
-    """Which of the model's scales multiplies the cosines. `multi_label` suits models whose nouns were matched with
-    segments in training: it is what those segments were scored by."""
-    masks: Literal["hard", "soft"] = "hard"
-    """hard: a pixel belongs to its best group alone. soft: its scores are the mean over groups by its assignment."""
-    grouping: bool = True
-    """False compares each image token with the classes and ignores the groups: a baseline that shows what they add."""
-    scales: tuple[float, ...] = (1.0,)
-    """Scores are averaged over the image resized by each of these, relative to `short_side`."""
-    flip: bool = False
-    """Whether scores are also averaged with those of the mirrored image."""
+    classes: Tensor
+    """[C, D], of unit length, without the background."""
+    background: Tensor | None
+    """[P, D]: embeddings of the background prompts; None without them."""
+    logit_scale: Tensor
+    """0-D, log space."""
 
-    def __post_init__(self) -> None:
-        if self.window is not None and not 0 < self.stride <= self.window:
-            raise ValueError(
-                f"stride {self.stride} must be between 1 and the window of {self.window}, or pixels are skipped"
-            )
-        if self.background_threshold is None and self.background_prompts:
-            raise ValueError(
-                "background_prompts need a background class: set background_threshold (0.0 adds nothing to them)"
-            )
-        if self.top_classes is not None and self.top_classes < 1:
-            raise ValueError(f"top_classes is {self.top_classes}: at least 1, or None for all classes")
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales are {self.scales}: one or more positive numbers are needed")
+    @classmethod
+    def of(cls, model: GroupViT, classes: Tensor, background: Tensor | None, config: SegmentationConfig) -> "Words":
+        scale = model.logit_scale if config.logit_scale == "image_text" else model.multi_label_logit_scale
+        return cls(classes=classes, background=background, logit_scale=scale)
 
 
 @dataclass(frozen=True)
 class PixelScores:
-    """What one window says, before the background rule."""
+    """What one window says of pixels, or of groups, before the background rule."""
 
     classes: Tensor
-    """[C, H, W] in [0, 1]."""
+    """[C, ...] in [0, 1]."""
     background: Tensor | None
-    """[H, W]: the best score of the background prompts; None without them."""
+    """[P, ...]: the scores of the background prompts; None without them."""
     ceiling: Tensor
     """0-D: the best class score of any group, also of groups that own no pixel."""
 
-    def backgrounds(self, thresholds: Sequence[float]) -> Tensor:
-        """What competes with the classes as the background, at each of T thresholds: [T, H, W].
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "PixelScores":
+        """The scores of something else, made of these by a function of scores [C, ...]."""
+        background = None if self.background is None else function(self.background)
+        return PixelScores(function(self.classes), background, self.ceiling)
 
-        It is 1 where the best class stays below min(threshold, ceiling), so that the most certain group of a window
-        always keeps its label; elsewhere it is 0, or the score of the background prompts.
+    def backgrounds(self, thresholds: Sequence[float], config: SegmentationConfig) -> Tensor:
+        """What competes with the classes as the background, at each of T thresholds: [T, ...].
+
+        By the rule `below_threshold` it is 1 where the best class stays below min(threshold, ceiling), so that the most
+        certain group of a window always keeps its label; elsewhere it is 0, or the score of the background prompts. By
+        the rule `constant` it is the threshold, or that score where it is higher.
         """
-        limits = self.ceiling.clamp(max=self.classes.new_tensor(thresholds))
-        uncertain = self.classes.amax(dim=0) < limits[:, None, None]
-        elsewhere = torch.zeros_like(self.classes[0]) if self.background is None else self.background
+        elsewhere = torch.zeros_like(self.classes[0]) if self.background is None else self.background.amax(dim=0)
+        limits = self.classes.new_tensor(thresholds).view(-1, *[1] * elsewhere.dim())
+        if config.background_rule == "constant":
+            return torch.maximum(limits, elsewhere)
+        uncertain = self.classes.amax(dim=0) < limits.clamp(max=self.ceiling)
         return torch.where(uncertain, 1.0, elsewhere)
 
-    def logits(self, background_threshold: float | None) -> Tensor:
-        """[C, H, W], or [C + 1, H, W] with the background first when there is a threshold."""
-        if background_threshold is None:
-            return self.classes
-        return torch.cat([self.backgrounds([background_threshold]), self.classes])
-
-
-def group_maps(encoding: ImageEncoding) -> list[Tensor]:
-    """For each grouping stage, how image tokens are shared among its groups: [B, G_l, h, w], summing to 1 over G_l.
-
-    The map of stage l is the product of the noise-free soft assignments of stages 1 to l.
-    """
-    maps: list[Tensor] = []
-    for assignment in encoding.soft_assignments:
-        maps.append(assignment.float() @ maps[-1] if maps else assignment.float())
-    return [stage.unflatten(-1, encoding.features.grid) for stage in maps]
+    def layers(self, thresholds: Sequence[float], config: SegmentationConfig) -> Tensor:
+        """The classes, then the background at each threshold: [C + T, ...]."""
+        return torch.cat([self.classes, self.backgrounds(thresholds, config)])
 
 
 def affinity(
@@ -131,33 +111,52 @@ def affinity(
     return scores * logits.masked_fill(~allowed, -math.inf).softmax(dim=-1)
 
 
-def window_scores(
-    model: GroupViT,
-    window: Tensor,
-    class_embeddings: Tensor,
-    background_embeddings: Tensor | None,
-    config: SegmentationConfig,
-) -> PixelScores:
-    """Scores the pixels of one window [1, 3, H, W], normalised, whose sides are multiples of the patch size."""
-    encoding = model.encode_image(window)
-    maps = group_maps(encoding) if config.grouping else []
-    segments = (encoding.segment_embeddings if maps else model.embed_image_tokens(encoding.features))[0]
-    scale = model.logit_scale if config.logit_scale == "image_text" else model.multi_label_logit_scale
-    num_classes = len(class_embeddings)
-    words = class_embeddings if background_embeddings is None else torch.cat([class_embeddings, background_embeddings])
-    segment_scores = affinity(segments, encoding.embedding[0], words, scale, config.top_classes)
-    size = window.shape[-2:]
-    if not maps:
-        scores = _resize(segment_scores.T.unflatten(-1, encoding.features.grid)[None], size)[0]
-    elif config.masks == "hard":
-        scores = segment_scores.T[:, _resize(maps[-1], size)[0].argmax(dim=0)]
-    else:
-        scores = torch.einsum("gc,ghw->chw", segment_scores, _resize(maps[-1], size)[0])
+def segment_scores(window: Window, words: Words, config: SegmentationConfig) -> PixelScores:
+    """The scores of a window's segments (its groups; without grouping, its image tokens): [C, G] and [P, G]."""
+    texts = words.classes if words.background is None else torch.cat([words.classes, words.background])
+    scores = affinity(window.segments, window.embedding, texts, words.logit_scale, config.top_classes).T
+    num_classes = len(words.classes)
     return PixelScores(
         classes=scores[:num_classes],
-        background=scores[num_classes:].amax(dim=0) if background_embeddings is not None else None,
-        ceiling=segment_scores[:, :num_classes].max(),
+        background=None if words.background is None else scores[num_classes:],
+        ceiling=scores[:num_classes].max(),
     )
+
+
+@torch.inference_mode()
+def label(
+    views: Sequence[View],
+    words: Words,
+    size: tuple[int, int],
+    config: SegmentationConfig,
+    thresholds: Sequence[float | None],
+) -> list[NDArray[np.uint8]]:
+    """Labels every pixel of an image of this size: a label map uint8 [H, W] per background threshold.
+
+    Label 0 is the background and class i has label i + 1; without a threshold class i has label i.
+    """
+    num_classes = len(words.classes)
+    limits = [threshold for threshold in thresholds if threshold is not None]
+    deciding = partial(decide, num_classes=num_classes, thresholds=thresholds)
+    scores = [[segment_scores(window, words, config) for window in view.windows] for view in views]
+    refines = config.pamr_iterations is not None
+    if config.grouping and config.masks == "hard" and len(views) == 1 and not refines:
+        groups = [pixel_groups(window) for window in views[0].windows]
+        layers = [of_window.layers(limits, config) for of_window in scores[0]]
+        labels = combined_hard(views[0], groups, layers, size, deciding)
+    else:
+        maps = [[_masks(window, config) for window in view.windows] for view in views]
+
+        def layers_of_rows(view: int, window: int, top: int, bottom: int) -> Tensor:
+            of_segments, masks = scores[view][window], maps[view][window]
+            if masks is None:
+                pixels = _scores_of_tokens(of_segments, views[view].windows[window], top, bottom)
+            else:
+                pixels = _mixed(of_segments, masks[:, top:bottom])
+            return pixels.layers(limits, config)
+
+        labels = combined_soft(views, layers_of_rows, num_classes + len(limits), size, deciding)
+    return list(labels.cpu().numpy())
 
 
 @torch.inference_mode()
@@ -175,11 +174,48 @@ def segment_logits(
     without the background. Returns [C, H, W] without a threshold, else [C + 1, H, W], background first. Of `config`
     only the options of a window are used.
     """
-    scores = window_scores(model, image, class_embeddings, None, config or SegmentationConfig())
-    return scores.logits(background_threshold)
+    config = config or SegmentationConfig()
+    window = encode_window(model, image[0], grouping=config.grouping)
+    scores = segment_scores(window, Words.of(model, class_embeddings, None, config), config)
+    masks = _masks(window, config)
+    pixels = _scores_of_tokens(scores, window, 0, image.shape[-2]) if masks is None else _mixed(scores, masks)
+    if background_threshold is None:
+        return pixels.classes
+    return torch.cat([pixels.backgrounds([background_threshold], config), pixels.classes])
 
 
 @torch.inference_mode()
+def oracle(view: View, truth: NDArray[np.uint8], num_classes: int) -> NDArray[np.uint8]:
+    """The best labels that the groups of an image allow (paper table C.3): uint8 [H, W] for a truth of that size.
+
+    In each window each group takes the true class with which its pixels have the highest IoU there; where windows
+    overlap, the mean decides. What is wrong with these labels is wrong with the masks, not with the words.
+    """
+    rows, columns = (
+        ((np.arange(target) + 0.5) * source / target).astype(np.int64)
+        for source, target in zip(truth.shape, view.size, strict=True)
+    )
+    seen = truth[rows][:, columns]  # the nearest label, at the size of the view
+    groups = [pixel_groups(window) for window in view.windows]
+    layers = []
+    for window, of_pixel in zip(view.windows, groups, strict=True):
+        top, bottom, left, right = window.box
+        num_groups = len(window.group_maps[-1])
+        best = best_classes(of_pixel.cpu().numpy(), seen[top:bottom, left:right], num_groups, num_classes)
+        layers.append(torch.nn.functional.one_hot(torch.from_numpy(best), num_classes).T.float().to(of_pixel.device))
+    deciding = partial(decide, num_classes=num_classes, thresholds=(None,))
+    height, width = truth.shape
+    return combined_hard(view, groups, layers, (height, width), deciding)[0].cpu().numpy()
+
+
+def usage(view: View) -> list[GroupUsage]:
+    """How an image uses the groups of each stage: means over its windows."""
+    stages = zip(*(window.group_maps for window in view.windows), strict=True)
+    return [
+        GroupUsage.mean([group_usage(of_window.flatten(1).cpu().numpy()) for of_window in stage]) for stage in stages
+    ]
+
+
 def predict(
     model: GroupViT,
     image: NDArray[np.uint8],
@@ -194,74 +230,36 @@ def predict(
     Label 0 is the background and class i has label i + 1; without a threshold class i has label i. `thresholds`
     (default: the config's) share one pass through the model, as choosing among them on calibration images needs.
     """
-    height, width = image.shape[:2]
-    thresholds = (config.background_threshold,) if thresholds is None else thresholds
-    limits = [threshold for threshold in thresholds if threshold is not None]
-    total: Tensor | None = None  # the classes, then the background at each limit: only that depends on the threshold
-    for scale in config.scales:
-        resized = _prepare(model, image, config, scale)
-        for mirrored in (False, True) if config.flip else (False,):
-            pixels = resized.flip(-1) if mirrored else resized
-            boxes = list(windows(pixels.shape[-2], pixels.shape[-1], config.window, config.stride))
-            scored = [
-                window_scores(
-                    model, pixels[..., top:bottom, left:right], class_embeddings, background_embeddings, config
-                )
-                for top, bottom, left, right in boxes
-            ]
-            layers = [torch.cat([scores.classes, scores.backgrounds(limits)]) for scores in scored]
-            average = _average(boxes, layers, pixels.shape[-2:])
-            average = _resize((average.flip(-1) if mirrored else average)[None], (height, width))[0]
-            total = average if total is None else total + average
-    assert total is not None  # there is at least one scale
-    best, labels = total[: len(class_embeddings)].max(dim=0)
-    backgrounds = iter(total[len(class_embeddings) :])
-    maps = [labels if limit is None else (labels + 1).masked_fill(next(backgrounds) >= best, 0) for limit in thresholds]
-    return [labels.to(torch.uint8).cpu().numpy() for labels in maps]
+    [views] = encode_views(model, [image], config)
+    words = Words.of(model, class_embeddings, background_embeddings, config)
+    tried = (config.background_threshold,) if thresholds is None else thresholds
+    return label(views, words, (image.shape[0], image.shape[1]), config, tried)
 
 
-@torch.inference_mode()
 def predict_groups(model: GroupViT, image: NDArray[np.uint8], config: SegmentationConfig) -> list[NDArray[np.float32]]:
     """The soft group maps of the whole image, for pictures: per stage float32 [G_l, h, w] on the token grid."""
-    pixels = _prepare(model, image, replace(config, window=None), 1.0)
-    return [stage[0].cpu().numpy() for stage in group_maps(model.encode_image(pixels))]
+    [[view]] = encode_views(model, [image], replace(config, window=None, scales=(1.0,), flip=False))
+    return [stage.cpu().numpy() for stage in view.windows[0].group_maps]
 
 
-def windows(height: int, width: int, side: int | None, stride: int) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (top, bottom, left, right) that cover the image; the last of a row or column is shifted inside."""
-    if side is None:
-        yield 0, height, 0, width
-        return
-    for row in range(max(math.ceil((height - side) / stride), 0) + 1):
-        for column in range(max(math.ceil((width - side) / stride), 0) + 1):
-            bottom, right = min(row * stride + side, height), min(column * stride + side, width)
-            yield max(bottom - side, 0), bottom, max(right - side, 0), right
+def _masks(window: Window, config: SegmentationConfig) -> Tensor | None:
+    """The groups' share of each pixel, [G, H, W]; None without grouping."""
+    if not config.grouping or not window.group_maps:
+        return None
+    maps = full_maps(window)
+    if config.masks == "hard":
+        maps = torch.zeros_like(maps).scatter_(0, maps.argmax(dim=0, keepdim=True), 1.0)
+    if config.pamr_iterations is not None:
+        maps = pamr.refined(window.pixels.to(maps.device), maps, config.pamr_iterations)
+    return maps
 
 
-def _prepare(model: GroupViT, image: NDArray[np.uint8], config: SegmentationConfig, scale: float) -> Tensor:
-    """uint8 [H, W, 3] → normalised float [1, 3, H', W'] on the model's device.
-
-    A side that is not cut into windows becomes a multiple of the patch size.
-    """
-    short_side = round(scale * (min(image.shape[:2]) if config.short_side is None else config.short_side))
-    long_side = round(scale * config.max_long_side)
-    resized = resize_short_side(image, short_side, max_long_side=long_side)
-    if config.window is None or min(resized.shape[:2]) < config.window:
-        patch_size = model.config.image.patch_size
-        resized = resize_short_side(image, short_side, max_long_side=long_side, multiple_of=patch_size)
-    return to_tensor(resized)[None].to(model.logit_scale.device)
+def _mixed(scores: PixelScores, masks: Tensor) -> PixelScores:
+    """Scores of segments → scores of pixels, which belong to segments by the masks [G, H, W]."""
+    return scores.mapped(lambda of_segments: torch.einsum("cg,ghw->chw", of_segments, masks))
 
 
-def _average(boxes: Sequence[tuple[int, int, int, int]], logits: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """The mean over windows of their scores, [C, H, W]."""
-    total = logits[0].new_zeros(len(logits[0]), *size)
-    times = logits[0].new_zeros(*size)
-    for (top, bottom, left, right), scores in zip(boxes, logits, strict=True):
-        total[:, top:bottom, left:right] += scores
-        times[top:bottom, left:right] += 1
-    return total / times
-
-
-def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, [B, C, h, w] → [B, C, *size]."""
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+def _scores_of_tokens(scores: PixelScores, window: Window, top: int, bottom: int) -> PixelScores:
+    """Scores of image tokens → scores of the pixels in these rows of the window, bilinear."""
+    size = (window.pixels.shape[-2], window.pixels.shape[-1])
+    return scores.mapped(lambda of_tokens: resized_rows(of_tokens.unflatten(1, window.grid), size, top, bottom))

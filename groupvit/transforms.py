@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
 from groupvit.decode import MAX_PIXELS, decode_image
@@ -121,19 +122,29 @@ def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
 
 
 def resize_short_side(
-    pixels: npt.NDArray[np.uint8], short_side: int, *, max_long_side: int = 2048, multiple_of: int = 1
+    pixels: npt.NDArray[np.uint8],
+    short_side: int,
+    *,
+    max_long_side: int = 2048,
+    multiple_of: int = 1,
+    antialias: bool = True,
 ) -> npt.NDArray[np.uint8]:
-    """Resize uint8 [H,W,3] with its proportions kept, bilinear (averaging where it shrinks).
+    """Resize uint8 [H,W,3] with its proportions kept, bilinear.
 
     The short side becomes `short_side`, or less where the long one would exceed `max_long_side` (448 and 2048 are the
-    paper's protocol for segmentation). Both are rounded to a multiple of `multiple_of`, at least one.
+    paper's protocol for segmentation). Both are rounded to a multiple of `multiple_of`, at least one. `antialias`:
+    whether pixels that fall together are averaged; without, it is what OpenCV's bilinear gives, up to rounding.
     """
     height, width = pixels.shape[:2]
     scale = min(short_side / min(height, width), max_long_side / max(height, width))
-    new_height, new_width = (max(round(side * scale / multiple_of), 1) * multiple_of for side in (height, width))
+    new_height, new_width = (max(int(side * scale / multiple_of + 0.5), 1) * multiple_of for side in (height, width))
     if (new_height, new_width) == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    if antialias:
+        return np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    planes = torch.tensor(pixels).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(planes, size=(new_height, new_width), mode="bilinear", align_corners=False)
+    return resized[0].round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def center_crop(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:

@@ -53,14 +53,20 @@ def palette(num_colours: int) -> NDArray[np.uint8]:
     return np.array(colours, dtype=np.uint8).reshape(num_colours, 3)
 
 
-def label_palette(num_labels: int, has_background: bool) -> NDArray[np.uint8]:
-    """Colours of all 256 label values: dark grey for 0 where that is the background, light grey for ignored pixels."""
-    colours = np.full((256, 3), IGNORED, dtype=np.uint8)
-    colours[int(has_background) : num_labels] = palette(num_labels - int(has_background))
-    if has_background:
-        colours[0] = BACKGROUND
-    colours[IGNORE_INDEX] = IGNORED
-    return colours
+def label_palette(num_labels: int, has_background: bool, colours: Sequence[RGB] | None = None) -> NDArray[np.uint8]:
+    """Colours of all 256 label values: `colours`, one per label, or our own; light grey for ignored pixels.
+
+    Our own have dark grey for 0 where that is the background.
+    """
+    table = np.full((256, 3), IGNORED, dtype=np.uint8)
+    if colours is not None:
+        table[:num_labels] = colours
+    else:
+        table[int(has_background) : num_labels] = palette(num_labels - int(has_background))
+        if has_background:
+            table[0] = BACKGROUND
+    table[IGNORE_INDEX] = IGNORED
+    return table
 
 
 def overlay(

@@ -29,7 +29,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
-  groupvit evaluate --checkpoint runs/debug --data data/shapes/validation
+  groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, to_dict
-from groupvit.segmentation import SegmentationConfig
+from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, SegmentationConfig, to_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,12 @@ from pipelines.curation.config import CurateConfig, fixes_the_result, validate
 from pipelines.curation.opt_out import read_opt_out
 from pipelines.curation.pieces import Report, read_report
 from pipelines.curation.raw import Piece, Shard, check_shards, pieces_of, read_shards
+from pipelines.progress_line import ProgressLine
 from pipelines.provenance import code_version, redact
 from pipelines.schema import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
 
 _WORK = "_curation"
 _TERMS = "terms.json"
-_LINE_EVERY_SECONDS = 5.0
 _NUM_THREADS = 32  # that wait for object storage
 
 
@@ -69,10 +69,12 @@ def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[st
         print(f"{len(pieces) - len(missing):,} of {len(pieces):,} pieces are done already", file=sys.stderr)
     with ray_cluster(show_logs=config.show_ray_logs):
         if missing:
-            progress = _Progress("curated", sum(piece.num_rows for piece in missing))
+            progress = ProgressLine("curated", sum(piece.num_rows for piece in missing), "rows")
+            num_seen = num_kept = 0
             for report in run_pieces(missing, config, work):
-                progress.add(report.num_rows, report.num_rows - report.drops.total())
-            progress.end()
+                num_seen += report.num_rows
+                num_kept += report.num_rows - report.drops.total()
+                progress.add(report.num_rows, f"{num_kept / max(num_seen, 1):.0%} kept")
         names = [source.name for source in config.sources]
         reports = _reports_by_source(pieces, work, names)
         report = _sum(list(reports.values()))
@@ -81,10 +83,9 @@ def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[st
             raise ValueError(
                 f"out={config.out}: no sample passed; drops: {dict(report.drops.most_common())}. Loosen the rules"
             )
-        progress = _Progress("written", num_rows)
+        progress = ProgressLine("written", num_rows, "rows")
         for _, num_samples in run_files(len(pieces), num_rows, config, names, work):
-            progress.add(num_samples, num_samples)
-        progress.end()
+            progress.add(num_samples)
     return reports
 
 
@@ -246,36 +247,6 @@ def _numbers(names: Sequence[str], suffix: str) -> set[int]:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-class _Progress:
-    """A line on stderr, rewritten on a terminal."""
-
-    def __init__(self, verb: str, total: int) -> None:
-        self._verb, self._total = verb, total
-        self._done = self._kept = 0
-        self._start = self._shown = time.perf_counter()
-
-    def add(self, done: int, kept: int) -> None:
-        self._done, self._kept = self._done + done, self._kept + kept
-        if time.perf_counter() - self._shown > _LINE_EVERY_SECONDS:
-            self._shown = time.perf_counter()
-            self._show("\r" if sys.stderr.isatty() else "\n")
-
-    def end(self) -> None:
-        self._show("\n")
-
-    def _show(self, end: str) -> None:
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        left = round((self._total - self._done) * seconds / max(self._done, 1))
-        share = f"{self._kept / max(self._done, 1):.0%} kept  " if self._verb == "curated" else ""
-        print(
-            f"{self._verb} {self._done:,}/{self._total:,} rows  {self._done / seconds:,.0f} rows/s  {share}"
-            f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def _print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], elapsed: float) -> None:

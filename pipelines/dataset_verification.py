@@ -4,8 +4,6 @@ What it cannot see: other nouns, source, url, license or sha256 in a row that ca
 made of image and caption alone.
 """
 
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 
 from groupvit.decode import decode_image
 from pipelines import storage
+from pipelines.progress_line import ProgressLine
 from pipelines.row_groups import Run, in_threads, runs_of
 from pipelines.schema import (
     DATASET_SCHEMA,
@@ -63,12 +62,12 @@ def verify(info: DatasetInfo) -> Verification:
         note([f"dataset.json: digest {info.digest} is not that of manifest.parquet, {digest_of_manifest(manifest)}"])
     ids = bytearray()  # 16 bytes each
     num_read = 0
-    progress = _Progress(info.num_samples)
+    progress = ProgressLine("verified", info.num_samples, "samples")
     for checked in in_threads(lambda run: _check(info, manifest, run), runs_of(info, np.arange(len(info.rows)))):
         note(checked.problems)
         ids += checked.ids
         num_read += checked.num_samples
-        progress.show(checked.num_expected, num_problems)
+        progress.add(checked.num_expected, f"{num_problems:,} problems")
     note(_duplicates(ids))
     present = {f"data/{name}" for name in storage.list_files(storage.join(info.uri, "data"))}
     return Verification(
@@ -166,27 +165,3 @@ def _duplicates(ids: bytearray) -> Iterable[str]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-class _Progress:
-    """One progress line on stderr that is rewritten on a terminal."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._started = self._shown = time.perf_counter()
-
-    def show(self, num_samples: int, num_problems: int) -> None:
-        self._done += num_samples
-        now = time.perf_counter()
-        if now - self._shown < 2 and self._done < self._total:
-            return
-        self._shown = now
-        rate = self._done / (now - self._started)
-        minutes, seconds = divmod(round((self._total - self._done) / rate), 60)
-        print(
-            f"verified {self._done:,} of {self._total:,} samples, {rate:,.0f}/s, {num_problems:,} problems, "
-            f"ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d} ",
-            end="\n" if self._done == self._total or not sys.stderr.isatty() else "\r",
-            file=sys.stderr,
-            flush=True,
-        )

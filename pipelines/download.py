@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines import storage, url_lists
 from pipelines.download_config import DownloadConfig
+from pipelines.progress_line import duration
 from pipelines.provenance import code_version, redact
 from pipelines.raw_shards import (
     RECORD_VERSION,
@@ -228,8 +229,7 @@ def _progress(folder: str, num_rows: int, before: Mapping[int, dict[str, Any]], 
             num_done = sum(stats["count"] for stats in known.values())
             success = sum(stats["successes"] for stats in known.values()) / max(num_done, 1)
             rate = (num_done - num_before) / (time.perf_counter() - start)
-            minutes, rest = divmod(round((num_rows - num_done) / rate), 60) if rate else (0, 0)
-            left = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if rate else "unknown"
+            left = duration((num_rows - num_done) / rate) if rate else "unknown"
             print(f"{num_done}/{num_rows} rows  success {success:.0%}  {rate:.0f} images/s  ETA {left}", flush=True)
             if num_done == num_rows:
                 return

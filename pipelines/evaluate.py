@@ -1,9 +1,11 @@
-"""Zero-shot segmentation of a masked data set, by several workers, with an exact result.
+"""Zero-shot segmentation of a benchmark, by several workers, with an exact result.
 
-    groupvit evaluate --checkpoint runs/demo --data data/stamps/validation --calibration data/stamps/calibration
+    groupvit evaluate --checkpoint runs/demo --root data/stamps/validation --calibration data/stamps/calibration
+    groupvit evaluate --checkpoint C --benchmark voc21 --root DIR --protocol paper
+    groupvit evaluate --checkpoint C --benchmark all --root DIR --protocol unified --num-workers 8
 
-The result does not depend on the number of workers: images are scored one at a time, by equally many threads, and what
-is summed are pixel counts.
+The result depends neither on the number of workers nor, on CPUs, on the batch size: what the image tower makes of a
+window is the same bit by bit, and what is summed are pixel counts.
 """
 
 import dataclasses
@@ -15,17 +17,42 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from groupvit.captions import TEMPLATE_SETS, TemplateSet
 from groupvit.checkpoint import load, load_state
-from groupvit.config import from_dict
+from groupvit.config import SegmentationConfig, from_dict
 from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
-from groupvit.segmentation import SegmentationConfig
+from groupvit.segmentation import unified_protocol
+from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import SegmentationDataset
-from pipelines.benchmarks.scenes import open_scenes
+from pipelines.benchmarks.published import PAPER_THRESHOLDS
 from pipelines.checkpoints import local_checkpoint
-from pipelines.evaluation_report import EvaluationReport, PartResult, log_to_mlflow, table, write_report
+from pipelines.evaluation_report import (
+    EvaluationReport,
+    PartResult,
+    comparison,
+    log_to_mlflow,
+    table,
+    write_report,
+)
+from pipelines.progress_line import ProgressLine
 from pipelines.scoring import Method, Scores, Task, mean_usage
 from pipelines.scoring_workers import ScoringWorkers, scoring_workers
+
+BenchmarkName = Literal[
+    "scenes",
+    "voc21",
+    "voc20",
+    "context60",
+    "context59",
+    "coco-object",
+    "coco-stuff",
+    "cityscapes",
+    "ade20k",
+    "all",
+    "imagenet",
+]
+Protocol = Literal["model", "paper", "unified"]
 
 CANDIDATE_THRESHOLDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
@@ -42,15 +69,27 @@ class EvaluateConfig:
 
     checkpoint: str
     """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
-    data: str
-    """Scenes folder with masks (it holds scenes.json): a local path or s3:// URI."""
+    root: str
+    """Folder of the benchmark's data in its official layout (of `scenes`: the folder with scenes.json): a local path or
+    s3:// URI."""
+    benchmark: BenchmarkName = "scenes"
+    """What is evaluated; `all`: each segmentation benchmark whose data lies in `root`."""
     out: str = "evaluation"
-    """Folder for metrics.json, tables, the confusion matrix, predictions and pictures."""
-    protocol: Literal["model", "paper"] = "model"
-    """`model`: what the checkpoint's experiment says, else the paper's with sizes scaled to the model's image size.
-    `paper`: short side and windows of 448, stride 224, threshold 0.95."""
+    """Folder for metrics.json, tables, the confusion matrix, predictions and pictures; with `all`, one folder in it per
+    benchmark."""
+    protocol: Protocol | None = None
+    """`paper`: short side and windows of 448, stride 224, five classes per window, the paper's background threshold of
+    the benchmark. `unified`: the same sizes, all classes, one constant background score for all benchmarks. `model`:
+    what the checkpoint's experiment says, else the paper's with sizes scaled to the model's image size. None: `model`
+    for scenes, else `paper`."""
+    pamr: bool = False
+    """Refine masks along colour edges (PAMR), as an option of the unified protocol."""
+    templates: TemplateSet | None = None
+    """Prompt templates: `simple` is "a photo of a {}.", `subset` adds CLIP's seven, `full` is CLIP's eighty. None: as
+    the protocol says."""
     background_threshold: float | None = None
-    """Pixels whose best class scores less are background. None: chosen on `calibration`, else as the protocol says."""
+    """Replaces the protocol's; the result is then no longer that protocol's. None: chosen on `calibration`, else as the
+    protocol says."""
     calibration: str | None = None
     """Scenes folder on which the background threshold is chosen, for each method compared. Never the evaluated data."""
     no_grouping: bool = False
@@ -61,6 +100,8 @@ class EvaluateConfig:
     """CPUs reserved for, and threads used by, a worker."""
     gpus_per_worker: float = 0.0
     """GPUs (or a share of one) of a worker."""
+    batch_size: int | None = None
+    """Windows that go through the image tower together. None: what suits the device."""
     max_scenes: int | None = None
     """Scenes used of each part, evenly spaced. None: all."""
     num_pictures: int = 8
@@ -73,8 +114,8 @@ class EvaluateConfig:
     """MLflow server or database of that run. None: MLFLOW_TRACKING_URI."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_workers", 1), ("cpus_per_worker", 1), ("num_pictures", 0), ("max_scenes", 1)):
-            value = getattr(self, name)
+        for name in ("num_workers", "cpus_per_worker", "num_pictures", "max_scenes", "batch_size"):
+            value, least = getattr(self, name), int(name != "num_pictures")
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} is too small: give at least {least}")
         if self.background_threshold is not None and self.calibration is not None:
@@ -82,39 +123,114 @@ class EvaluateConfig:
                 f"background_threshold={self.background_threshold} is given and calibration={self.calibration} "
                 "would choose it: give one of them"
             )
-        if self.calibration is not None and self.calibration == self.data:
+        if self.calibration is not None and self.benchmark != "scenes":
+            raise ValueError(
+                f"calibration={self.calibration} is for scenes: benchmark={self.benchmark} has a threshold by protocol"
+            )
+        if self.calibration is not None and self.calibration == self.root:
             raise ValueError(f"calibration={self.calibration} is the data to be evaluated: give other scenes")
+        if self.pamr and self.protocol != "unified":
+            raise ValueError("pamr=True belongs to the unified protocol: add --protocol unified")
 
 
 def evaluate(config: EvaluateConfig, segmentation: SegmentationConfig | None = None) -> dict[str, Any]:
-    """Evaluates, prints a table, writes the folder, and returns what is in its metrics.json.
+    """Evaluates, prints a table, writes the folder, and returns what is in its metrics.json (with `all`: one such dict
+    per benchmark, and why the others were left out).
 
     `segmentation` replaces the protocol. ValueError for what the user got wrong.
     """
+    datasets, left_out = _open(config)
+    with local_checkpoint(config.checkpoint) as folder:
+        model, state = load(folder), load_state(folder)
+    resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
+    summaries: dict[str, dict[str, Any]] = {}
+    with scoring_workers(model, config.num_workers, **resources) as workers:
+        for dataset in datasets:
+            out = Path(config.out) / dataset.benchmark if config.benchmark == "all" else Path(config.out)
+            chosen = segmentation or segmentation_for(config, dataset, model, state)
+            summaries[dataset.benchmark] = _evaluate_one(config, dataset, chosen, workers, out, state)
+    if config.benchmark != "all":
+        return next(iter(summaries.values()))
+    print(comparison(summaries, left_out))
+    return {"benchmarks": summaries, "left_out": left_out}
+
+
+def segmentation_for(
+    config: EvaluateConfig, dataset: SegmentationDataset, model: GroupViT, state: dict[str, Any]
+) -> SegmentationConfig:
+    """How this benchmark is segmented under the config's protocol."""
+    protocol = config.protocol or ("model" if dataset.benchmark == "scenes" else "paper")
+    segmentation = protocol_of(protocol, model, state, with_pamr=config.pamr)
+    if protocol == "paper":
+        threshold = PAPER_THRESHOLDS.get(dataset.benchmark, segmentation.background_threshold)
+        segmentation = dataclasses.replace(segmentation, background_threshold=threshold)
+    if config.templates is not None:
+        segmentation = dataclasses.replace(segmentation, templates=TEMPLATE_SETS[config.templates])
+    return segmentation
+
+
+def protocol_of(
+    protocol: Protocol, model: GroupViT, state: dict[str, Any], *, with_pamr: bool = False
+) -> SegmentationConfig:
+    """How images are segmented: the paper's settings, those of later work, or those that suit the model."""
+    if protocol == "paper":
+        return SegmentationConfig()
+    if protocol == "unified":
+        return unified_protocol(with_pamr=with_pamr)
+    stored = state.get("config", {}).get("segmentation")
+    if stored is not None:
+        return from_dict(SegmentationConfig, stored)
+    size = model.config.image.image_size
+    return SegmentationConfig(short_side=2 * size, max_long_side=2048 * size // 224, window=2 * size, stride=size)
+
+
+def _open(config: EvaluateConfig) -> tuple[list[SegmentationDataset], dict[str, str]]:
+    """The data sets to evaluate, and why others are left out. ValueError if there is none."""
+    if config.benchmark != "all":
+        return [BENCHMARKS[config.benchmark](config.root)], {}
+    datasets: list[SegmentationDataset] = []
+    left_out: dict[str, str] = {}
+    for name, open_benchmark in BENCHMARKS.items():
+        try:
+            datasets.append(open_benchmark(config.root))
+        except ValueError as error:
+            left_out[name] = str(error)
+    if not datasets:
+        raise ValueError(f"root={config.root} holds no benchmark; of the first: {next(iter(left_out.values()))}")
+    return datasets, left_out
+
+
+def _evaluate_one(
+    config: EvaluateConfig,
+    dataset: SegmentationDataset,
+    segmentation: SegmentationConfig,
+    workers: ScoringWorkers,
+    out: Path,
+    state: dict[str, Any],
+) -> dict[str, Any]:
     started = time.monotonic()
-    dataset = open_scenes(config.data)
-    calibration = None if config.calibration is None else open_scenes(config.calibration)
+    calibration = None if config.calibration is None else BENCHMARKS["scenes"](config.calibration)
     if calibration is not None and calibration.classes != dataset.classes:
         raise ValueError(
-            f"calibration={config.calibration} has other classes than data={config.data}: give matching folders"
+            f"calibration={config.calibration} has other classes than root={config.root}: give matching folders"
         )
-    with local_checkpoint(config.checkpoint) as folder:
-        model = load(folder)
-        segmentation = segmentation or protocol_of(config.protocol, model, load_state(folder))
     methods = _methods(config, dataset, segmentation)
     chosen = _evenly_spaced(dataset, config.max_scenes)
     drawn = frozenset(_evenly_spaced(dataset, config.num_pictures, chosen))
-    resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
-    with scoring_workers(model, config.num_workers, **resources) as workers:
-        if calibration is not None and dataset.has_background:
-            methods = _calibrated(workers, calibration, methods, config.max_scenes)
-        scores = workers.score(Task(dataset=dataset, methods=methods, details=True, drawn=drawn), chosen)
+    if calibration is not None and dataset.has_background:
+        methods = _calibrated(workers, calibration, methods, config)
+    task = Task(dataset=dataset, methods=methods, details=True, drawn=drawn, batch_size=config.batch_size)
+    scores = workers.score(task, chosen, ProgressLine(f"{dataset.benchmark}: scored", len(chosen), "images"))
     report = EvaluationReport(
         checkpoint=config.checkpoint,
-        data=config.data,
+        benchmark=dataset.benchmark,
+        root=config.root,
         data_digest=dataset.digest,
+        license=state.get("license"),
         classes=dataset.classes,
+        words=dataset.words,
         has_background=dataset.has_background,
+        protocol=config.protocol or ("model" if dataset.benchmark == "scenes" else "paper"),
         segmentation=methods[0].segmentation,
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),
@@ -122,21 +238,10 @@ def evaluate(config: EvaluateConfig, segmentation: SegmentationConfig | None = N
         seconds=time.monotonic() - started,
     )
     print(table(report))
-    write_report(report, scores, Path(config.out), save_predictions=config.save_predictions)
+    write_report(report, scores, out, save_predictions=config.save_predictions)
     if config.mlflow_run is not None:
-        log_to_mlflow(report, Path(config.out), config.mlflow_run, config.tracking_uri)
+        log_to_mlflow(report, out, config.mlflow_run, config.tracking_uri)
     return report.summary()
-
-
-def protocol_of(protocol: Literal["model", "paper"], model: GroupViT, state: dict[str, Any]) -> SegmentationConfig:
-    """How images are segmented: the paper's settings, or those that suit the model."""
-    if protocol == "paper":
-        return SegmentationConfig()
-    stored = state.get("config", {}).get("segmentation")
-    if stored is not None:
-        return from_dict(SegmentationConfig, stored)
-    size = model.config.image.image_size
-    return SegmentationConfig(short_side=2 * size, max_long_side=2048 * size // 224, window=2 * size, stride=size)
 
 
 def _methods(
@@ -149,7 +254,7 @@ def _methods(
         segmentation = dataclasses.replace(segmentation, background_prompts=())
         threshold = None
     elif threshold is None:
-        raise ValueError(f"data={config.data} has a background class, so background_threshold must be a number")
+        raise ValueError(f"{dataset.benchmark} has a background class, so background_threshold must be a number")
     segmentation = dataclasses.replace(segmentation, background_threshold=threshold)
     grouped = Method(name=GROUPS, segmentation=segmentation, thresholds=(threshold,))
     if not config.no_grouping:
@@ -159,12 +264,13 @@ def _methods(
 
 
 def _calibrated(
-    workers: ScoringWorkers, calibration: SegmentationDataset, methods: tuple[Method, ...], max_scenes: int | None
+    workers: ScoringWorkers, calibration: SegmentationDataset, methods: tuple[Method, ...], config: EvaluateConfig
 ) -> tuple[Method, ...]:
     """The methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
     tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
-    task = Task(dataset=calibration, methods=tried, details=False)
-    scores = workers.score(task, _evenly_spaced(calibration, max_scenes))
+    task = Task(dataset=calibration, methods=tried, details=False, batch_size=config.batch_size)
+    chosen = _evenly_spaced(calibration, config.max_scenes)
+    scores = workers.score(task, chosen, ProgressLine("background threshold: tried on", len(chosen), "images"))
     calibrated = []
     for method in methods:
         matrices = np.sum([matrix for (_, name), matrix in scores.confusion.items() if name == method.name], axis=0)
@@ -195,6 +301,7 @@ def _part_results(
             confusion=confusion,
             baselines=baselines,
             oracle=scores.oracle.get(part),
+            boundary=scores.boundary[part],
             usage=mean_usage(scores.usage, scenes),
         )
     return results

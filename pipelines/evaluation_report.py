@@ -6,17 +6,17 @@ import io
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit.config import to_dict
-from groupvit.metrics import SegmentationMetrics, segmentation_metrics
-from groupvit.segmentation import SegmentationConfig
+from groupvit.config import SegmentationConfig, to_dict
+from groupvit.metrics import GroupUsage, SegmentationMetrics, mean_boundary_iou, segmentation_metrics
 from groupvit.visualize import confusion_picture, page
+from pipelines.benchmarks.published import PUBLISHED
 from pipelines.scoring import Scores
 
 
@@ -31,8 +31,10 @@ class PartResult:
     """Confusion matrices of what the model is compared with."""
     oracle: NDArray[np.int64] | None
     """Confusion matrix of the best labels the groups allow; None for a model without groups."""
-    usage: list[dict[str, float]]
-    """Per grouping stage: entropy, empty_rate, overlap."""
+    boundary: NDArray[np.int64]
+    """[C, 2]: intersections and unions near the edges of masks."""
+    usage: list[GroupUsage]
+    """Per grouping stage: means over images."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,16 @@ class EvaluationReport:
     """Everything an evaluation tells, ready to be shown."""
 
     checkpoint: str
-    data: str
+    benchmark: str
+    root: str
     data_digest: str
+    license: str | None
+    """The notice that the checkpoint carries, if it does."""
     classes: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
+    """What each class but the background was looked for by."""
     has_background: bool
+    protocol: Literal["model", "paper", "unified"]
     segmentation: SegmentationConfig
     thresholds: dict[str, float | None]
     """Background threshold by method."""
@@ -58,21 +66,26 @@ class EvaluationReport:
             metrics = segmentation_metrics(part.confusion)
             values[f"{name}/miou"] = 100 * metrics.mean_iou
             values[f"{name}/pixel_accuracy"] = 100 * metrics.pixel_accuracy
+            values[f"{name}/boundary_miou"] = 100 * mean_boundary_iou(part.boundary)
             if part.oracle is not None:
                 values[f"{name}/oracle_miou"] = 100 * segmentation_metrics(part.oracle).mean_iou
             for baseline, matrix in part.baselines.items():
                 values[f"{name}/{baseline}_miou"] = 100 * segmentation_metrics(matrix).mean_iou
             for stage, usage in enumerate(part.usage):
-                values |= {f"{name}/stage_{stage + 1}_group_{key}": value for key, value in usage.items()}
+                numbers = dataclasses.asdict(usage)
+                values |= {f"{name}/stage_{stage + 1}_group_{key}": value for key, value in numbers.items()}
         return values
 
     def summary(self) -> dict[str, Any]:
         """JSON-safe: what metrics.json holds."""
         return {
             "checkpoint": self.checkpoint,
-            "data": self.data,
+            "license": self.license,
+            "benchmark": self.benchmark,
+            "root": self.root,
             "data_digest": self.data_digest,
             "num_scenes": self.num_scenes,
+            "protocol": self.protocol,
             "scores": "softmax affinity of the pixel's group"
             if self.segmentation.grouping
             else "softmax affinity of the image token",
@@ -83,9 +96,36 @@ class EvaluationReport:
                 name: dict(zip(self.classes, _percent(segmentation_metrics(part.confusion).class_iou), strict=True))
                 for name, part in self.parts.items()
             },
+            "words": dict(zip(self.classes[int(self.has_background) :], map(list, self.words), strict=True)),
+            "published": dict(self.published),
             "seconds": round(self.seconds, 2),
             "scenes_per_second": round(self.num_scenes / self.seconds, 2),
         }
+
+    @property
+    def published(self) -> tuple[tuple[str, str], ...]:
+        """(model, mIoU in percent) as papers report them for this benchmark and protocol; none if its rules were
+        changed."""
+        if self.protocol == "model":
+            return ()
+        return PUBLISHED.get((self.protocol, self.benchmark), ())
+
+    def how(self) -> str:
+        """The protocol in a line: what another number must have in common with these to be comparable."""
+        rules = self.segmentation
+        size = "size as it is" if rules.short_side is None else f"short side {rules.short_side}"
+        windows = "whole image" if rules.window is None else f"windows of {rules.window}, stride {rules.stride}"
+        parts = [f"protocol {self.protocol}", size, windows]
+        parts += [f"scales {rules.scales}"] if rules.scales != (1.0,) else []
+        parts += ["mirrored too"] if rules.flip else []
+        parts.append("all classes" if rules.top_classes is None else f"top {rules.top_classes} classes of a window")
+        if self.has_background:
+            kind = "below" if rules.background_rule == "below_threshold" else "as a class of score"
+            parts.append(f"background {kind} {self.thresholds['groups']}")
+        parts += [f"PAMR x {rules.pamr_iterations}"] if rules.pamr_iterations is not None else []
+        count = len(rules.templates)
+        parts.append(f'"{rules.templates[0]}"' if count == 1 else f"{count} prompt templates")
+        return ", ".join(parts)
 
 
 def table(report: EvaluationReport) -> str:
@@ -93,8 +133,14 @@ def table(report: EvaluationReport) -> str:
     names = list(report.parts)
     values = report.metrics()
     keys = list(dict.fromkeys(key.split("/", 1)[1] for key in values))
-    lines = [f"{report.num_scenes} scenes of {report.data} in {report.seconds:.1f} s"]
-    lines.append("background threshold: " + ", ".join(f"{name} {value}" for name, value in report.thresholds.items()))
+    lines = [f"{report.benchmark}: {report.num_scenes} images of {report.root} in {report.seconds:.1f} s", report.how()]
+    if len(report.thresholds) > 1:
+        shown = ", ".join(f"{name} {value}" for name, value in report.thresholds.items())
+        lines.append(f"background threshold: {shown}")
+    if report.published:
+        lines.append("published: " + ", ".join(f"{model} {miou}" for model, miou in report.published))
+    if report.license is not None:
+        lines.append(f"licence of the weights: {report.license}")
     lines += [
         "",
         *_aligned(["", *names], [[key, *(_number(values.get(f"{name}/{key}")) for name in names)] for key in keys]),
@@ -103,13 +149,36 @@ def table(report: EvaluationReport) -> str:
     return "\n".join(lines)
 
 
+def comparison(summaries: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
+    """A text table with a row per benchmark, and why others are missing."""
+    keys = ("miou", "oracle_miou", "boundary_miou", "pixel_accuracy")
+    rows = []
+    for benchmark, summary in summaries.items():
+        for part in summary["class_iou"]:
+            numbers = [_number(summary["metrics"].get(f"{part}/{key}")) for key in keys]
+            published = ", ".join(f"{model} {miou}" for model, miou in summary["published"].items())
+            name = benchmark if part == benchmark else f"{benchmark}, {part}"
+            rows.append([name, summary["protocol"], *numbers, published])
+    header = ["benchmark", "protocol", "mIoU", "oracle", "boundary", "pixels", "published mIoU"]
+    lines = _aligned(header, rows)
+    lines += ["", *(f"left out: {name}: {reason}" for name, reason in left_out.items())] if left_out else []
+    return "\n".join(lines)
+
+
 def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_predictions: bool) -> None:
-    """Writes metrics.json, per_class.*, predictions/SCENE.png and, per part, confusion_PART.* and examples_PART.png."""
+    """Writes metrics.json, per_class.*, per_image.csv, predictions/SCENE.png and, per part, confusion_PART.* and
+    examples_PART.png.
+    """
     out.mkdir(parents=True, exist_ok=True)
     header, rows = _class_rows(report)
     (out / "per_class.csv").write_text(_csv([header, *rows]))
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     (out / "per_class.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    per_image = [["scene", "sample_id", "part", "miou", "pixel_accuracy"]]
+    for scene, result in sorted(scores.scenes.items()):
+        numbers = [_number(100 * result.mean_iou), _number(100 * result.pixel_accuracy)]
+        per_image.append([str(scene), result.sample_id, result.part, *numbers])
+    (out / "per_image.csv").write_text(_csv(per_image))
     for name, part in report.parts.items():
         counts = [["truth \\ prediction", *report.classes]]
         counts += [[label, *map(str, row)] for label, row in zip(report.classes, part.confusion.tolist(), strict=True)]

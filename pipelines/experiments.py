@@ -9,8 +9,14 @@
 
 import dataclasses
 
-from groupvit.config import ImageEncoderConfig, LossConfig, ModelConfig, OptimizerConfig, TextEncoderConfig
-from groupvit.segmentation import SegmentationConfig
+from groupvit.config import (
+    ImageEncoderConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SegmentationConfig,
+    TextEncoderConfig,
+)
 from pipelines.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
 
 CC3M, CC12M, YFCC14M, REDCAPS12M = 2_891_445, 11_156_203, 14_615_499, 11_866_987

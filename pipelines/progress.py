@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from pipelines.progress_line import duration
+
 Slice = Mapping[str, npt.NDArray[Any]]
 """Columns of one slice, as `pipelines.ingest` describes them."""
 
@@ -101,10 +103,9 @@ class Clock:
         return dict(self._values)
 
     def line(self, done: int, loss: float) -> str:
-        minutes, seconds = divmod(round(self._values["eta_seconds"]), 60)
         return (
             f"step {done}/{self._num_steps}  loss {loss:.4f}  {self._values['images_per_second']:.0f} images/s  "
-            f"data wait {self._values['data_wait_fraction']:.0%}  ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+            f"data wait {self._values['data_wait_fraction']:.0%}  ETA {duration(self._values['eta_seconds'])}"
         )
 
     def total_seconds(self) -> float:

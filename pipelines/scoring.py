@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from groupvit.metrics import GroupUsage, confusion_matrix, group_usage, oracle_labels
+from groupvit.config import SegmentationConfig
+from groupvit.metrics import GroupUsage, boundary_counts, confusion_matrix, segmentation_metrics
 from groupvit.model import GroupViT
-from groupvit.segmentation import SegmentationConfig, predict, predict_groups
+from groupvit.segmentation import Words, label, oracle, predict_groups, usage
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import Example, label_palette
+from groupvit.windows import View, encode_views
 from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
 
@@ -32,14 +34,30 @@ class Method:
     thresholds: tuple[float | None, ...]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneResult:
+    """How well one scene was segmented: for comparing models scene by scene."""
+
+    sample_id: str
+    part: str
+    mean_iou: float
+    """Over the classes that are in its truth or predicted; NaN where all of it is ignored."""
+    pixel_accuracy: float
+
+
 @dataclasses.dataclass(kw_only=True)
 class Scores:
     """Sums over scenes, by (part, method)."""
 
+    num_scenes: int = 0
     confusion: dict[tuple[str, str], NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     """[num_thresholds, C, C] for every method."""
     oracle: dict[str, NDArray[np.int64]] = dataclasses.field(default_factory=dict)
     """[C, C] by part, of the best labels the last stage's groups allow."""
+    boundary: dict[str, NDArray[np.int64]] = dataclasses.field(default_factory=dict)
+    """[C, 2] by part, of the first method: intersections and unions near the edges of masks."""
+    scenes: dict[int, "SceneResult"] = dataclasses.field(default_factory=dict)
+    """By scene, of the first method."""
     usage: dict[int, list[GroupUsage]] = dataclasses.field(default_factory=dict)
     """By scene: one entry per grouping stage. Not summed on the way, since sums of fractions depend on their order."""
     predictions: dict[int, bytes] = dataclasses.field(default_factory=dict)
@@ -48,10 +66,14 @@ class Scores:
     """Pictures to draw, by part and scene."""
 
     def add(self, other: "Scores") -> None:
+        self.num_scenes += other.num_scenes
         for key, matrix in other.confusion.items():
             self.confusion[key] = self.confusion.get(key, 0) + matrix
         for part, matrix in other.oracle.items():
             self.oracle[part] = self.oracle.get(part, 0) + matrix
+        for part, counts in other.boundary.items():
+            self.boundary[part] = self.boundary.get(part, 0) + counts
+        self.scenes |= other.scenes
         self.usage |= other.usage
         self.predictions |= other.predictions
         self.examples |= other.examples
@@ -64,13 +86,15 @@ class Task:
     dataset: SegmentationDataset
     methods: tuple[Method, ...]
     details: bool
-    """Whether the oracle, the use of groups, and predictions are wanted too, of the first method."""
+    """Whether the oracle, boundaries, the use of groups, and predictions are wanted too, of the first method."""
     drawn: frozenset[int] = frozenset()
     """Scenes kept as examples."""
+    batch_size: int | None = None
+    """Windows that go through the image tower together; None: what suits the device."""
 
 
 class Scorer:
-    """Holds a model; scores blocks of scenes one image at a time."""
+    """Holds a model; scores blocks of scenes. The windows of a block go through the image tower in batches."""
 
     def __init__(self, model: GroupViT, *, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(num_threads)
@@ -80,46 +104,45 @@ class Scorer:
 
     def score(self, task: Task, block: Any) -> Scores:
         """Reads and scores a block. ValueError for a scene that cannot be read."""
-        total = Scores()
-        for scene in task.dataset.read(block):
-            total.add(self._score_scene(task, scene))
+        scenes = list(task.dataset.read(block))
+        total = Scores(num_scenes=len(scenes))
+        for method in task.methods:
+            images = [scene.image for scene in scenes]
+            encoded = encode_views(self._model, images, method.segmentation, batch_size=task.batch_size)
+            words = self._words(task, method.segmentation)
+            for scene, views in zip(scenes, encoded, strict=True):
+                size = (scene.mask.shape[0], scene.mask.shape[1])
+                maps = label(views, words, size, method.segmentation, method.thresholds)
+                matrices = [confusion_matrix(scene.mask, labels, len(task.dataset.classes)) for labels in maps]
+                of_scene = Scores(confusion={(scene.part, method.name): np.stack(matrices)})
+                if task.details and method is task.methods[0]:
+                    self._add_details(task, scene, views[0], maps[0], of_scene)
+                total.add(of_scene)
         return total
 
-    def _score_scene(self, task: Task, scene: Scene) -> Scores:
-        num_classes = len(task.dataset.classes)
-        words = task.dataset.words
-        scores = Scores()
-        labels: list[NDArray[np.uint8]] = []
-        for method in task.methods:
-            maps = predict(
-                self._model,
-                scene.image,
-                self._embeddings(words, method.segmentation.templates),
-                method.segmentation,
-                background_embeddings=self._background_embeddings(method.segmentation),
-                thresholds=method.thresholds,
-            )
-            labels = labels or maps
-            matrices = [confusion_matrix(scene.mask, labels_at, num_classes) for labels_at in maps]
-            scores.confusion[scene.part, method.name] = np.stack(matrices)
-        if not task.details:
-            return scores
-        group_maps = predict_groups(self._model, scene.image, task.methods[0].segmentation)
-        scores.usage[scene.index] = [group_usage(stage.reshape(len(stage), -1)) for stage in group_maps]
-        if group_maps:
-            best = oracle_labels(_pixel_groups(group_maps[-1], scene.mask.shape), scene.mask, num_classes)
+    def _add_details(self, task: Task, scene: Scene, view: View, labels: NDArray[np.uint8], scores: Scores) -> None:
+        num_classes, method = len(task.dataset.classes), task.methods[0]
+        scores.boundary[scene.part] = boundary_counts(scene.mask, labels, num_classes)
+        scores.usage[scene.index] = usage(view)
+        if view.windows[0].group_maps:
+            best = oracle(view, scene.mask, num_classes)
             scores.oracle[scene.part] = confusion_matrix(scene.mask, best, num_classes)
-        colours = label_palette(num_classes, task.dataset.has_background)
-        scores.predictions[scene.index] = encode_labels(labels[0], colours)
+        scores.scenes[scene.index] = _scene_result(scene, scores.confusion[scene.part, method.name][0])
+        colours = label_palette(num_classes, task.dataset.has_background, task.dataset.colours)
+        scores.predictions[scene.index] = encode_labels(labels, colours)
         if scene.index in task.drawn:
             scores.examples[scene.part, scene.index] = Example(
                 title=f"{scene.index}: {scene.caption}",
                 image=scene.image,
                 truth=scene.mask,
-                prediction=labels[0],
-                group_maps=group_maps,
+                prediction=labels,
+                group_maps=predict_groups(self._model, scene.image, method.segmentation),
             )
-        return scores
+
+    def _words(self, task: Task, segmentation: SegmentationConfig) -> Words:
+        templates, prompts = segmentation.templates, segmentation.background_prompts
+        background = self._embeddings(prompts, templates) if prompts else None
+        return Words.of(self._model, self._embeddings(task.dataset.words, templates), background, segmentation)
 
     def _embeddings(self, words: tuple[str | tuple[str, ...], ...], templates: tuple[str, ...]) -> Tensor:
         """Class embeddings, made once."""
@@ -127,16 +150,10 @@ class Scorer:
             self._embedded[words, templates] = class_embeddings(self._model, self._tokenizer, words, templates)
         return self._embedded[words, templates]
 
-    def _background_embeddings(self, segmentation: SegmentationConfig) -> Tensor | None:
-        prompts = segmentation.background_prompts
-        return self._embeddings(prompts, segmentation.templates) if prompts else None
 
-
-def mean_usage(usage: Mapping[int, Sequence[GroupUsage]], scenes: Sequence[int]) -> list[dict[str, float]]:
-    """Means over scenes, taken in the order given, of every number of `GroupUsage`: one dict per grouping stage."""
-    stages = zip(*(usage[scene] for scene in scenes), strict=True)
-    names = [field.name for field in dataclasses.fields(GroupUsage)]
-    return [{name: float(np.mean([getattr(item, name) for item in stage])) for name in names} for stage in stages]
+def mean_usage(usage: Mapping[int, Sequence[GroupUsage]], scenes: Sequence[int]) -> list[GroupUsage]:
+    """The means over scenes, in the order given: one per grouping stage."""
+    return [GroupUsage.mean(stage) for stage in zip(*(usage[scene] for scene in scenes), strict=True)]
 
 
 def encode_labels(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> bytes:
@@ -147,8 +164,11 @@ def encode_labels(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> byte
     return file.getvalue()
 
 
-def _pixel_groups(group_map: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.int64]:
-    """The group of each pixel: [G, h, w], enlarged bilinearly → [H, W]."""
-    shape = (size[1], size[0])
-    enlarged = [np.asarray(Image.fromarray(group).resize(shape, Image.Resampling.BILINEAR)) for group in group_map]
-    return np.argmax(enlarged, axis=0)
+def _scene_result(scene: Scene, matrix: NDArray[np.int64]) -> SceneResult:
+    metrics = segmentation_metrics(matrix) if matrix.any() else None
+    return SceneResult(
+        sample_id=scene.sample_id,
+        part=scene.part,
+        mean_iou=float("nan") if metrics is None else metrics.mean_iou,
+        pixel_accuracy=float("nan") if metrics is None else metrics.pixel_accuracy,
+    )

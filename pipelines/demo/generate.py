@@ -29,6 +29,7 @@ from pipelines.demo.compose import Background, Cutout, Scene, compose
 from pipelines.demo.material import Material
 from pipelines.demo.raw import write_raw_shards
 from pipelines.demo.scenes import write_scenes
+from pipelines.progress_line import ProgressLine
 from pipelines.schema import sample_id, write_dataset
 
 SCENES_PER_TASK = 250
@@ -139,7 +140,7 @@ def generate(material: Material, config: DemoDataConfig, made_by: dict[str, Any]
             "background_nouns": sorted({noun for place in material.training_backgrounds for noun in place.nouns}),
         }
         metadata = {"demo_data": made_by, "summary": summary}
-        rows = _progress(_rows(pool, "training", config.num_training_scenes), config.num_training_scenes, material.name)
+        rows = _counted(_rows(pool, "training", config.num_training_scenes), config.num_training_scenes, material.name)
         if config.raw:
             write_raw_shards(summary["raw"], rows)
             storage.write_bytes(storage.join(out, _last_file(config)), json.dumps(metadata).encode())
@@ -226,15 +227,9 @@ def _png(scene: Scene) -> bytes:
     return data.tobytes()
 
 
-def _progress(rows: Iterator[dict[str, Any]], total: int, name: str) -> Iterator[dict[str, Any]]:
-    """Passes rows on, with one progress line on stderr that is rewritten on a terminal."""
-    started = time.perf_counter()
-    shown = started
-    for count, row in enumerate(rows, start=1):
+def _counted(rows: Iterator[dict[str, Any]], total: int, name: str) -> Iterator[dict[str, Any]]:
+    """Passes rows on, with a progress line."""
+    line = ProgressLine(f"{name}: drawn", total, "scenes")
+    for row in rows:
         yield row
-        now = time.perf_counter()
-        if now - shown > 2 or count == total:
-            shown = now
-            line = f"{name}: {count:,} of {total:,} scenes, {count / (now - started):,.0f}/s"
-            end = "\n" if count == total or not sys.stderr.isatty() else "\r"
-            print(line, end=end, file=sys.stderr, flush=True)
+        line.add(1)

@@ -193,7 +193,7 @@ def _evaluate(
     return evaluate(
         EvaluateConfig(
             checkpoint=checkpoint_folder,
-            data=data["validation"],
+            root=data["validation"],
             calibration=data["calibration"],
             out=str(out),
             no_grouping=mlflow_run is not None,

@@ -70,7 +70,7 @@ def test_from_urls_to_miou(bucket: str, tmp_path: Path) -> None:
     )
     assert trained["checkpoint"].startswith(f"{bucket}/runs/debug/checkpoints/")
     report = groupvit(
-        *("evaluate", "--checkpoint", f"{bucket}/runs/debug", "--data", scenes["validation"]),
+        *("evaluate", "--checkpoint", f"{bucket}/runs/debug", "--root", scenes["validation"]),
         *("--calibration", scenes["calibration"], "--out", tmp_path / "evaluation"),
         *("--mlflow-run", trained["mlflow_run_id"], "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"),
     )

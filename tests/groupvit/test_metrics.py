@@ -7,7 +7,15 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from groupvit.metrics import confusion_matrix, group_usage, oracle_labels, segmentation_metrics
+from groupvit.metrics import (
+    GroupUsage,
+    best_classes,
+    boundary_counts,
+    confusion_matrix,
+    group_usage,
+    mean_boundary_iou,
+    segmentation_metrics,
+)
 
 
 def random_labels(num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,23 +67,47 @@ def test_wrong_labels_and_shapes_are_refused() -> None:
         segmentation_metrics(confusion_matrix(np.full((2, 2), 255), np.zeros((2, 2), np.uint8), 3))
 
 
-def test_oracle_gives_each_group_the_class_it_overlaps_best() -> None:
+def test_each_group_gets_the_class_it_overlaps_best() -> None:
     truth = np.array([[0, 0, 0, 0, 1, 1, 2, 255]], dtype=np.uint8)
     groups = np.array([[0, 0, 0, 1, 1, 1, 2, 2]])
-    assert oracle_labels(groups, truth, 3).tolist() == [[0, 0, 0, 1, 1, 1, 2, 2]]
+    assert best_classes(groups, truth, 4, 3).tolist() == [0, 1, 2, 0]  # the last has no pixel
     # IoU, not majority: three of the group's five pixels are of class 0, but it covers all of class 1.
     truth = np.array([[0] * 13 + [1, 1]], dtype=np.uint8)
-    groups = np.array([[0] * 10 + [1] * 5])
-    assert oracle_labels(groups, truth, 2)[0, -1] == 1
+    assert best_classes(np.array([[0] * 10 + [1] * 5]), truth, 2, 2).tolist() == [0, 1]
 
 
-def test_oracle_of_the_true_masks_is_perfect_and_of_one_group_is_not() -> None:
-    truth, _ = random_labels(4, seed=2)
-    groups = np.where(truth == 255, 0, truth)
-    perfect = confusion_matrix(truth, oracle_labels(groups, truth, 4), 4)
-    assert segmentation_metrics(perfect).mean_iou == 1.0
-    collapsed = confusion_matrix(truth, oracle_labels(np.zeros_like(groups), truth, 4), 4)
-    assert segmentation_metrics(collapsed).mean_iou < 0.1
+def boundary_by_hand(labels: np.ndarray, reach: int) -> np.ndarray:
+    """Pixels with another label, or the outside, within `reach` rows and columns."""
+    height, width = labels.shape
+    near = np.zeros(labels.shape, bool)
+    for y in range(height):
+        for x in range(width):
+            inside = y - reach >= 0 and x - reach >= 0 and y + reach < height and x + reach < width
+            around = labels[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
+            near[y, x] = not inside or bool((around != labels[y, x]).any())
+    return near
+
+
+def test_boundary_counts_by_hand() -> None:
+    rng = np.random.default_rng(4)
+    truth = rng.integers(0, 3, (6, 9), dtype=np.uint8).repeat(14, axis=0).repeat(13, axis=1)
+    prediction = np.roll(truth, 2, axis=1)
+    truth[30:34] = 255
+    reach = round(0.02 * math.hypot(*truth.shape))
+    assert reach == 3
+    counted = truth != 255
+    of_truth, of_prediction = (boundary_by_hand(labels, reach) & counted for labels in (truth, prediction))
+    expected = [
+        [
+            int((of_truth & of_prediction & (truth == c) & (prediction == c)).sum()),
+            int(((of_truth & (truth == c)) | (of_prediction & (prediction == c))).sum()),
+        ]
+        for c in range(3)
+    ]
+    counts = boundary_counts(truth, prediction, 4)
+    assert counts.tolist() == [*expected, [0, 0]]
+    assert mean_boundary_iou(counts) == pytest.approx(np.mean([both / either for both, either in expected]))
+    assert mean_boundary_iou(boundary_counts(truth, truth, 4)) == 1.0
 
 
 def test_group_usage_of_even_and_of_collapsed_groups() -> None:
@@ -84,3 +116,5 @@ def test_group_usage_of_even_and_of_collapsed_groups() -> None:
     collapsed = group_usage(np.full((4, 20), 0.25))
     assert collapsed.entropy == 0 and collapsed.empty_rate == 0.75 and collapsed.overlap == pytest.approx(1)
     assert group_usage(np.ones((1, 20))).overlap == 0
+    mean = GroupUsage.mean([even, collapsed])
+    assert mean.entropy == pytest.approx(math.log(4) / 2) and mean.empty_rate == 0.375

@@ -49,7 +49,7 @@ def test_without_grouping_every_image_token_is_embedded() -> None:
     model = small_model().eval()
     images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     encoding = model.encode_image(images)
-    assert model.embed_image_tokens(encoding.features).shape == (2, 8 * 12, 16)
+    assert model.embed_image_tokens(encoding.features.image_tokens).shape == (2, 8 * 12, 16)
     for soft, hard in zip(encoding.soft_assignments, encoding.hard_assignments, strict=True):
         torch.testing.assert_close(soft.sum(dim=1), torch.ones_like(soft.sum(dim=1)))
         assert torch.equal(soft.argmax(dim=1), hard.argmax(dim=1))

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from groupvit import interop
+from groupvit.config import SegmentationConfig
 from groupvit.model import GroupViT
 from groupvit.segmentation import (
     PixelScores,
-    SegmentationConfig,
-    group_maps,
+    Words,
     predict,
     predict_groups,
     segment_logits,
-    window_scores,
-    windows,
+    segment_scores,
 )
 from groupvit.transforms import to_tensor
+from groupvit.windows import encode_window, group_maps, windows
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 WHOLE = SegmentationConfig(short_side=64, window=None, background_threshold=0.35)
@@ -58,7 +58,7 @@ def test_logits_equal_the_golden_ones(name: str, threshold: float | None) -> Non
 def test_group_maps_are_products_of_the_stages_assignments(two_stage: tuple[GroupViT, dict[str, Tensor]]) -> None:
     model, tensors = two_stage
     with torch.inference_mode():
-        first, last = group_maps(model.encode_image(tensors["input/image"]))
+        first, last = group_maps(model.image_encoder(tensors["input/image"]))
     assert first.shape == (3, 12, 8, 8) and last.shape == (3, 4, 8, 8)
     expected = torch.einsum("bgs,bsn->bgn", tensors["encoder/soft_assignment_1"], tensors["encoder/soft_assignment_0"])
     torch.testing.assert_close(last.flatten(2), expected, atol=1e-5, rtol=0)
@@ -68,20 +68,29 @@ def test_group_maps_are_products_of_the_stages_assignments(two_stage: tuple[Grou
 def test_the_most_certain_group_keeps_its_label_below_the_threshold() -> None:
     classes = torch.tensor([[[0.30, 0.10]], [[0.05, 0.20]]])
     scores = PixelScores(classes=classes, background=None, ceiling=torch.tensor(0.30))
-    assert scores.logits(0.95).argmax(dim=0).tolist() == [[1, 0]]
-    assert scores.logits(0.15).argmax(dim=0).tolist() == [[1, 2]]
+    assert labels_at(scores, 0.95) == [[1, 0]]
+    assert labels_at(scores, 0.15) == [[1, 2]]
     # A group without pixels is more certain than all others: everything is background.
-    assert replace_ceiling(scores, 0.9).logits(0.95).argmax(dim=0).tolist() == [[0, 0]]
+    assert labels_at(replace(scores, ceiling=torch.tensor(0.9)), 0.95) == [[0, 0]]
 
 
-def replace_ceiling(scores: PixelScores, ceiling: float) -> PixelScores:
-    return replace(scores, ceiling=torch.tensor(ceiling))
+def labels_at(scores: PixelScores, threshold: float, config: SegmentationConfig = WHOLE) -> list[list[int]]:
+    return torch.cat([scores.backgrounds([threshold], config), scores.classes]).argmax(dim=0).tolist()
+
+
+def test_a_constant_background_competes_as_a_class() -> None:
+    classes = torch.tensor([[[0.45, 0.10]], [[0.05, 0.60]]])
+    scores = PixelScores(classes=classes, background=None, ceiling=torch.tensor(0.9))
+    constant = replace(WHOLE, background_rule="constant")
+    assert [labels_at(scores, threshold, constant) for threshold in (0.4, 0.5, 0.7)] == [[[1, 2]], [[0, 2]], [[0, 0]]]
 
 
 def test_background_prompts_win_where_they_score_best() -> None:
     classes = torch.tensor([[[0.5, 0.5]]])
-    scores = PixelScores(classes=classes, background=torch.tensor([[0.6, 0.4]]), ceiling=torch.tensor(0.5))
-    assert scores.logits(0.0).argmax(dim=0).tolist() == [[0, 1]]
+    scores = PixelScores(
+        classes=classes, background=torch.tensor([[[0.6, 0.4]], [[0.1, 0.2]]]), ceiling=torch.tensor(0.5)
+    )
+    assert labels_at(scores, 0.0) == [[0, 1]]
 
 
 def test_only_the_top_classes_of_the_window_score(two_stage: tuple[GroupViT, dict[str, Tensor]]) -> None:
@@ -163,15 +172,20 @@ def test_soft_masks_mix_the_groups_scores(two_stage: tuple[GroupViT, dict[str, T
 def test_without_grouping_every_image_token_is_its_own_segment(two_stage: tuple[GroupViT, dict[str, Tensor]]) -> None:
     model, tensors = two_stage
     image, classes = tensors["input/image_rect"], tensors["seg/class_embeddings"]
+    config = replace(WHOLE, grouping=False, top_classes=None)
     with torch.inference_mode():
-        scores = window_scores(model, image, classes, None, replace(WHOLE, grouping=False, top_classes=None))
-        tokens = torch.nn.functional.normalize(model.embed_image_tokens(model.encode_image(image).features)[0], dim=-1)
+        window = encode_window(model, image[0], grouping=False)
+        scores = segment_scores(window, Words.of(model, classes, None, config), config)
+        tokens = torch.nn.functional.normalize(
+            model.embed_image_tokens(model.image_encoder(image).image_tokens)[0], dim=-1
+        )
         expected = (model.logit_scale.exp() * tokens @ classes.T).softmax(dim=-1)
-    assert scores.classes.shape == (9, 64, 96)
+    torch.testing.assert_close(scores.classes, expected.T, atol=1e-5, rtol=0)
     assert float(scores.ceiling) == pytest.approx(float(expected.max()), abs=1e-5)
     # The mean over a token's 8 x 8 pixels is its own score, up to the slope towards its neighbours.
-    first = scores.classes[:, 24:32, 24:32].mean(dim=(1, 2))
-    assert int(first.argmax()) == int(expected.view(8, 12, 9)[3, 3].argmax())
+    pixels = segment_logits(model, image, classes, None, config=config)
+    assert pixels.shape == (9, 64, 96)
+    assert int(pixels[:, 24:32, 24:32].mean(dim=(1, 2)).argmax()) == int(expected.view(8, 12, 9)[3, 3].argmax())
 
 
 def test_groups_for_pictures_cover_the_whole_image(

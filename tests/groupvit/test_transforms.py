@@ -4,6 +4,7 @@ import io
 import random
 import threading
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -267,3 +268,12 @@ def test_colour_jitter_changes_colours_within_its_share():
     assert 80 <= min(values) < 85 and 115 < max(values) <= 120
     with pytest.raises(ValueError, match="color_jitter"):
         TrainTransform(image_size=8, color_jitter=1.5)
+
+
+def test_resizing_without_averaging_is_opencvs_bilinear() -> None:
+    blocks = picture(300, 431)
+    for short_side in (448, 128):
+        ours = resize_short_side(blocks, short_side, antialias=False)
+        theirs = cv2.resize(blocks, (ours.shape[1], ours.shape[0]), interpolation=cv2.INTER_LINEAR)
+        assert np.abs(ours.astype(int) - theirs).max() <= 1  # OpenCV rounds its weights to 11 bits
+    assert not np.array_equal(ours, resize_short_side(blocks, 128))

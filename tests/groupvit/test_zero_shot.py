@@ -1,5 +1,6 @@
 """Class embeddings against the definition, with real tokens and random weights."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,3 +67,13 @@ def test_bad_lists_and_templates_are_refused(model: GroupViT, tokenizer: Tokeniz
         class_embeddings(model, tokenizer, [])
     with pytest.raises(ValueError, match="prompt template 'a photo'"):
         class_embeddings(model, tokenizer, CLASSES, ("a photo",))
+
+
+def test_a_class_of_several_words_is_the_mean_over_all_of_them(model: GroupViT, tokenizer: Tokenizer) -> None:
+    together = class_embeddings(model, tokenizer, ["dog", ("dog", "a puppy")], ("a photo of a {}.", "{}"))
+    texts = ["a photo of a dog.", "dog", "a photo of a a puppy.", "a puppy"]
+    ids = torch.from_numpy(tokenizer(texts, model.config.text.context_length).astype(np.int64))
+    with torch.inference_mode():
+        embedded = model.encode_text(ids)
+    expected = torch.stack([embedded[:2].mean(dim=0), embedded.mean(dim=0)])
+    torch.testing.assert_close(together, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)

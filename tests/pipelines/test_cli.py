@@ -35,7 +35,7 @@ from pipelines.cli import main, parse
         ("pretrain debug --data a --data.weights 1", "--data stands for --data.sources, --data.weights"),
         ("pretrain debug --data a=/nowhere/one:1 --data=/nowhere/two:2", "/nowhere/one: no dataset.json"),
         ("pretrain debug surplus", "'surplus' belongs to no flag"),
-        ("evaluate --data x", "checkpoint"),
+        ("evaluate --root x", "checkpoint"),
         ("demo-data stamp --out x", "did you mean stamps?"),
         ("download --url-list x --out y --presett coco", "unknown flag --presett: did you mean --preset?"),
         # Truth values may stand without one.

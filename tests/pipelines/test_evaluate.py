@@ -18,10 +18,10 @@ from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from groupvit.checkpoint import load, save
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
 from groupvit.metrics import confusion_matrix, segmentation_metrics
 from groupvit.model import GroupViT
-from groupvit.segmentation import SegmentationConfig, predict
+from groupvit.segmentation import predict
 from groupvit.tokenizer import Tokenizer
 from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.scenes import open_scenes
@@ -74,7 +74,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def evaluated(checkpoint: str, scenes: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    config = EvaluateConfig(checkpoint=checkpoint, data=scenes, out=str(out), no_grouping=True, num_pictures=3)
+    config = EvaluateConfig(
+        checkpoint=checkpoint, root=scenes, out=str(out), no_grouping=True, num_pictures=3, batch_size=1
+    )
     return out, evaluate(config, WHOLE)
 
 
@@ -83,12 +85,24 @@ def read_confusion(out: Path, part: str) -> np.ndarray:
         return np.array([row[1:] for row in csv.reader(file)][1:], dtype=np.int64)
 
 
-def test_the_same_with_one_and_with_three_workers(
-    evaluated: tuple[Path, dict[str, Any]], checkpoint: str, scenes: str, tmp_path: Path
+@pytest.mark.parametrize(("num_workers", "batch_size"), [(1, 8), (2, 1), (3, 8)])
+def test_the_same_with_any_number_of_workers_and_any_batch_size(
+    evaluated: tuple[Path, dict[str, Any]],
+    checkpoint: str,
+    scenes: str,
+    tmp_path: Path,
+    num_workers: int,
+    batch_size: int,
 ) -> None:
     first, summary = evaluated
     config = EvaluateConfig(
-        checkpoint=checkpoint, data=scenes, out=str(tmp_path / "out"), no_grouping=True, num_pictures=3, num_workers=3
+        checkpoint=checkpoint,
+        root=scenes,
+        out=str(tmp_path / "out"),
+        no_grouping=True,
+        num_pictures=3,
+        num_workers=num_workers,
+        batch_size=batch_size,
     )
     again = evaluate(config, WHOLE)
     timing = {"seconds", "scenes_per_second"}
@@ -148,7 +162,7 @@ def test_pictures_and_tables_are_written(
 def test_the_threshold_is_chosen_on_calibration_scenes(checkpoint: str, scenes: str, tmp_path: Path) -> None:
     calibration = str(write_scenes(tmp_path / "calibration", 12, seed=9))
     config = EvaluateConfig(
-        checkpoint=checkpoint, data=scenes, out=str(tmp_path / "out"), calibration=calibration, num_workers=2
+        checkpoint=checkpoint, root=scenes, out=str(tmp_path / "out"), calibration=calibration, num_workers=2
     )
     summary = evaluate(config, WHOLE)
     dataset, model = open_scenes(calibration), load(checkpoint)
@@ -169,7 +183,7 @@ def test_the_threshold_is_chosen_on_calibration_scenes(checkpoint: str, scenes: 
 
 def test_data_without_background_and_a_subset(checkpoint: str, tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "scenes", 10, classes=("red square", "green square", "blue square"))
-    config = EvaluateConfig(checkpoint=checkpoint, data=str(folder), out=str(tmp_path / "out"), max_scenes=3)
+    config = EvaluateConfig(checkpoint=checkpoint, root=str(folder), out=str(tmp_path / "out"), max_scenes=3)
     summary = evaluate(config, WHOLE)
     assert summary["num_scenes"] == 6 and summary["background_thresholds"] == {"groups": None}
     assert "seen/all_background_miou" not in summary["metrics"]
@@ -183,7 +197,7 @@ def test_results_go_to_an_existing_mlflow_run(checkpoint: str, scenes: str, tmp_
     run = client.create_run(client.create_experiment("evaluation", artifact_location=str(tmp_path / "artifacts")))
     config = EvaluateConfig(
         checkpoint=checkpoint,
-        data=scenes,
+        root=scenes,
         out=str(tmp_path / "out"),
         max_scenes=2,
         mlflow_run=run.info.run_id,
@@ -202,7 +216,7 @@ def test_results_go_to_an_existing_mlflow_run(checkpoint: str, scenes: str, tmp_
         ({"num_workers": 4}, "num_workers=4 with 1 CPU each needs 4 CPUs, and the Ray cluster has 3"),
         ({"gpus_per_worker": 1.0}, "needs 1 GPUs"),
         ({"checkpoint": "/nowhere"}, "/nowhere is neither a checkpoint nor a run"),
-        ({"data": "/nowhere"}, "/nowhere is no scenes folder"),
+        ({"root": "/nowhere"}, "/nowhere is no scenes folder"),
         ({"num_workers": 0}, "num_workers=0 is too small"),
         ({"background_threshold": 0.5, "calibration": "x"}, "give one of them"),
     ],
@@ -210,7 +224,7 @@ def test_results_go_to_an_existing_mlflow_run(checkpoint: str, scenes: str, tmp_
 def test_what_the_user_got_wrong_is_said_in_one_line(
     fields: dict[str, Any], message: str, checkpoint: str, scenes: str, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {"checkpoint": checkpoint, "data": scenes, "out": str(tmp_path)}
+    given: dict[str, Any] = {"checkpoint": checkpoint, "root": scenes, "out": str(tmp_path)}
     with pytest.raises(ValueError, match=message) as caught:
         evaluate(EvaluateConfig(**(given | fields)))
     assert "\n" not in str(caught.value)
@@ -223,7 +237,7 @@ def test_a_damaged_scene_is_named_and_not_retried(checkpoint: str, tmp_path: Pat
     rows[0]["image"] = rows[0]["image"][:100]
     pq.write_table(pa.Table.from_pylist(rows), file)
     with pytest.raises(ValueError, match=rows[0]["sample_id"]):
-        evaluate(EvaluateConfig(checkpoint=checkpoint, data=str(folder), out=str(tmp_path / "out")), WHOLE)
+        evaluate(EvaluateConfig(checkpoint=checkpoint, root=str(folder), out=str(tmp_path / "out")), WHOLE)
 
 
 def test_protocols(checkpoint: str) -> None:

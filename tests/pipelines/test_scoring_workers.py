@@ -13,9 +13,8 @@ import pytest
 import ray
 import torch
 
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
 from groupvit.model import GroupViT
-from groupvit.segmentation import SegmentationConfig
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.scoring import Method, Scorer, Scores, Task
 from pipelines.scoring_workers import SCENES_PER_BLOCK, scoring_workers

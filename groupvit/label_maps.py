@@ -1,0 +1,199 @@
+"""From what the windows of an image say to one label per pixel, without holding every class for every pixel.
+
+Scores of overlapping windows are averaged, the average is resized to the image (bilinear), the scores of several views
+are added, and the best class wins. `combined_hard` and `combined_soft` give what that gives. The first is for one view
+in which a pixel's scores are those of its group: then few different scores exist, and only pixels between two labels
+need arithmetic of their own. The second goes through the image in strips.
+
+Shapes: *layers* are the C classes followed by the background at each of T thresholds, L = C + T; H x W pixels of the
+image, h x w of a view.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from groupvit.windows import Box, View, Window
+
+STRIP_NUMBERS = 2**24
+"""Scores held at a time by `combined_soft`: 64 MB."""
+EDGE_PIXELS_AT_ONCE = 2**15
+
+Decide = Callable[[Tensor], Tensor]
+"""Layers [L, ...] → the label at each threshold, uint8 [T', ...]."""
+
+
+def decide(layers: Tensor, num_classes: int, thresholds: Sequence[float | None]) -> Tensor:
+    """Layers [L, ...] → labels uint8 [len(thresholds), ...]: 0 is the background and class i is i + 1; at a threshold
+    of None, which has no layer, class i is i.
+    """
+    best, labels = layers[:num_classes].max(dim=0)
+    backgrounds = iter(layers[num_classes:])
+    maps = [labels if limit is None else (labels + 1).masked_fill(next(backgrounds) >= best, 0) for limit in thresholds]
+    return torch.stack(maps).to(torch.uint8)
+
+
+def combined_hard(
+    view: View, groups: Sequence[Tensor], layers: Sequence[Tensor], size: tuple[int, int], decide: Decide
+) -> Tensor:
+    """Labels uint8 [T', H, W] of a view whose pixels have the scores of their groups.
+
+    groups, layers: per window the group of each pixel [h, w] and the layers of each group [L, G].
+    """
+    codes, table = _codes(view, groups, layers)
+    decided = decide(table)
+    rows, columns = _Taps.of(view.size[0], size[0], codes.device), _Taps.of(view.size[1], size[1], codes.device)
+    corners = [codes[y][:, x] for y in (rows.low, rows.high) for x in ((columns.low, columns.high))]
+    labels = decided[:, corners[0]]
+    # A class that wins at all four neighbours wins between them, so only the pixels between two labels are mixed.
+    mixed = torch.zeros(size, dtype=torch.bool, device=codes.device)
+    for corner in corners[1:]:
+        mixed |= (corner != corners[0]) & (decided[:, corner] != labels).any(dim=0)
+    places, by_code = mixed.nonzero(), table.T.contiguous()
+    for some in places.split(EDGE_PIXELS_AT_ONCE):
+        y, x = some.unbind(dim=1)
+        down, right = rows.weight[y], columns.weight[x]
+        weights = ((1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right)
+        total = torch.zeros(len(some), len(table), device=table.device)
+        for corner, weight in zip(corners, weights, strict=True):
+            total.addcmul_(by_code.index_select(0, corner[y, x]), weight[:, None])
+        labels[:, y, x] = decide(total.T)
+    return labels
+
+
+def combined_soft(
+    views: Sequence[View],
+    layers_of_rows: Callable[[int, int, int, int], Tensor],
+    num_layers: int,
+    size: tuple[int, int],
+    decide: Decide,
+) -> Tensor:
+    """Labels uint8 [T', H, W] of any views.
+
+    layers_of_rows: (view, window, top, bottom) → the layers [L, bottom - top, width] of these rows of a window.
+    """
+    height, width = size
+    strip = max(STRIP_NUMBERS // (num_layers * max(width, *(view.size[1] for view in views))), 1)
+    parts: list[Tensor] = []
+    for start in range(0, height, strip):
+        total: Tensor | None = None
+        for number, view in enumerate(views):
+            taps = _Taps.of(view.size[0], height, view.windows[0].segments.device).part(start, start + strip)
+            first, last = int(taps.low[0]), int(taps.high[-1]) + 1
+            average = _averaged_rows(number, view, layers_of_rows, num_layers, first, last)
+            average = average.flip(-1) if view.mirrored else average
+            resized = taps.shifted(first).mix(average, dim=1)
+            resized = _Taps.of(view.size[1], width, resized.device).mix(resized, dim=2)
+            total = resized if total is None else total + resized
+        assert total is not None  # there is at least one view
+        parts.append(decide(total))
+    return torch.cat(parts, dim=1)
+
+
+def resized_rows(maps: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Rows `top` to `bottom` of maps [K, h, w] resized to `size` (bilinear): [K, bottom - top, W]."""
+    rows = _Taps.of(maps.shape[1], size[0], maps.device).part(top, bottom).mix(maps, dim=1)
+    return _Taps.of(maps.shape[2], size[1], maps.device).mix(rows, dim=2)
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Bilinear resizing along one axis: which two source positions a target position lies between."""
+
+    low: Tensor
+    high: Tensor
+    weight: Tensor
+    """Of `high`."""
+
+    @classmethod
+    def of(cls, source: int, target: int, device: torch.device) -> "_Taps":
+        positions = (torch.arange(target, device=device) + 0.5) * (source / target) - 0.5
+        positions = positions.clamp(min=0)
+        low = positions.long().clamp(max=source - 1)
+        return cls(low=low, high=(low + 1).clamp(max=source - 1), weight=positions - low)
+
+    def part(self, start: int, end: int) -> "_Taps":
+        return _Taps(self.low[start:end], self.high[start:end], self.weight[start:end])
+
+    def shifted(self, first: int) -> "_Taps":
+        return _Taps(self.low - first, self.high - first, self.weight)
+
+    def mix(self, values: Tensor, dim: int) -> Tensor:
+        weight = self.weight.view(-1, *[1] * (values.dim() - 1 - dim))
+        return torch.lerp(values.index_select(dim, self.low), values.index_select(dim, self.high), weight)
+
+
+def _codes(view: View, groups: Sequence[Tensor], layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The different scores that pixels of a view have: which each has [h, w], and all of them [L, number]."""
+    num_groups = layers[0].shape[1]
+    codes = torch.empty(view.size, dtype=torch.long, device=layers[0].device)
+    tables: list[Tensor] = []
+    count = 0
+    for (top, bottom, left, right), covering in _cells(view):
+        combined = torch.zeros(bottom - top, right - left, dtype=torch.long, device=codes.device)
+        for number in covering:
+            box = view.windows[number].box
+            part = groups[number][top - box[0] : bottom - box[0], left - box[2] : right - box[2]]
+            combined = combined * num_groups + part
+        used, inverse = combined.unique(return_inverse=True)
+        codes[top:bottom, left:right] = inverse + count
+        total = torch.zeros(len(layers[0]), len(used), device=codes.device)
+        for place, number in enumerate(covering):
+            total += layers[number][:, used // num_groups ** (len(covering) - 1 - place) % num_groups]
+        tables.append(total / len(covering))
+        count += len(used)
+    return codes, torch.cat(tables, dim=1)
+
+
+def _cells(view: View) -> Iterator[tuple[Box, list[int]]]:
+    """The rectangles into which the windows' edges cut a view, each with the windows that cover it."""
+    boxes = [window.box for window in view.windows]
+    rows = sorted({edge for box in boxes for edge in box[:2]})
+    columns = sorted({edge for box in boxes for edge in box[2:]})
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
+            covering = [
+                number
+                for number, box in enumerate(boxes)
+                if box[0] <= top and bottom <= box[1] and box[2] <= left and right <= box[3]
+            ]
+            yield (top, bottom, left, right), covering
+
+
+def _averaged_rows(
+    number: int,
+    view: View,
+    layers_of_rows: Callable[[int, int, int, int], Tensor],
+    num_layers: int,
+    first: int,
+    last: int,
+) -> Tensor:
+    """The mean over windows of their layers in the view's rows `first` to `last`: [L, last - first, w]."""
+    device = view.windows[0].segments.device
+    total = torch.zeros(num_layers, last - first, view.size[1], device=device)
+    times = torch.zeros(last - first, view.size[1], device=device)
+    for place, window in enumerate(view.windows):
+        top, bottom, left, right = window.box
+        start, end = max(top, first), min(bottom, last)
+        if start < end:
+            layers = layers_of_rows(number, place, start - top, end - top)
+            total[:, start - first : end - first, left:right] += layers
+            times[start - first : end - first, left:right] += 1
+    return total / times
+
+
+def pixel_groups(window: Window) -> Tensor:
+    """The group of the last stage that each pixel of a window belongs to: [h, w]."""
+    return full_maps(window).argmax(dim=0)
+
+
+def full_maps(window: Window) -> Tensor:
+    """The last stage's group maps at the window's size: [G, h, w]."""
+    size = window.pixels.shape[-2:]
+    resized = torch.nn.functional.interpolate(
+        window.group_maps[-1][None], size=tuple(size), mode="bilinear", align_corners=False
+    )
+    return resized[0]
