@@ -105,7 +105,9 @@ def export_onnx(model: GroupViT, folder: Path, metadata: Mapping[str, str]) -> N
         raise ValueError(f"image.num_output_groups={image.num_output_groups}: without groups there is no map to export")
     model = model.eval()
     size, side = image.patch_size, image.image_size
-    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    batch = torch.export.Dim("batch")
+    # With a single token on a side, the exporter would have to fix which axes are broadcast; the graphs run with one.
+    height, width = (torch.export.Dim(name, min=2 * size) for name in ("height", "width"))
     length = torch.export.Dim("length", min=2, max=model.config.text.context_length)
     graphs: list[tuple[str, nn.Module, Tensor, list[str], dict[str, Any]]] = [
         (
@@ -135,6 +137,8 @@ def export_onnx(model: GroupViT, folder: Path, metadata: Mapping[str, str]) -> N
             verbose=False,
         )
         assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces with the paths of this machine
         program.model.metadata_props.update(metadata)
         program.save(folder / name, external_data=False)
         onnx.checker.check_model(folder / name)

@@ -1,5 +1,6 @@
 """The ONNX graphs, run by ONNX Runtime, against the model: any batch, any image size, any length of text."""
 
+import sys
 from pathlib import Path
 
 import onnx
@@ -73,6 +74,7 @@ def some_texts(config: TextEncoderConfig, num_texts: int, length: int) -> Tensor
 @pytest.mark.parametrize("tokens", [(1, 1), (1, 0.5), (2, 3), (0.75, 2.25)])
 def test_images_of_any_batch_and_size(exported: tuple[GroupViT, Path], batch: int, tokens: tuple[float, float]) -> None:
     model, folder = exported
+    torch.manual_seed(0)
     height, width = (int(model.config.image.image_size * factor) for factor in tokens)
     assert_same_images(model, onnxruntime.InferenceSession(folder / IMAGE_GRAPH), torch.randn(batch, 3, height, width))
 
@@ -88,6 +90,7 @@ def test_each_file_is_whole_and_says_what_it_was_told(exported: tuple[GroupViT, 
     _, folder = exported
     assert sorted(file.name for file in folder.iterdir()) == [IMAGE_GRAPH, TEXT_GRAPH]
     for name in (IMAGE_GRAPH, TEXT_GRAPH):
+        assert str(Path(__file__).parents[2]).encode() not in (folder / name).read_bytes(), "paths of this machine"
         graph = onnx.load(folder / name)
         assert {item.key: item.value for item in graph.metadata_props}["license"] == "Only on Sundays."
 
@@ -105,6 +108,12 @@ def test_a_model_without_groups_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"num_output_groups=\(\)"):
         export_onnx(GroupViT(ModelConfig(image=image, text=SMALL.text, projector_width=8)), tmp_path, {})
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were absent: importing it fails
+    with pytest.raises(ValueError, match=r"pip install 'groupvit\[onnx\]'"):
+        export_onnx(small_model(), tmp_path, {})
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import GroupViTConfig, GroupViTModel
 
@@ -99,6 +100,16 @@ def test_the_checkpoint_is_one_like_any_other(tmp_path: Path, capsys: pytest.Cap
     card = (out / "README.md").read_text()
     assert "released.pth" in card and state["imported_from"]["sha256"] in card and "4, 4, 4" in card
     assert sorted(os.listdir(tmp_path / "deep")) == ["out"], "no temporary folder is left"
+
+
+def test_an_imported_model_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_hugging_face(tmp_path / "source")
+    run(capsys, tmp_path / "source", "--out", tmp_path / "out")
+    Image.effect_noise((90, 60), 80).convert("RGB").save(tmp_path / "photo.png")
+    words = ["--classes", "cat, dog", "--out", str(tmp_path / "segmented")]
+    assert main(["segment", str(tmp_path / "photo.png"), "--checkpoint", str(tmp_path / "out"), *words]) == 0
+    with Image.open(tmp_path / "segmented" / "labels.png") as labels:
+        assert labels.size == (90, 60)
 
 
 def test_released_names_carry_the_released_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +233,7 @@ def configure(**entries: Any) -> Any:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
         (lambda folder: (folder / "config.json").write_text("{}"), "it lacks vision_config"),
         (configure(model_type="clip"), "is not of a GroupViTModel"),
-        (configure(vision_config={"hidden_size": 64}), "where (64,) is expected"),
+        (configure(vision_config={"hidden_size": 64}), "with shape (1, 16, 32) where (1, 16, 64) is expected"),
         (configure(vision_config={"hidden_size": "64"}), "not the config of a Hugging Face GroupViTModel"),
         (configure(vision_config={"hidden_act": "relu"}), "vision_config.hidden_act='relu' has no counterpart"),
         (configure(vision_config={"assign_eps": 1e-6}), "vision_config.assign_eps=1e-06 has no counterpart"),
