@@ -180,8 +180,11 @@ class ImageEncoder(nn.Module):
                 f"image of {height} x {width} pixels: both sides must be multiples of the patch size {size}"
             )
         grid = (height // size, width // size)
-        x = self.stem_norm(self.stem(images)) + self._resized_positions(grid)
-        keeps = self._draw_stochastic_depth(len(images), noise)
+        return self.encode_tokens(self.stem_norm(self.stem(images)) + self._resized_positions(grid), grid, noise)
+
+    def encode_tokens(self, x: Tensor, grid: tuple[int, int], noise: torch.Generator | None = None) -> ImageFeatures:
+        """Image tokens [B,N,C], positions added, of a grid of rows x columns -> features; `noise` as for `forward`."""
+        keeps = self._draw_stochastic_depth(x.shape[0], noise)
         image_tokens: Tensor | None = None
         group_tokens: Tensor | None = None
         assignment_logits: list[Tensor] = []

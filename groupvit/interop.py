@@ -18,7 +18,7 @@ from groupvit.weight_names import name_rows
 
 
 def from_official(
-    state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...] = (6, 6, 6), image_size: int = 224
+    state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...] | None = None, image_size: int | None = None
 ) -> GroupViT:
     """A model with the weights of a released checkpoint, in evaluation mode, on the CPU.
 
@@ -27,16 +27,20 @@ def from_official(
 
     Args:
         state_dict: names and shapes as in the released checkpoints' `model` entry.
-        num_heads: attention heads per stage of the image encoder, which no shape tells.
-        image_size: side of the training image, pixels; it must fit the position table.
+        num_heads: attention heads per stage of the image encoder, which no shape tells; None: 64 channels per head.
+        image_size: side of the training image, pixels; None: what the position table is for.
 
     Raises:
         ValueError: a tensor is missing, unknown, or its shape does not fit the others'.
     """
+    if any(name.startswith("vision_model.") for name in state_dict):
+        raise ValueError("these are Hugging Face's names: their config.json is needed as well, so give its folder")
     try:
         config = _official_config(state_dict, num_heads, image_size)
     except KeyError as error:
         raise ValueError(f"not a GroupViT state dict: it lacks {error.args[0]}") from None
+    except (TypeError, IndexError):  # a shape of another rank than ours
+        raise ValueError("not a GroupViT state dict: some tensors have too few or too many axes") from None
     renamed = {row.official: row.ours for row in name_rows(config)}
     weights = {renamed.get(name, name): tensor for name, tensor in state_dict.items()}
     return _filled(config, weights, source="state dict")
@@ -55,6 +59,7 @@ def from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
         ValueError: a tensor is missing, unknown, or does not fit the config.
     """
     ours = _config_from_hugging_face(config)
+    _check_config_is_plausible(ours, len(state_dict))
     # Older versions of transformers saved this buffer of consecutive numbers with the weights.
     remaining = {name: tensor for name, tensor in state_dict.items() if not name.endswith(".position_ids")}
     weights: dict[str, Tensor] = {}
@@ -63,6 +68,25 @@ def from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
         if parts and len(parts) == len(row.hugging_face):
             weights[row.ours] = torch.cat(parts) if len(parts) > 1 else parts[0]
     return _filled(ours, weights | remaining, source="Hugging Face state dict")
+
+
+def to_official(model: GroupViT) -> dict[str, Tensor]:
+    """The weights under the names and in the shapes of the released checkpoints' `model` entry; `from_official` with
+    the same heads gives the model back. The tensors are copies.
+
+    Raises:
+        ValueError: the model uses an option that the released checkpoints have not.
+    """
+    text = model.config.text
+    _check_options(model.config, "in the released checkpoints")
+    if text.num_heads != max(text.width // 64, 1):
+        raise ValueError(f"text.num_heads={text.num_heads}: the released checkpoints' text heads are 64 channels wide")
+    weights = model.state_dict()
+    exported = {row.official: weights[row.ours].cpu().clone() for row in name_rows(model.config)}
+    for projector in ("img_projector", "text_projector"):
+        for layer in ("linear_hidden.0", "linear_out"):  # 1x1 convolutions there
+            exported[f"{projector}.{layer}.weight"] = exported[f"{projector}.{layer}.weight"][..., None]
+    return exported
 
 
 def to_hugging_face(model: GroupViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -84,29 +108,37 @@ def to_hugging_face(model: GroupViT) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 def _filled(config: ModelConfig, weights: dict[str, Tensor], *, source: str) -> GroupViT:
     """A model with these weights; 1x1 convolutions are squeezed to matrices on the way."""
-    model = GroupViT(config)
-    expected = model.state_dict()
+    with torch.device("meta"):  # no memory is taken for a model that the tensors do not fill
+        expected = GroupViT(config).state_dict()
     if "logit_scale" in weights:
         weights.setdefault("multi_label_logit_scale", weights["logit_scale"])
     for name, tensor in weights.items():
         if name in expected and tensor.ndim == expected[name].ndim + 1 and tensor.shape[-1] == 1:
             weights[name] = tensor.squeeze(-1)
     check_tensors(weights, expected, source=source)
+    model = GroupViT(config)
     model.load_state_dict(weights)
     return model.eval()
 
 
-def _official_config(state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...], image_size: int) -> ModelConfig:
+def _official_config(
+    state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...] | None, image_size: int | None
+) -> ModelConfig:
     shapes = {name: tensor.shape for name, tensor in state_dict.items()}
     num_stages = _count(shapes, r"img_encoder\.layers\.(\d+)\.")
+    width, _, patch_size, _ = shapes["img_encoder.patch_embed.proj.weight"]
+    if num_heads is None:
+        if width % 64:
+            raise ValueError(f"the width of {width} is not a multiple of 64 channels per head: give num_heads")
+        num_heads = (width // 64,) * num_stages
     if len(num_heads) != num_stages:
         raise ValueError(
             f"num_heads={num_heads} has {len(num_heads)} entries for {num_stages} stages: give one per stage"
         )
-    width, _, patch_size, _ = shapes["img_encoder.patch_embed.proj.weight"]
     num_tokens = shapes["img_encoder.pos_embed"][1]
+    fitting = math.isqrt(num_tokens) * patch_size
+    image_size = fitting if image_size is None else image_size
     if num_tokens != (image_size // patch_size) ** 2:
-        fitting = math.isqrt(num_tokens) * patch_size
         raise ValueError(f"image_size={image_size} does not fit the {num_tokens} positions: give {fitting}")
     stages = [f"img_encoder.layers.{stage}" for stage in range(num_stages)]
     grouping = [stage for stage in stages if f"{stage}.group_token" in shapes]
@@ -142,41 +174,61 @@ def _count(names: Mapping[str, Any], pattern: str) -> int:
 
 
 def _config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
-    vision, text = config["vision_config"], config["text_config"]
-    depths, group_tokens = tuple(vision["depths"]), tuple(vision["num_group_tokens"])
-    mixing_ratio, mlp_ratio = vision["assign_mlp_ratio"]
-    return ModelConfig(
-        image=ImageEncoderConfig(
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            width=vision["hidden_size"],
-            depths=depths,
-            num_heads=(vision["num_attention_heads"],) * len(depths),
-            num_group_tokens=group_tokens,
-            num_output_groups=tuple(vision["num_output_groups"][: sum(tokens > 0 for tokens in group_tokens)]),
-            mlp_ratio=mlp_ratio,
-            token_mixing_ratio=mixing_ratio,
-        ),
-        text=TextEncoderConfig(
-            context_length=text["max_position_embeddings"],
-            vocab_size=text["vocab_size"],
-            width=text["hidden_size"],
-            depth=text["num_hidden_layers"],
-            num_heads=text["num_attention_heads"],
-        ),
-        embedding_dim=config["projection_dim"],
-        projector_width=config["projection_intermediate_dim"],
-    )
+    try:
+        vision, text = config["vision_config"], config["text_config"]
+        for name, given, needed in (
+            ("vision_config.hidden_act", vision.get("hidden_act", "gelu"), "gelu"),
+            ("text_config.hidden_act", text.get("hidden_act", "quick_gelu"), "quick_gelu"),
+            ("vision_config.layer_norm_eps", vision.get("layer_norm_eps", 1e-5), 1e-5),
+            ("text_config.layer_norm_eps", text.get("layer_norm_eps", 1e-5), 1e-5),
+            ("vision_config.assign_eps", vision.get("assign_eps", 1.0), 1.0),
+        ):
+            if given != needed:
+                raise ValueError(f"Hugging Face config: {name}={given!r} has no counterpart here, only {needed!r} has")
+        depths, group_tokens = tuple(vision["depths"]), tuple(vision["num_group_tokens"])
+        mixing_ratio, mlp_ratio = vision["assign_mlp_ratio"]
+        return ModelConfig(
+            image=ImageEncoderConfig(
+                image_size=vision["image_size"],
+                patch_size=vision["patch_size"],
+                width=vision["hidden_size"],
+                depths=depths,
+                num_heads=(vision["num_attention_heads"],) * len(depths),
+                num_group_tokens=group_tokens,
+                num_output_groups=tuple(vision["num_output_groups"][: sum(tokens > 0 for tokens in group_tokens)]),
+                mlp_ratio=mlp_ratio,
+                token_mixing_ratio=mixing_ratio,
+            ),
+            text=TextEncoderConfig(
+                context_length=text["max_position_embeddings"],
+                vocab_size=text["vocab_size"],
+                width=text["hidden_size"],
+                depth=text["num_hidden_layers"],
+                num_heads=text["num_attention_heads"],
+            ),
+            embedding_dim=config["projection_dim"],
+            projector_width=config["projection_intermediate_dim"],
+        )
+    except KeyError as error:
+        raise ValueError(f"not the config of a Hugging Face GroupViTModel: it lacks {error.args[0]}") from None
+    except (TypeError, AttributeError, ZeroDivisionError) as error:  # a text where a number belongs, or the like
+        raise ValueError(f"not the config of a Hugging Face GroupViTModel: {error}") from None
+
+
+def _check_config_is_plausible(config: ModelConfig, num_tensors: int) -> None:
+    """ValueError for a config, read from a file, of which not even an empty model should be made."""
+    depth = sum(config.image.depths) + config.text.depth
+    if depth > num_tensors:
+        raise ValueError(f"Hugging Face config: {depth} blocks, but there are {num_tensors} tensors: the files differ")
+    sizes = (config.image.width, config.text.width, config.text.vocab_size, config.text.context_length)
+    sizes += (config.image.image_size, config.projector_width, config.embedding_dim, *config.image.num_group_tokens)
+    if not all(isinstance(size, int) and 0 <= size < 2**24 for size in sizes):
+        raise ValueError(f"Hugging Face config: sizes {sizes} are not all whole numbers of a sensible size")
 
 
 def _config_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     image, text = config.image, config.text
-    if image.stem != "patch":
-        raise ValueError(f"image.stem={image.stem!r} has no counterpart at Hugging Face: only 'patch' can be exported")
-    if image.assignment != "hard":
-        raise ValueError(
-            f"image.assignment={image.assignment!r} has no counterpart at Hugging Face: only 'hard' can be exported"
-        )
+    _check_options(config, "at Hugging Face")
     if len(set(image.num_heads)) != 1 or not image.num_output_groups:
         raise ValueError(
             f"image.num_heads={image.num_heads}, num_output_groups={image.num_output_groups}: Hugging Face needs the "
@@ -208,3 +260,11 @@ def _config_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
             "eos_token_id": text.vocab_size - 1,
         },
     }
+
+
+def _check_options(config: ModelConfig, where: str) -> None:
+    """ValueError for an option of this project's own."""
+    for name, needed in (("stem", "patch"), ("assignment", "hard"), ("group_residual", True)):
+        given = getattr(config.image, name)
+        if given != needed:
+            raise ValueError(f"image.{name}={given!r} has no counterpart {where}: only {needed!r} can be exported")

@@ -46,21 +46,12 @@ class Tokenizer:
     """Turns texts into the token ids of CLIP's vocabulary of 49,408 entries."""
 
     def __init__(self) -> None:
-        """Read the vocabulary that ships with the package; `ValueError` if the file is not the published one."""
-        packed = _VOCABULARY_FILE.read_bytes()
-        if hashlib.sha256(packed).hexdigest() != _VOCABULARY_SHA256:
-            raise ValueError(
-                f"{_VOCABULARY_FILE}: damaged, its sha256 must be {_VOCABULARY_SHA256}; reinstall groupvit"
-            )
-        lines = gzip.decompress(packed).decode().split("\n")
-        merges = [(first, second) for first, second in map(str.split, lines[1 : _NUM_MERGES + 1])]
-        symbols = _byte_symbols()
-        entries = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in merges)]
-        # The two special tokens complete the numbering but are not entries: no text can become one.
-        assert len(entries) == START_OF_TEXT
+        """`ValueError` if the vocabulary file is not the published one."""
+        vocabulary, merges = byte_pairs()
         self._encoder = tokenizers.Tokenizer(
             models.BPE(
-                vocab={entry: index for index, entry in enumerate(entries)},
+                # The two special tokens complete the numbering but are not entries: no text can become one.
+                vocab=vocabulary,
                 merges=merges,
                 end_of_word_suffix="</w>",
                 continuing_subword_prefix="",
@@ -90,6 +81,22 @@ class Tokenizer:
             row[1 : 1 + len(ids)] = ids
             row[1 + len(ids)] = END_OF_TEXT
         return token_ids
+
+
+def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary that ships with the package: ids of all entries but the two special tokens, and the merges.
+
+    `ValueError` if the file is not the published one.
+    """
+    packed = _VOCABULARY_FILE.read_bytes()
+    if hashlib.sha256(packed).hexdigest() != _VOCABULARY_SHA256:
+        raise ValueError(f"{_VOCABULARY_FILE}: damaged, its sha256 must be {_VOCABULARY_SHA256}; reinstall groupvit")
+    lines = gzip.decompress(packed).decode().split("\n")
+    merges = [(first, second) for first, second in map(str.split, lines[1 : _NUM_MERGES + 1])]
+    symbols = _byte_symbols()
+    entries = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in merges)]
+    assert len(entries) == START_OF_TEXT
+    return {entry: index for index, entry in enumerate(entries)}, merges
 
 
 def _byte_symbols() -> list[str]:

@@ -31,6 +31,8 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
+  groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's
+  groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
 output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to mend in what was asked.
@@ -82,6 +84,22 @@ def segment(arguments: Sequence[str]) -> dict[str, Any]:
     from pipelines.segment import segment as run
 
     return run(parse(SegmentConfig, arguments, prog="groupvit segment"))
+
+
+def import_weights(arguments: Sequence[str]) -> dict[str, Any]:
+    """Make a checkpoint of weights from elsewhere."""
+    from pipelines.import_weights import ImportWeightsConfig
+    from pipelines.import_weights import import_weights as run
+
+    return run(parse(ImportWeightsConfig, arguments, prog="groupvit import-weights"))
+
+
+def export(arguments: Sequence[str]) -> dict[str, Any]:
+    """Give a checkpoint away: to Hugging Face, as ONNX, or under the released names."""
+    from pipelines.export import ExportConfig
+    from pipelines.export import export as run
+
+    return run(parse(ExportConfig, arguments, prog="groupvit export"))
 
 
 def download(arguments: Sequence[str]) -> dict[str, Any]:
@@ -142,6 +160,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "pretrain": pretrain,
     "evaluate": evaluate,
     "segment": segment,
+    "import-weights": import_weights,
+    "export": export,
 }
 
 

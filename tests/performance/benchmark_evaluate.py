@@ -4,8 +4,8 @@
 
 The other side does what the protocol says, as it is usually written: one window at a time, the image tower run twice
 (once for the groups' masks, once for their embeddings), every class at every pixel as floats, which are averaged,
-resized and compared. Its tower is transformers' GroupViT as it is shipped; `--own-tower` gives it ours, which shows what
-comes from the way windows are handled alone. The paper's protocol at full size, random weights, images of 375 x 500
+resized and compared. Its tower is transformers' GroupViT as it is shipped; `--own-tower` gives it ours, which shows
+what comes from the way windows are handled alone. The paper's protocol at full size, random weights, images of 375 x 500
 drawn at random. Turns alternate; the ratio is the median over turns. The masks are compared.
 """
 
@@ -140,7 +140,8 @@ def compare(name: str, num_images: int, repeats: int, own_tower: bool) -> dict[s
 
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     equal = []
-    ours([noisy_picture(0)]), theirs([noisy_picture(0)])
+    for run in (ours, theirs):
+        run([noisy_picture(0)])
     for turn in range(repeats):
         images = [noisy_picture(1 + turn * num_images + index) for index in range(num_images)]
         found = {}

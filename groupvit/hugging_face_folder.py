@@ -1,0 +1,142 @@
+"""A model as a folder that Hugging Face's `transformers` reads, and back.
+
+    config.json, model.safetensors            GroupViTModel
+    preprocessor_config.json                  CLIPImageProcessor, with ImageNet's mean and standard deviation
+    vocab.json, merges.txt, tokenizer_config.json   CLIPTokenizer
+    README.md, LICENSE                        the card; the licence notice, where there is one
+
+Nothing here needs `transformers`: the files are plain JSON and text.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from groupvit import interop
+from groupvit.foreign_weights import MAX_NOTICE, ForeignWeights, read_weights
+from groupvit.model import GroupViT
+from groupvit.model_card import CARD_FILE, LICENSE_FILE, UNKNOWN, card
+from groupvit.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCABULARY_SIZE, byte_pairs
+from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
+READ_FILES = (CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE, CARD_FILE, LICENSE_FILE)
+"""What `read_folder` looks at."""
+
+_BILINEAR = 2  # of PIL, by which preprocessor_config.json counts
+_MAX_TEXT_BYTES = 2**20
+
+
+def write_folder(model: GroupViT, folder: Path, *, origin: str, license: str | None) -> None:
+    """Write the files above into an existing folder.
+
+    Raises:
+        ValueError: the model uses an option that Hugging Face's has not.
+    """
+    config, weights = interop.to_hugging_face(model)
+    document = {"architectures": ["GroupViTModel"], "model_type": "groupvit", "dtype": "float32", **config}
+    _write_json(folder / CONFIG_FILE, document)
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    _write_json(folder / "preprocessor_config.json", _preprocessor(model.config.image.image_size))
+    if model.config.text.vocab_size == VOCABULARY_SIZE:
+        _write_tokenizer(folder, model.config.text.context_length)
+    usage = (
+        "`transformers.GroupViTModel.from_pretrained(DIR)` and `transformers.AutoProcessor.from_pretrained(DIR)`. "
+        "Two things of the tokeniser differ from the one of training: pass it texts that `groupvit.tokenizer.mend` has "
+        "mended if they may hold HTML escapes or broken unicode, and it fills up with the end token, not with zeros "
+        "(the model reads the first end token, so embeddings are the same). Hugging Face's segmentation output is not "
+        "the protocol of the paper: it applies the logit scale twice and has no background rule. The logit scale of "
+        "the multi-label loss has no place there and is left out."
+    )
+    text = card(model, title="GroupViT", origin=origin, license=license, usage=usage, hugging_face=True)
+    (folder / CARD_FILE).write_text(text)
+    if license is not None:
+        (folder / LICENSE_FILE).write_text(license + "\n")
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], ForeignWeights]:
+    """config.json and the weights of a folder, with the licence that its card or LICENSE states.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{folder} has no {CONFIG_FILE}: give a folder that save_pretrained made, or a file of weights"
+        )
+    try:
+        config = json.loads(_text(folder / CONFIG_FILE))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is damaged ({error}): fetch it again") from None
+    if not isinstance(config, dict) or config.get("model_type", "groupvit") != "groupvit":
+        raise ValueError(f"{folder / CONFIG_FILE} is not of a GroupViTModel: give a folder with model_type 'groupvit'")
+    files = [folder / name for name in (WEIGHTS_FILE, OLD_WEIGHTS_FILE) if (folder / name).is_file()]
+    if not files:
+        raise ValueError(f"{folder} has neither {WEIGHTS_FILE} nor {OLD_WEIGHTS_FILE}: save the model in one file")
+    return config, ForeignWeights(tensors=read_weights(files[0]).tensors, license=_stated_license(folder))
+
+
+def _stated_license(folder: Path) -> str | None:
+    stated = _front_matter(_text(folder / CARD_FILE))
+    kind = stated.get("license", "other")
+    if kind == UNKNOWN:
+        return UNKNOWN
+    if kind != "other":
+        return kind
+    if text := _text(folder / LICENSE_FILE).strip():
+        title = " ".join(text.partition("\n")[0].split())[:200]
+        return " ".join(text.split()) if len(text) <= MAX_NOTICE else f"{title} (see the source's {LICENSE_FILE})"
+    return " ".join(stated[key] for key in ("license_name", "license_link") if key in stated) or None
+
+
+def _front_matter(text: str) -> dict[str, str]:
+    """The plain `key: value` lines between the first two `---` of a card."""
+    block = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    pairs = (line.partition(":") for line in (block.group(1).splitlines() if block else []) if line[:1].strip())
+    return {key.strip(): value.strip().strip("'\"") for key, _, value in pairs if value.strip()}
+
+
+def _text(path: Path) -> str:
+    """A small text file; empty if there is none."""
+    if not path.is_file():
+        return ""
+    if path.stat().st_size > _MAX_TEXT_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, which no such file needs: remove it")
+    return path.read_text(errors="replace")
+
+
+def _preprocessor(size: int) -> dict[str, Any]:
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size * 8 // 7},
+        "resample": _BILINEAR,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+
+
+def _write_tokenizer(folder: Path, context_length: int) -> None:
+    entries, merges = byte_pairs()
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    vocabulary = {**entries, start: START_OF_TEXT, end: END_OF_TEXT}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n")
+    special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    names = {"tokenizer_class": "CLIPTokenizer", "processor_class": "CLIPProcessor", "model_max_length": context_length}
+    _write_json(folder / "tokenizer_config.json", names | special)
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n")
