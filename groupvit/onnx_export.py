@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from groupvit.image_encoder import PatchStem
 from groupvit.model import GroupViT, ImageEncoding
-from groupvit.segmentation import group_maps
+from groupvit.windows import group_maps
 
 IMAGE_GRAPH, TEXT_GRAPH = "image_encoder.onnx", "text_encoder.onnx"
 OPSET = 20
@@ -54,7 +54,7 @@ class ImageGraph(nn.Module):
             segment_embeddings=self.model.image_projector(features.segment_tokens),
             features=features,
         )
-        return encoding.embedding, encoding.segment_embeddings, group_maps(encoding)[-1]
+        return encoding.embedding, encoding.segment_embeddings, group_maps(features)[-1]
 
 
 class TextGraph(nn.Module):

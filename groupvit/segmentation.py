@@ -139,8 +139,8 @@ def label(
     limits = [threshold for threshold in thresholds if threshold is not None]
     deciding = partial(decide, num_classes=num_classes, thresholds=thresholds)
     scores = [[segment_scores(window, words, config) for window in view.windows] for view in views]
-    refines = config.pamr_iterations is not None
-    if config.grouping and config.masks == "hard" and len(views) == 1 and not refines:
+    has_groups = bool(views[0].windows[0].group_maps)
+    if has_groups and config.masks == "hard" and len(views) == 1 and config.pamr_iterations is None:
         groups = [pixel_groups(window) for window in views[0].windows]
         layers = [of_window.layers(limits, config) for of_window in scores[0]]
         labels = combined_hard(views[0], groups, layers, size, deciding)
@@ -243,8 +243,8 @@ def predict_groups(model: GroupViT, image: NDArray[np.uint8], config: Segmentati
 
 
 def _masks(window: Window, config: SegmentationConfig) -> Tensor | None:
-    """The groups' share of each pixel, [G, H, W]; None without grouping."""
-    if not config.grouping or not window.group_maps:
+    """The groups' share of each pixel, [G, H, W]; None without groups."""
+    if not window.group_maps:
         return None
     maps = full_maps(window)
     if config.masks == "hard":

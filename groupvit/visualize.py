@@ -82,17 +82,43 @@ def overlay(
     return Image.fromarray(np.where(edge, 0.25 * tinted + 190, tinted).clip(0, 255).astype(np.uint8))
 
 
+def pixel_groups(group_map: NDArray[np.floating], height: int, width: int) -> NDArray[np.uint8]:
+    """The group each pixel belongs to: the highest of [G, h, w], enlarged smoothly → uint8 [height, width]."""
+    groups = np.zeros((height, width), dtype=np.uint8)
+    highest = np.full((height, width), -np.inf, dtype=np.float32)
+    for index, group in enumerate(group_map):  # one at a time: all of them, enlarged, may not fit into memory
+        picture = Image.fromarray(group.astype(np.float32))
+        enlarged = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+        groups[enlarged > highest] = index
+        np.maximum(highest, enlarged, out=highest)
+    return groups
+
+
+def ranks_by_size(groups: NDArray[np.uint8], num_groups: int) -> NDArray[np.uint8]:
+    """[num_groups]: 0 for the group with the most pixels, and so on. Colours go to groups by rank, so that the few that
+    matter get the clearest ones."""
+    sizes = np.bincount(groups.ravel(), minlength=num_groups)
+    return np.argsort(np.argsort(-sizes, kind="stable")).astype(np.uint8)
+
+
 def group_picture(image: NDArray[np.uint8], group_map: NDArray[np.floating]) -> Image.Image:
-    """The image tinted by the group each pixel belongs to: the highest of [G, h, w], enlarged smoothly to the image."""
-    height, width = image.shape[:2]
-    enlarged = [
-        np.asarray(Image.fromarray(group.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
-        for group in group_map
-    ]
-    groups = np.argmax(enlarged, axis=0)
-    # Colours go to groups by size, so that the few that matter get the clearest ones.
-    rank = np.argsort(np.argsort(-np.bincount(groups.ravel(), minlength=len(group_map)), kind="stable"))
-    return overlay(image, rank[groups].astype(np.uint8), label_palette(len(group_map), False), False)
+    """The image tinted by the group each pixel belongs to."""
+    groups = pixel_groups(group_map, *image.shape[:2])
+    ranks = ranks_by_size(groups, len(group_map))
+    return overlay(image, ranks[groups], label_palette(len(group_map), False), False)
+
+
+def with_legend(
+    picture: Image.Image, class_names: Sequence[str], colours: NDArray[np.uint8], labels: NDArray[np.uint8]
+) -> Image.Image:
+    """The picture of a label map with a legend of its labels beneath, as large as suits the picture."""
+    scale = max(min(picture.width, picture.height) / 480, 1.0)
+    width = max(picture.width, 240)
+    legend = _legend(class_names, colours, [int(label) for label in np.unique(labels)], round(width / scale), scale)
+    canvas = Image.new("RGB", (max(width, legend.width), picture.height + legend.height), PAPER)
+    canvas.paste(picture, (0, 0))
+    canvas.paste(legend, (0, picture.height))
+    return canvas
 
 
 def page(
@@ -192,22 +218,26 @@ def _labels_shown(examples: Sequence[Example]) -> list[int]:
     return sorted({int(label) for labels in maps for label in np.unique(labels)})
 
 
-def _legend(class_names: Sequence[str], colours: NDArray[np.uint8], labels: Sequence[int], width: int) -> Image.Image:
+def _legend(
+    class_names: Sequence[str], colours: NDArray[np.uint8], labels: Sequence[int], width: int, scale: float = 1.0
+) -> Image.Image:
+    """Laid out for `width` pixels, then drawn larger by `scale`."""
     font, line = _font(15), 28
     chips: list[tuple[int, int, int, str]] = []
     x, y = GAP, 4
     for label in labels:
-        name = "ignored" if label == IGNORE_INDEX else class_names[label]
+        name = _shortened("ignored" if label == IGNORE_INDEX else class_names[label], font, width - 2 * GAP - 26)
         needed = 26 + round(font.getlength(name)) + 18
         if x > GAP and x + needed > width - GAP:
             x, y = GAP, y + line
         chips.append((x, y, label, name))
         x += needed
-    canvas = Image.new("RGB", (width, y + line + GAP), PAPER)
-    draw = ImageDraw.Draw(canvas)
+    canvas = Image.new("RGB", (round(width * scale), round((y + line + GAP) * scale)), PAPER)
+    draw, font = ImageDraw.Draw(canvas), _font(15 * scale)
     for x, y, label, name in chips:
-        draw.rounded_rectangle((x, y + 4, x + 18, y + 22), radius=5, fill=tuple(int(value) for value in colours[label]))
-        draw.text((x + 26, y + 13), name, INK, font, anchor="lm")
+        box = (x * scale, (y + 4) * scale, (x + 18) * scale, (y + 22) * scale)
+        draw.rounded_rectangle(box, radius=5 * scale, fill=tuple(int(value) for value in colours[label]))
+        draw.text(((x + 26) * scale, (y + 13) * scale), name, INK, font, anchor="lm")
     return canvas
 
 
@@ -235,7 +265,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return text + "…"
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: float) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return font

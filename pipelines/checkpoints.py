@@ -10,15 +10,20 @@ from pipelines import storage
 from pipelines.run_folder import RunFolder
 
 
+def newest_checkpoint(uri: str) -> str:
+    """The newest checkpoint of a run, or the URI itself, which then ought to be a checkpoint."""
+    run = RunFolder(uri)
+    steps = run.checkpoint_steps()
+    return run.checkpoint_uri(steps[-1]) if steps else uri
+
+
 @contextmanager
 def local_checkpoint(uri: str) -> Iterator[Path]:
     """A folder on this machine with the model and the state of the checkpoint, for the time of the context.
 
     Raises ValueError when there is none.
     """
-    run = RunFolder(uri)
-    if steps := run.checkpoint_steps():
-        uri = run.checkpoint_uri(steps[-1])
+    uri = newest_checkpoint(uri)
     if "://" not in uri:
         if not (Path(uri) / STATE_FILE).is_file():
             raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {STATE_FILE}")

@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from pipelines.partial import PartlyDone
+
 Config = TypeVar("Config")
 
 _USAGE = """\
@@ -33,6 +35,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
   groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's
   groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
+  groupvit app --checkpoint runs/debug            the same in the browser, on this machine
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
 output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to mend in what was asked.
@@ -79,7 +82,7 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def segment(arguments: Sequence[str]) -> dict[str, Any]:
-    """Segment one image by words."""
+    """Segment images by words."""
     from pipelines.segment import SegmentConfig
     from pipelines.segment import segment as run
 
@@ -100,6 +103,16 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
     from pipelines.export import export as run
 
     return run(parse(ExportConfig, arguments, prog="groupvit export"))
+
+
+def app(arguments: Sequence[str]) -> dict[str, Any]:
+    """Show a page on which images are segmented by words, until Ctrl-C."""
+    from pipelines.app.config import AppConfig
+
+    config = parse(AppConfig, arguments, prog="groupvit app")
+    from pipelines.app.serve import run_app  # after help and mistakes: Ray takes seconds to import
+
+    return run_app(config)
 
 
 def download(arguments: Sequence[str]) -> dict[str, Any]:
@@ -162,6 +175,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "segment": segment,
     "import-weights": import_weights,
     "export": export,
+    "app": app,
 }
 
 
@@ -171,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
     usage = _USAGE.format(commands=", ".join(COMMANDS))
+    exit_code = 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -188,22 +203,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"groupvit: error: {error}", file=sys.stderr)
         return 1
+    except PartlyDone as error:
+        sys.stdout.flush()
+        print(f"groupvit: error: {error}", file=sys.stderr)
+        result, exit_code = error.result, 1
     if as_json:
         sys.stdout.flush()
         print(json.dumps(result), flush=True)
-    return 0
+    return exit_code
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
-    """A config from flags, its help from the strings under its fields; `--verify` alone means `--verify True`.
-    ValueError for an unknown flag or a bad value."""
+    """A config from flags, its help from the strings under its fields; `--verify` alone means `--verify True`, and
+    `--no-verify` means `--verify False`. ValueError for an unknown flag or a bad value."""
     import tyro
 
     flags = _flags(config_type)
     spelled_out: list[str] = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
-        switched_on = flags.get(argument) is bool and following not in ("True", "False")
-        spelled_out += [argument, "True"] if switched_on else [argument]
+        positive = argument.replace("--no-", "--", 1)
+        if flags.get(argument) is bool and following not in ("True", "False"):
+            spelled_out += [argument, "True"]
+        elif argument.startswith("--no-") and argument not in flags and flags.get(positive) is bool:
+            spelled_out += [positive, "False"]
+        else:
+            spelled_out += [argument]
 
     # Beside its message, the parser draws a box and a usage line; what is wrong fits one line.
     drawn = io.StringIO()

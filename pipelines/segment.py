@@ -1,96 +1,164 @@
-"""Segments one image by words.
+"""Segments images by words.
 
-groupvit segment --checkpoint runs/demo photo.jpg --classes "dog, grass" --out segmented
+groupvit segment photo.jpg --checkpoint runs/demo --classes "dog, grass" --out segmented
+groupvit segment photos/*.jpg --checkpoint runs/demo --classes "dog, grass" --out segmented --show-groups
+
+Of one image the files lie in `out` itself, of several in a folder each, named after the image.
 """
 
 import dataclasses
+import io
 import json
-from pathlib import Path
+import sys
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image
 
 from groupvit.checkpoint import load, load_state
-from groupvit.segmentation import SegmentationConfig, predict, predict_groups
+from groupvit.config import to_dict
+from groupvit.segmentation import SegmentationConfig
+from groupvit.segmenter import Segmented, Segmenter
 from groupvit.tokenizer import Tokenizer
-from groupvit.visualize import Example, label_palette, overlay, page
-from groupvit.zero_shot import class_embeddings
-from pipelines.benchmarks.dataset import BACKGROUND
+from groupvit.visualize import group_picture, label_palette, overlay, with_legend
+from groupvit.words import parse_words
+from pipelines import storage
 from pipelines.checkpoints import local_checkpoint
 from pipelines.evaluate import protocol_of
+from pipelines.partial import PartlyDone
+from pipelines.pictures import read_picture
 from pipelines.scoring import encode_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
-    """Which image is segmented by which words, and where pictures go."""
+    """Which images are segmented by which words, and where pictures go.
 
-    image: Annotated[str, tyro.conf.Positional]
-    """Image file."""
+    Of several images, one that cannot be read does not stop the others: it is told at the end, with exit code 1.
+    """
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Image files, upright as their camera noted: local paths or s3:// URIs."""
     checkpoint: str
     """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
     classes: str
-    """Words to look for, with commas between them, like "dog, grass"."""
+    """Words to look for, with commas between them, like "dog, frisbee, grass"."""
     out: str = "segmented"
-    """Folder for labels.png (class indexes), overlay.png and overview.png (with the groups of each stage)."""
+    """Folder, local or s3://, for overlay.png (with a legend), labels.png (class indexes) and segmentation.json.
+    Several images get a folder each in it, named after the image (then -2, -3 ... where names are equal)."""
     protocol: Literal["model", "paper"] = "model"
     """How images are segmented, as for `evaluate`."""
     background: bool = True
-    """Whether pixels that suit no word are background. False: every pixel gets one of the words."""
+    """Whether pixels that suit no word are background. --no-background: every pixel gets one of the words."""
     background_threshold: float | None = None
-    """Pixels whose best word scores less are background. None: as the protocol says."""
+    """Pixels whose best word scores less are background, 0 to 1. None: as the protocol says."""
+    show_groups: bool = False
+    """Also draw the groups the image fell into: groups_stage_1.png and so on, one per grouping stage."""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("images is empty: give one or more image files, like photo.jpg")
+        if not self.background and self.background_threshold is not None:
+            raise ValueError(
+                f"background_threshold={self.background_threshold} with background=False: give one of them"
+            )
 
 
 def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = None) -> dict[str, Any]:
-    """Segments the image, writes the folder, prints and returns each class's share of the pixels, in percent.
+    """Segments the images, writes the folders, prints and returns each class's share of the pixels, in percent.
 
-    `segmentation` replaces the protocol. ValueError for what the user got wrong.
+    `segmentation` replaces the protocol. ValueError for what the user got wrong; PartlyDone, when all is written that
+    can be, if some of several images could not be segmented.
     """
-    words = [word.strip() for word in config.classes.split(",") if word.strip()]
-    if not words or len(words) > 254 or len(set(words)) < len(words):
-        raise ValueError(f'classes={config.classes!r}: give 1 to 254 different words, like --classes "dog, grass"')
-    pixels = _read_image(config.image)
+    words = parse_words(config.classes)
     with local_checkpoint(config.checkpoint) as folder:
         model = load(folder)
         segmentation = segmentation or protocol_of(config.protocol, model, load_state(folder))
-    if not config.background:
-        segmentation = dataclasses.replace(segmentation, background_threshold=None, background_prompts=())
-    elif config.background_threshold is not None:
-        segmentation = dataclasses.replace(segmentation, background_threshold=config.background_threshold)
+    segmenter = Segmenter(model, segmentation, Tokenizer())
+    used = segmenter.protocol(background=config.background, background_threshold=config.background_threshold)
+    segmenter.check(words, background=used.background_threshold is not None)
 
-    tokenizer, templates = Tokenizer(), segmentation.templates
-    background = None
-    if segmentation.background_prompts:
-        background = class_embeddings(model, tokenizer, segmentation.background_prompts, templates)
-    classes = class_embeddings(model, tokenizer, words, templates)
-    [labels] = predict(model, pixels, classes, segmentation, background_embeddings=background)
+    done: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for number, (uri, out) in enumerate(zip(config.images, _folders(config), strict=True), start=1):
+        try:
+            image = read_picture(uri)
+            found = segmenter.segment(
+                image, words, background=config.background, background_threshold=config.background_threshold
+            )
+        except ValueError as error:
+            if len(config.images) == 1:
+                raise
+            failed[uri] = str(error)
+            print(f"[{number}/{len(config.images)}] {uri}: not segmented", file=sys.stderr)
+            continue
+        summary = _summary(uri, out, found, config, used)
+        _write(out, image, found, summary, show_groups=config.show_groups)
+        done.append(summary)
+        _print(found, f"[{number}/{len(config.images)}] {uri}" if len(config.images) > 1 else None)
+    result = done[0] if len(config.images) == 1 else {"out": config.out, "images": done, "failed": failed}
+    if failed:
+        reasons = "; ".join(failed.values())
+        raise PartlyDone(f"{len(failed)} of {len(config.images)} images were not segmented: {reasons}", result)
+    return result
 
-    has_background = segmentation.background_threshold is not None
-    names = [BACKGROUND, *words] if has_background else words
-    colours = label_palette(len(names), has_background)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "labels.png").write_bytes(encode_labels(labels, colours))
-    overlay(pixels, labels, colours, has_background).save(out / "overlay.png")
-    groups = predict_groups(model, pixels, segmentation)
-    example = Example(title=Path(config.image).name, image=pixels, prediction=labels, group_maps=groups)
-    page([example], names, has_background=has_background, cell=360).save(out / "overview.png")
-    counts = np.bincount(labels.ravel(), minlength=len(names))
-    shares = {name: round(100 * int(count) / labels.size, 2) for name, count in zip(names, counts, strict=True)}
-    print("\n".join(f"{share:6.2f} %  {name}" for name, share in shares.items()))
-    summary = {"image": config.image, "out": str(out), "percent_of_pixels": shares}
-    (out / "segmentation.json").write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+
+def _folders(config: SegmentConfig) -> list[str]:
+    """Where the files of each image go. Names differ also where file systems do not tell cases apart."""
+    if len(config.images) == 1:
+        return [config.out]
+    taken: set[str] = set()
+    folders: list[str] = []
+    for uri in config.images:
+        name = stem = PurePosixPath(uri).stem
+        number = 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        folders.append(storage.join(config.out, name))
+    return folders
 
 
-def _read_image(path: str) -> np.ndarray:
-    """RGB uint8 [H, W, 3], upright as its camera noted."""
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise ValueError(f"image={path} does not exist: give an image file") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image={path} cannot be read ({error}): give a whole JPEG, PNG or WebP") from None
+def _summary(uri: str, out: str, found: Segmented, config: SegmentConfig, used: SegmentationConfig) -> dict[str, Any]:
+    """What segmentation.json holds."""
+    colours = label_palette(len(found.names), found.has_background)
+    shares = (round(100 * share, 2) for share in found.shares)
+    return {
+        "image": uri,
+        "out": out,
+        "size": [found.labels.shape[1], found.labels.shape[0]],
+        "names": list(found.names),
+        "percent_of_pixels": dict(zip(found.names, shares, strict=True)),
+        "colours": {name: colours[label].tolist() for label, name in enumerate(found.names)},
+        "checkpoint": config.checkpoint,
+        "protocol": {"name": config.protocol, **to_dict(used)},
+    }
+
+
+def _write(out: str, image: NDArray[np.uint8], found: Segmented, summary: dict[str, Any], *, show_groups: bool) -> None:
+    colours = label_palette(len(found.names), found.has_background)
+    tinted = overlay(image, found.labels, colours, found.has_background)
+    storage.write_bytes(storage.join(out, "labels.png"), encode_labels(found.labels, colours))
+    storage.write_bytes(storage.join(out, "overlay.png"), _png(with_legend(tinted, found.names, colours, found.labels)))
+    for stage, group_map in enumerate(found.group_maps if show_groups else (), start=1):
+        storage.write_bytes(storage.join(out, f"groups_stage_{stage}.png"), _png(group_picture(image, group_map)))
+    storage.write_bytes(storage.join(out, "segmentation.json"), (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _print(found: Segmented, heading: str | None) -> None:
+    shares: Sequence[tuple[str, float]] = list(zip(found.names, found.shares, strict=True))
+    if heading is None:
+        print("\n".join(f"{100 * share:6.2f} %  {name}" for name, share in shares))
+    else:  # a line per image
+        print(f"{heading}: {', '.join(f'{name} {share:.0%}' for name, share in shares if share > 0)}", flush=True)
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BACKGROUND = "background"
-"""Name of label 0 in benchmarks that have a background: it is no word to look for, but what suits none."""
+from groupvit.words import BACKGROUND
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from groupvit.decode import decode_image
+from groupvit.words import BACKGROUND
 from pipelines import storage
-from pipelines.benchmarks.dataset import BACKGROUND, Scene, SegmentationDataset
+from pipelines.benchmarks.dataset import Scene, SegmentationDataset
 
 SCHEMA_VERSION = 1
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.onnx_export import IMAGE_GRAPH, TEXT_GRAPH, cubic_weights, export_onnx
-from groupvit.segmentation import group_maps
+from groupvit.windows import group_maps
 from tests.groupvit.small import SMALL, small_model
 from tests.groupvit.test_hugging_face_parity import randomise
 
@@ -50,7 +50,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @torch.inference_mode()
 def assert_same_images(model: GroupViT, session: onnxruntime.InferenceSession, images: Tensor) -> None:
     encoding = model.encode_image(images)
-    expected = (encoding.embedding, encoding.segment_embeddings, group_maps(encoding)[-1])
+    expected = (encoding.embedding, encoding.segment_embeddings, group_maps(encoding.features)[-1])
     made = session.run(["image_embedding", "segment_embeddings", "group_map"], {"image": images.numpy()})
     for actual, right in zip(made, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(actual), right, atol=TOLERANCE, rtol=0)

@@ -5,8 +5,8 @@
 The other side does what the protocol says, as it is usually written: one window at a time, the image tower run twice
 (once for the groups' masks, once for their embeddings), every class at every pixel as floats, which are averaged,
 resized and compared. Its tower is transformers' GroupViT as it is shipped; `--own-tower` gives it ours, which shows
-what comes from the way windows are handled alone. The paper's protocol at full size, random weights, images of 375 x 500
-drawn at random. Turns alternate; the ratio is the median over turns. The masks are compared.
+what comes from the way windows are handled alone. The paper's protocol at full size, random weights, images of
+375 x 500 drawn at random. Turns alternate; the ratio is the median over turns. The masks are compared.
 """
 
 import argparse

@@ -15,8 +15,8 @@ from groupvit.checkpoint import load, load_state, save
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.model_card import license_of
-from groupvit.segmentation import group_maps
 from groupvit.tokenizer import Tokenizer, clean, mend
+from groupvit.windows import group_maps
 from pipelines import storage
 from pipelines.cli import main
 from tests.groupvit.golden import golden_encoder, golden_weights
@@ -118,7 +118,7 @@ def test_transformers_gives_the_same_embeddings_logits_and_assignments(checkpoin
     for actual, expected in zip(soft, encoding.soft_assignments, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     maps = (soft[1] @ soft[0]).unflatten(-1, (4, 4))
-    torch.testing.assert_close(maps, group_maps(encoding)[-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps, group_maps(encoding.features)[-1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("text", TEXTS)

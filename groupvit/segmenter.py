@@ -1,0 +1,121 @@
+"""A model put to use: an image and words in, a label per pixel, the groups and what each group is, out.
+
+What the commands `segment` and `app` and a served model share. Shapes: C words, G groups of the last stage, h x w the
+grid of image tokens, H x W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from groupvit.config import SegmentationConfig
+from groupvit.model import GroupViT
+from groupvit.segmentation import Words, predict, segment_scores
+from groupvit.windows import encode_views
+from groupvit.words import BACKGROUND, check_lengths, check_words
+from groupvit.zero_shot import Tokenize, class_embeddings
+
+MIN_SIDE = 16
+"""Pixels of the shorter side of an image: less has no object to find, and 1 x N is nearly always a mistake."""
+MAX_RATIO = 20
+"""Longer side over shorter side: beyond it, an image at the model's size is a line of a few patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmented:
+    """What was found in one image."""
+
+    labels: NDArray[np.uint8]
+    """[H, W]: an index into `names` for every pixel."""
+    names: tuple[str, ...]
+    """A name per label: the words, after "background" where there is one."""
+    shares: tuple[float, ...]
+    """Fraction of the pixels with each label; they sum to 1."""
+    group_maps: tuple[NDArray[np.float32], ...]
+    """Per grouping stage [G_l, h, w]: how the image tokens are shared among its groups, summing to 1 over the first
+    axis. Empty for a model without groups."""
+    affinities: NDArray[np.float32]
+    """[G, C]: how much each group of the last stage is of each word, in [0, 1], for the image as a whole. Labels come
+    from windows, where the protocol has them, so the two need not agree everywhere. [0, C] without groups."""
+
+    @property
+    def has_background(self) -> bool:
+        return len(self.names) > self.affinities.shape[1]
+
+
+class Segmenter:
+    """Holds a model with its protocol and tokeniser. Not for several threads at once."""
+
+    def __init__(self, model: GroupViT, segmentation: SegmentationConfig, tokenize: Tokenize) -> None:
+        self.model = model.eval()
+        self.segmentation = segmentation
+        self._tokenize = tokenize
+
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        words: Sequence[str],
+        *,
+        background: bool = True,
+        background_threshold: float | None = None,
+    ) -> Segmented:
+        """Labels every pixel of an RGB image uint8 [H, W, 3] with one of the words, or as background.
+
+        Without `background` every pixel gets a word. `background_threshold`: pixels whose best word scores less are
+        background; None: as the protocol says. ValueError for what cannot be segmented (`check`).
+        """
+        config = self.protocol(background=background, background_threshold=background_threshold)
+        self.check(words, background=config.background_threshold is not None)
+        check_image(image)
+        classes = class_embeddings(self.model, self._tokenize, words, config.templates)
+        prompts = config.background_prompts
+        others = class_embeddings(self.model, self._tokenize, prompts, config.templates) if prompts else None
+        [labels] = predict(self.model, image, classes, config, background_embeddings=others)
+        maps, affinities = self._groups(image, Words.of(self.model, classes, others, config), config)
+        names = (*words,) if config.background_threshold is None else (BACKGROUND, *words)
+        counts = np.bincount(labels.ravel(), minlength=len(names))
+        shares = tuple((counts / labels.size).tolist())
+        return Segmented(labels=labels, names=names, shares=shares, group_maps=maps, affinities=affinities)
+
+    def protocol(self, *, background: bool, background_threshold: float | None) -> SegmentationConfig:
+        """How an image is segmented with these choices. ValueError where they do not go together."""
+        if background_threshold is not None and not 0 <= background_threshold <= 1:
+            raise ValueError(f"background_threshold={background_threshold} is out of range: give a number from 0 to 1")
+        if not background:
+            return replace(self.segmentation, background_threshold=None, background_prompts=())
+        if background_threshold is not None:
+            return replace(self.segmentation, background_threshold=background_threshold)
+        return self.segmentation
+
+    def check(self, words: Sequence[str], *, background: bool) -> None:
+        """ValueError unless these words can be looked for: see `groupvit.words`."""
+        check_words(words, background=background)
+        check_lengths(words, self.segmentation.templates, self._tokenize, self.model.config.text.context_length)
+
+    @torch.inference_mode()
+    def _groups(
+        self, image: NDArray[np.uint8], words: Words, config: SegmentationConfig
+    ) -> tuple[tuple[NDArray[np.float32], ...], NDArray[np.float32]]:
+        """The group maps of the whole image, and the affinities of the last stage's groups."""
+        [[view]] = encode_views(self.model, [image], replace(config, window=None, scales=(1.0,), flip=False))
+        [window] = view.windows
+        if not window.group_maps:
+            return (), np.zeros((0, len(words.classes)), np.float32)
+        scores = segment_scores(window, words, config).classes.T
+        return tuple(stage.cpu().numpy() for stage in window.group_maps), scores.cpu().numpy()
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    """ValueError unless this is an RGB image uint8 [H, W, 3] of a form that can be segmented."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3] is needed")
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"image has {width} × {height} pixels: each side must have at least {MIN_SIDE}")
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise ValueError(
+            f"image has {width} × {height} pixels, too long for its width: crop it to at most {MAX_RATIO}:1"
+        )

@@ -1,0 +1,81 @@
+"""The words an image is segmented by, as people give them: read from a text, and checked before they cost anything."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from groupvit.zero_shot import Tokenize
+
+BACKGROUND = "background"
+MAX_WORDS = 254
+"""Label maps are bytes: 255 is for ignored pixels, and one label is the background's."""
+MAX_CHARACTERS = 10_000
+"""Of one word. No context is that long; what is longer is not even tokenised."""
+
+
+def parse_words(text: str) -> list[str]:
+    """The words in a text with commas or line breaks between them, without empty ones and needless white space."""
+    words = (" ".join(word.split()) for line in text.splitlines() for word in line.split(","))
+    return [word for word in words if word]
+
+
+def check_words(words: Sequence[str], *, background: bool) -> None:
+    """ValueError unless these are 1 to 254 different words, none of them empty, and none "background" where pixels
+    that suit no word are background anyhow."""
+    if not words:
+        raise ValueError('classes is empty: give one or more words, like "dog, grass"')
+    if len(words) > MAX_WORDS:
+        raise ValueError(f"classes has {len(words)} words: give at most {MAX_WORDS}")
+    seen: dict[str, str] = {}
+    for word in words:
+        key = " ".join(word.split()).casefold()
+        if not key:
+            raise ValueError(f"classes has an empty word ({word!r}): leave it out")
+        if key in seen:
+            twice = f"{seen[key]!r} twice" if seen[key] == word else f"{seen[key]!r} and {word!r}, which are the same"
+            raise ValueError(f"classes has {twice}: give each word once")
+        if background and key == BACKGROUND:
+            raise ValueError(
+                f"classes has {word!r}, which is what suits no other word already: leave it out, or switch the "
+                "background off"
+            )
+        seen[key] = word
+
+
+def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: Tokenize, context_length: int) -> None:
+    """ValueError for a word that does not fit the text encoder's context with every template, or has no token at all.
+
+    The encoder would not see the rest of such a word, and with it the end of the template.
+    """
+    for word in words:
+        if len(word) > MAX_CHARACTERS:
+            raise ValueError(
+                f"class {_shortened(word)!r} has {len(word):,} characters: give a name, not a text (at most "
+                f"{context_length - 2} tokens)"
+            )
+    overhead = max(_lengths([template.replace("{}", "") for template in templates], tokenize))
+    fitting = context_length - 2 - overhead  # all but the start and the end of the text
+    if fitting < 1:
+        raise ValueError(f"templates={templates} leave no token of the model's {context_length} for a class name")
+    alone = _lengths(words, tokenize)
+    for index, word in enumerate(words):
+        if not alone[index]:
+            raise ValueError(f"class {word!r} holds nothing that can be read: leave it out")
+        prompt_length = max(_lengths([template.replace("{}", word) for template in templates], tokenize))
+        if prompt_length > context_length - 2:
+            raise ValueError(
+                f"class {_shortened(word)!r} has {alone[index]} tokens, and {fitting} fit into the model's context of "
+                f"{context_length} beside its template: give a shorter name"
+            )
+
+
+def _lengths(texts: Sequence[str], tokenize: Tokenize) -> list[int]:
+    """Tokens of each text, without the start and the end."""
+    roomy = 2 + 4 * max(len(text.encode()) for text in texts)  # mending may lengthen a text; a token is a byte or more
+    token_ids = tokenize(texts, roomy)
+    # The end is the largest id; zeros that follow it are no measure, since 0 is a token too.
+    return [int(position) - 1 for position in np.argmax(token_ids, axis=1)]
+
+
+def _shortened(word: str) -> str:
+    return word if len(word) <= 40 else word[:39] + "…"

@@ -1,0 +1,122 @@
+"""What the page is told of an image: a `Segmented` as JSON, with its maps as PNGs that a canvas can read.
+
+An answer to a request is a status and a JSON body, `{"error": one line}` for what is wrong with the request.
+"""
+
+import base64
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from groupvit.decode import decode_upright
+from groupvit.segmenter import Segmented, Segmenter, check_image
+from groupvit.visualize import label_palette, pixel_groups, ranks_by_size
+from pipelines.scoring import encode_labels
+
+LONGEST_SIDE = 1024
+"""Of the maps of an answer, in pixels, also for smaller images: edges are then as fine as the page shows them."""
+MAX_SCORES = 2**26
+"""Words times pixels of an answer, a quarter of a GB: with many words its maps are smaller."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a visitor asks."""
+
+    image: bytes
+    """A whole image file."""
+    words: tuple[str, ...]
+    background: bool = True
+    background_threshold: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What they get: an HTTP status and a JSON body."""
+
+    status: int
+    body: bytes
+
+    @classmethod
+    def of(cls, content: Any) -> "Answer":
+        return cls(status=200, body=json.dumps(content).encode())
+
+    @classmethod
+    def error(cls, status: int, message: str) -> "Answer":
+        return cls(status=status, body=json.dumps({"error": " ".join(message.split())}).encode())
+
+
+def answer(segmenter: Segmenter, question: Question) -> Answer:
+    """Segments the image of a question; 400 for what is wrong with it."""
+    started = time.perf_counter()
+    try:
+        with_background = question.background and (
+            question.background_threshold is not None or segmenter.segmentation.background_threshold is not None
+        )
+        segmenter.check(question.words, background=with_background)  # at once, before the image is decoded
+        image = decode_upright(question.image)
+        check_image(image)
+        found = segmenter.segment(
+            _of_page_size(image, len(question.words)),
+            question.words,
+            background=question.background,
+            background_threshold=question.background_threshold,
+        )
+    except ValueError as error:
+        return Answer.error(400, str(error))
+    return Answer.of({**describe(found), "seconds": round(time.perf_counter() - started, 2)})
+
+
+def describe(found: Segmented) -> dict[str, Any]:
+    """The JSON of `POST /api/segment`."""
+    height, width = found.labels.shape
+    colours = label_palette(len(found.names), found.has_background)
+    groups, affinities, shares = [], found.affinities, np.zeros(0)
+    for group_map in found.group_maps:
+        owners = pixel_groups(group_map, height, width)
+        ranks = ranks_by_size(owners, len(group_map))
+        palette = label_palette(len(group_map), False)[: len(group_map)]
+        groups.append({"map": _data_url(_png(ranks[owners])), "colours": palette.tolist()})
+        order = np.argsort(ranks)
+        shares = np.bincount(owners.ravel(), minlength=len(group_map))[order] / owners.size
+        affinities = found.affinities[order] if group_map is found.group_maps[-1] else affinities
+    return {
+        "width": width,
+        "height": height,
+        "names": list(found.names),
+        "has_background": found.has_background,
+        "colours": colours[: len(found.names)].tolist(),
+        "shares": _rounded(found.shares),
+        "labels": _data_url(encode_labels(found.labels, colours)),
+        "groups": groups,
+        "affinities": [_rounded(row) for row in affinities],
+        "group_shares": _rounded(shares),
+    }
+
+
+def _of_page_size(image: NDArray[np.uint8], num_words: int) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    scale = min(LONGEST_SIDE / max(height, width), (MAX_SCORES / ((num_words + 1) * height * width)) ** 0.5)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _rounded(values: Sequence[float] | NDArray[np.floating]) -> list[float]:
+    return [round(float(value), 4) for value in values]

@@ -1,0 +1,11 @@
+"""How a command says that it finished, but not for everything it was asked to do."""
+
+from typing import Any
+
+
+class PartlyDone(Exception):  # noqa: N818 (it is no mistake of the program)
+    """The command ends with exit code 1 and this message; its result is printed all the same."""
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
