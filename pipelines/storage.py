@@ -144,6 +144,20 @@ def list_versions(uri: str) -> dict[str, str]:
     return {info.base_name: f"{info.size} bytes of {info.mtime_ns}" for info in files}
 
 
+def list_sizes(uri: str) -> dict[str, int]:
+    """Sizes in bytes of all files in a folder and below it, by path from the folder, sorted; empty if there is none."""
+    filesystem, path = resolve(uri)
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+    found = retry(lambda: filesystem.get_file_info(selector), uri)
+    return {info.path[len(path) + 1 :]: info.size for info in sorted(found, key=lambda info: info.path) if info.is_file}
+
+
+def exists(uri: str) -> bool:
+    """Whether there is such a file or folder."""
+    filesystem, path = resolve(uri)
+    return retry(lambda: filesystem.get_file_info(path), uri).type != fs.FileType.NotFound
+
+
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Parts of a file, each given by its first byte and its length. Parts that touch are read at once."""
     filesystem, path = resolve(uri)
