@@ -136,6 +136,13 @@ def list_files(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; empty if there is no such folder."""
+    filesystem, path = resolve(uri)
+    found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
 def list_versions(uri: str) -> dict[str, str]:
     """What `list_files` gives, each with its size and time of change: another text once the file is another."""
     filesystem, path = resolve(uri)

@@ -22,6 +22,7 @@ def test_lists_a_folder_with_all_below_it(tmp_path):
     folder = str(tmp_path / "folder")
     assert list(storage.list_sizes(folder + "/").items()) == [("a", 1), ("b/c/x", 2), ("b/y", 3)]
     assert storage.list_sizes(str(tmp_path / "none")) == {}
+    assert storage.list_folders(folder) == ["b"] and storage.list_folders(str(tmp_path / "none")) == []
     assert storage.exists(folder) and storage.exists(folder + "/a") and not storage.exists(folder + "/none")
 
 
