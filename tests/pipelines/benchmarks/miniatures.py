@@ -1,4 +1,4 @@
-"""Miniatures of the segmentation benchmarks in their official layouts, of real photos and their real masks.
+"""Miniatures of the benchmarks in their official layouts, of real photos and their real masks.
 
 Three images of PASCAL VOC 2011 come with the source distribution of labelme 6.3.1 (GPL-3.0), fetched with pip and never
 kept in this repository. The other benchmarks get crops of them, their masks written with that benchmark's raw values.
@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from pipelines.benchmarks.class_lists import read_imagenet_classes
 
 SOURCE = "labelme==6.3.1"
 SHA256 = "2947e0d8341a92faa7b3ee50cf4b672f838051c6bf24892526e95b64fd3a707e"
@@ -118,6 +122,27 @@ def write_ade20k(folder: Path, photos: list[Photo]) -> Path:
     return folder
 
 
+def write_imagenet(folder: Path, photos: list[Photo], num_images: int) -> Path:
+    """Crops of the photos in folders of classes."""
+    classes = read_imagenet_classes()
+    for number, (image, label) in enumerate(_crops(photos, num_images)):
+        _write(folder / f"val/{classes[label][0]}/ILSVRC2012_val_{number:08d}.JPEG", image)
+    return folder
+
+
+def write_imagenet_parquet(folder: Path, photos: list[Photo], num_images: int) -> Path:
+    """The same in two Parquet files, as on Hugging Face, in row groups of 3."""
+    (folder / "data").mkdir(parents=True)
+    rows = [
+        {"image": {"bytes": image, "path": "x.JPEG"}, "label": label} for image, label in _crops(photos, num_images)
+    ]
+    half = num_images // 2
+    for number, some in enumerate((rows[:half], rows[half:])):
+        file = folder / f"data/validation-{number:05d}-of-00002.parquet"
+        pq.write_table(pa.Table.from_pylist(some), file, row_group_size=3)
+    return folder
+
+
 def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
@@ -131,6 +156,18 @@ def _crop(photo: Photo) -> tuple[bytes, np.ndarray]:
         cropped, encoded = file.crop((left, top, left + 240, top + 200)), io.BytesIO()
     cropped.save(encoded, format="JPEG", quality=95)
     return encoded.getvalue(), photo.values[top : top + 200, left : left + 240]
+
+
+def _crops(photos: list[Photo], num_images: int) -> list[tuple[bytes, int]]:
+    """JPEG files of several sizes, two to a class, in the order of their classes."""
+    crops = []
+    for number in range(num_images):
+        with Image.open(io.BytesIO(photos[number % 3].jpeg)) as file:
+            left, top, encoded = 11 * number % 200, 7 * number % 100, io.BytesIO()
+            cropped = file.crop((left, top, left + 120 + 9 * number % 100, top + 160))
+        cropped.save(encoded, format="JPEG", quality=95)
+        crops.append((encoded.getvalue(), 83 * (number // 2) % 1000))
+    return crops
 
 
 def _translated(values: np.ndarray, raw_of_voc: dict[int, int]) -> np.ndarray:
