@@ -5,7 +5,7 @@
     VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt       made, too
 
 Value k of a label file is class k of the 59 frequent ones, 0 everything else. context60 has that as its background;
-context59 leaves those pixels out. The official list has 5,105 images; mmsegmentation's converter loses one of them.
+context59 leaves those pixels out. Lists of 5,105 and of 5,104 images are both in use.
 """
 
 from pipelines import storage

@@ -4,7 +4,7 @@
 
 reads `trainval_merged.json` (COCO's run-length encoding, one mask per object and category) and writes, for its 5,105
 validation images, `SegmentationClassContext/NAME.png` and, last, `ImageSets/SegmentationContext/val.txt`. The file is
-0.6 GB; reading it takes a few GB of memory.
+large, and reading it takes several times its size in memory.
 """
 
 import io
