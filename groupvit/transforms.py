@@ -148,8 +148,11 @@ def resize_short_side(
 
 
 def center_crop(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
-    """Resize uint8 [H,W,3] to a short side of 8/7 of `image_size`, cut the middle: for classification."""
-    resized = resize_short_side(pixels, image_size * 8 // 7, max_long_side=2**16)
+    """Resize uint8 [H,W,3] to a short side of 8/7 of `image_size`, bicubic, cut the middle: for classification."""
+    height, width = pixels.shape[:2]
+    scale = (image_size * 8 // 7) / min(height, width)
+    size = (round(width * scale), round(height * scale))
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     top, left = ((side - image_size) // 2 for side in resized.shape[:2])
     return resized[top : top + image_size, left : left + image_size]
 

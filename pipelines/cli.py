@@ -131,6 +131,14 @@ def curate(arguments: Sequence[str]) -> dict[str, Any]:
     return run(parse(CurateConfig, arguments, prog="groupvit curate"))
 
 
+def prepare_context(arguments: Sequence[str]) -> dict[str, Any]:
+    """Make the label files of the PASCAL Context benchmark from its annotations."""
+    from pipelines.benchmarks.context_labels import PrepareContextConfig
+    from pipelines.benchmarks.context_labels import prepare_context as run
+
+    return run(parse(PrepareContextConfig, arguments, prog="groupvit prepare-context"))
+
+
 def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
     """Make the data of the demo: a training data set, and scenes with masks to evaluate on."""
     from pipelines.demo.generate import DemoDataConfig
@@ -176,6 +184,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "import-weights": import_weights,
     "export": export,
     "app": app,
+    "prepare-context": prepare_context,
 }
 
 

@@ -22,11 +22,14 @@ from groupvit.checkpoint import load, load_state
 from groupvit.config import SegmentationConfig, from_dict
 from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
+from groupvit.model_card import license_of
 from groupvit.segmentation import unified_protocol
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import SegmentationDataset
+from pipelines.benchmarks.imagenet import open_imagenet
 from pipelines.benchmarks.published import PAPER_THRESHOLDS
 from pipelines.checkpoints import local_checkpoint
+from pipelines.classification import ClassifyConfig, classify_images
 from pipelines.evaluation_report import (
     EvaluationReport,
     PartResult,
@@ -73,7 +76,8 @@ class EvaluateConfig:
     """Folder of the benchmark's data in its official layout (of `scenes`: the folder with scenes.json): a local path or
     s3:// URI."""
     benchmark: BenchmarkName = "scenes"
-    """What is evaluated; `all`: each segmentation benchmark whose data lies in `root`."""
+    """What is evaluated; `all`: each segmentation benchmark whose data lies in `root`. `imagenet` is classification of
+    whole images; of the options it has checkpoint, root, out, templates, batch size, workers and MLflow run."""
     out: str = "evaluation"
     """Folder for metrics.json, tables, the confusion matrix, predictions and pictures; with `all`, one folder in it per
     benchmark."""
@@ -139,6 +143,8 @@ def evaluate(config: EvaluateConfig, segmentation: SegmentationConfig | None = N
 
     `segmentation` replaces the protocol. ValueError for what the user got wrong.
     """
+    if config.benchmark == "imagenet":
+        return _classify(config)
     datasets, left_out = _open(config)
     with local_checkpoint(config.checkpoint) as folder:
         model, state = load(folder), load_state(folder)
@@ -159,7 +165,7 @@ def segmentation_for(
     config: EvaluateConfig, dataset: SegmentationDataset, model: GroupViT, state: dict[str, Any]
 ) -> SegmentationConfig:
     """How this benchmark is segmented under the config's protocol."""
-    protocol = config.protocol or ("model" if dataset.benchmark == "scenes" else "paper")
+    protocol = _protocol(config, dataset)
     segmentation = protocol_of(protocol, model, state, with_pamr=config.pamr)
     if protocol == "paper":
         threshold = PAPER_THRESHOLDS.get(dataset.benchmark, segmentation.background_threshold)
@@ -167,6 +173,10 @@ def segmentation_for(
     if config.templates is not None:
         segmentation = dataclasses.replace(segmentation, templates=TEMPLATE_SETS[config.templates])
     return segmentation
+
+
+def _protocol(config: EvaluateConfig, dataset: SegmentationDataset) -> Protocol:
+    return config.protocol or ("model" if dataset.benchmark == "scenes" else "paper")
 
 
 def protocol_of(
@@ -182,6 +192,24 @@ def protocol_of(
         return from_dict(SegmentationConfig, stored)
     size = model.config.image.image_size
     return SegmentationConfig(short_side=2 * size, max_long_side=2048 * size // 224, window=2 * size, stride=size)
+
+
+def _classify(config: EvaluateConfig) -> dict[str, Any]:
+    """Zero-shot classification: of the config, what has a meaning for it."""
+    task = ClassifyConfig(
+        checkpoint=config.checkpoint,
+        out=config.out,
+        templates=config.templates or ClassifyConfig.templates,
+        batch_size=config.batch_size or ClassifyConfig.batch_size,
+        num_workers=config.num_workers,
+        cpus_per_worker=config.cpus_per_worker,
+        gpus_per_worker=config.gpus_per_worker,
+    )
+    summary = classify_images(task, open_imagenet(config.root))
+    if config.mlflow_run is not None:
+        names = {f"imagenet/{name}": value for name, value in summary["metrics"].items()}
+        log_to_mlflow(names, summary["license"], Path(config.out), config.mlflow_run, config.tracking_uri)
+    return summary
 
 
 def _open(config: EvaluateConfig) -> tuple[list[SegmentationDataset], dict[str, str]]:
@@ -226,11 +254,11 @@ def _evaluate_one(
         benchmark=dataset.benchmark,
         root=config.root,
         data_digest=dataset.digest,
-        license=state.get("license"),
+        license=license_of(state),
         classes=dataset.classes,
         words=dataset.words,
         has_background=dataset.has_background,
-        protocol=config.protocol or ("model" if dataset.benchmark == "scenes" else "paper"),
+        protocol=_protocol(config, dataset),
         segmentation=methods[0].segmentation,
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),
@@ -240,7 +268,7 @@ def _evaluate_one(
     print(table(report))
     write_report(report, scores, out, save_predictions=config.save_predictions)
     if config.mlflow_run is not None:
-        log_to_mlflow(report, out, config.mlflow_run, config.tracking_uri)
+        log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri)
     return report.summary()
 
 

@@ -19,6 +19,9 @@ from groupvit.visualize import confusion_picture, page
 from pipelines.benchmarks.published import PUBLISHED
 from pipelines.scoring import Scores
 
+LICENSE_TAG = "groupvit.license"
+"""MLflow tag that holds the licence notice of imported weights."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartResult:
@@ -197,17 +200,23 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
     (out / "metrics.json").write_text(json.dumps(report.summary(), indent=2, allow_nan=False) + "\n")
 
 
-def log_to_mlflow(report: EvaluationReport, out: Path, run_id: str, tracking_uri: str | None) -> None:
-    """Adds metrics, tables and pictures (not the predictions) to an existing run, under evaluation/."""
+def log_to_mlflow(
+    metrics: Mapping[str, float], license_notice: str | None, out: Path, run_id: str, tracking_uri: str | None
+) -> None:
+    """Adds metrics, the folder's tables and pictures (not the predictions) and the licence of the weights to an
+    existing run, under evaluation/."""
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, RunTag
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(tracking_uri=tracking_uri)
     now = time.time_ns() // 1_000_000
+    tags = [] if license_notice is None else [RunTag(LICENSE_TAG, license_notice[:5000])]
     try:
         client.log_batch(
-            run_id, metrics=[Metric(f"evaluation/{key}", value, now, 0) for key, value in report.metrics().items()]
+            run_id,
+            metrics=[Metric(f"evaluation/{key}", value, now, 0) for key, value in metrics.items()],
+            tags=tags,
         )
     except MlflowException as error:
         raise ValueError(f"mlflow_run={run_id} cannot be written to: {error}") from None

@@ -136,12 +136,33 @@ def list_files(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.File)
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; empty if there is no such folder."""
+    filesystem, path = resolve(uri)
+    found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
 def list_versions(uri: str) -> dict[str, str]:
     """What `list_files` gives, each with its size and time of change: another text once the file is another."""
     filesystem, path = resolve(uri)
     found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
     files = sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: info.base_name)
     return {info.base_name: f"{info.size} bytes of {info.mtime_ns}" for info in files}
+
+
+def list_sizes(uri: str) -> dict[str, int]:
+    """Sizes in bytes of all files in a folder and below it, by path from the folder, sorted; empty if there is none."""
+    filesystem, path = resolve(uri)
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
+    found = retry(lambda: filesystem.get_file_info(selector), uri)
+    return {info.path[len(path) + 1 :]: info.size for info in sorted(found, key=lambda info: info.path) if info.is_file}
+
+
+def exists(uri: str) -> bool:
+    """Whether there is such a file or folder."""
+    filesystem, path = resolve(uri)
+    return retry(lambda: filesystem.get_file_info(path), uri).type != fs.FileType.NotFound
 
 
 def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.pipelines.benchmarks.miniatures import Photo, fetch_photos
 from tests.pipelines.object_store import ObjectStore
 
 for name, value in {
@@ -30,3 +31,9 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     return object_store.create_bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Photo]:
+    """Three real photos with real masks; tests that ask for them are skipped where pip cannot fetch them."""
+    return fetch_photos(tmp_path_factory.mktemp("photos"))

@@ -252,7 +252,7 @@ def test_resize_to_a_multiple_of_the_patch_size():
 
 
 def test_center_crop_equals_timms_evaluation_transform():
-    reference = create_transform(224, is_training=False, interpolation="bilinear", crop_pct=0.875)
+    reference = create_transform(224, is_training=False, interpolation="bicubic", crop_pct=0.875)
     assert isinstance(reference, Compose)
     for shape in [(375, 500), (300, 256), (64, 80)]:
         actual = to_tensor(center_crop(picture(*shape), 224))

@@ -16,6 +16,16 @@ def test_writes_and_reads_back_with_folders_made(tmp_path):
     assert stat.S_IMODE(os.stat(uri).st_mode) == 0o644
 
 
+def test_lists_a_folder_with_all_below_it(tmp_path):
+    for name, content in (("b/c/x", b"12"), ("a", b"1"), ("b/y", b"123")):
+        storage.write_bytes(str(tmp_path / "folder" / name), content)
+    folder = str(tmp_path / "folder")
+    assert list(storage.list_sizes(folder + "/").items()) == [("a", 1), ("b/c/x", 2), ("b/y", 3)]
+    assert storage.list_sizes(str(tmp_path / "none")) == {}
+    assert storage.list_folders(folder) == ["b"] and storage.list_folders(str(tmp_path / "none")) == []
+    assert storage.exists(folder) and storage.exists(folder + "/a") and not storage.exists(folder + "/none")
+
+
 def test_relative_paths_start_at_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     storage.write_bytes("data/x", b"here")

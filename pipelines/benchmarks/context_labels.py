@@ -1,0 +1,137 @@
+"""Makes the label files of PASCAL Context from the annotations of PASCAL in Detail.
+
+    groupvit prepare-context --root data/VOCdevkit
+
+reads `trainval_merged.json` (COCO's run-length encoding, one mask per object and category) and writes, for its 5,105
+validation images, `SegmentationClassContext/NAME.png` and, last, `ImageSets/SegmentationContext/val.txt`. The file is
+large, and reading it takes several times its size in memory.
+"""
+
+import io
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from groupvit.decode import MAX_PIXELS
+from pipelines import storage
+from pipelines.benchmarks.class_lists import read_classes
+from pipelines.benchmarks.context import LABELS, LIST, find_context
+
+ANNOTATIONS = "trainval_merged.json"
+_IMAGE_NAME = re.compile(r"(\w+)\.jpg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareContextConfig:
+    """Where PASCAL Context lies."""
+
+    root: str
+    """Folder that holds VOCdevkit/VOC2010, or that folder: a local path or s3:// URI. trainval_merged.json lies in one
+    of them."""
+
+
+def prepare_context(config: PrepareContextConfig) -> dict[str, Any]:
+    """Writes the label files and their list; returns where and how many. ValueError for missing or damaged
+    annotations."""
+    folder = find_context(config.root, "PASCAL Context")
+    candidates = [storage.join(where, ANNOTATIONS) for where in (folder, storage.absolute(config.root))]
+    uri = next((candidate for candidate in candidates if storage.exists(candidate)), None)
+    if uri is None:
+        raise ValueError(
+            f"root={config.root}: none of {', '.join(candidates)} exists; "
+            "get it from https://cs.stanford.edu/~roozbeh/pascal-context/"
+        )
+    try:
+        images, masks = _read(uri)
+        for image in images:
+            labels = draw_labels(image, masks[image["image_id"]])
+            file = io.BytesIO()
+            Image.fromarray(labels).save(file, format="PNG")
+            storage.write_bytes(storage.join(folder, LABELS, f"{_stem(image)}.png"), file.getvalue())
+    except KeyError as error:
+        raise ValueError(f"{uri} has an entry without {error}: get it again") from error
+    except ValueError as error:
+        raise ValueError(f"{uri} cannot be used: {error}") from error
+    names = sorted(_stem(image) for image in images)
+    storage.write_bytes(storage.join(folder, LIST), "".join(f"{name}\n" for name in names).encode())
+    print(f"{len(names):,} label files written to {storage.join(folder, LABELS)}")
+    return {"labels": storage.join(folder, LABELS), "num_images": len(names)}
+
+
+def draw_labels(image: dict[str, Any], masks: list[dict[str, Any]]) -> NDArray[np.uint8]:
+    """The label map uint8 [H, W] of an image; where masks overlap, the later one counts. ValueError for unfit ones."""
+    height, width = image["height"], image["width"]
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"image {_stem(image)} has {width}×{height} pixels")
+    label_of_category = {entry.number: label for label, entry in enumerate(read_classes("context"))}
+    labels = np.zeros((height, width), dtype=np.uint8)
+    for mask in masks:
+        category, encoded = mask["category_id"], mask["segmentation"]
+        if category not in label_of_category:
+            raise ValueError(f"image {_stem(image)} has category_id {category}, which is none of the 59 classes")
+        if not isinstance(encoded, dict) or encoded["size"] != [height, width]:
+            raise ValueError(f"image {_stem(image)} has a mask that is no run-length encoding of {height}×{width}")
+        labels[decode_mask(encoded["counts"], height, width)] = label_of_category[category]
+    return labels
+
+
+def decode_mask(counts: str | list[int], height: int, width: int) -> NDArray[np.bool_]:
+    """COCO's run-length encoding → bool [H, W]. ValueError if its runs are not as long as the mask.
+
+    Runs of 0 and of 1 take turns down the columns. As text, a run is written in units of 5 bits, lowest first, each as
+    the character 48 + unit, plus 32 if more follow; the last one's highest bit is the sign. From the fourth run on it
+    is the difference to the last but one.
+    """
+    runs = _read_runs(counts) if isinstance(counts, str) else counts
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise ValueError(f"a mask of {height}×{width} has runs that do not add up to it")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def _read_runs(text: str) -> list[int]:
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        unit = ord(character) - 48
+        if not 0 <= unit < 64 or shift > 30:
+            raise ValueError(f"a mask's run-length encoding holds {character!r} where none can be")
+        value |= (unit & 31) << shift
+        shift += 5
+        if unit & 32:
+            continue
+        if unit & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("a mask's run-length encoding ends within a number")
+    return runs
+
+
+def _read(uri: str) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]]]:
+    """Validation images, and the masks by image."""
+    content = json.loads(storage.read_bytes(uri))
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    images = [image for image in content["images"] if image["phase"] == "val"]
+    wanted = {image["image_id"] for image in images}
+    masks: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for mask in content["annos_segmentation"]:
+        if mask["image_id"] in wanted:
+            masks[mask["image_id"]].append(mask)
+    return images, masks
+
+
+def _stem(image: dict[str, Any]) -> str:
+    """The image's name without its ending. ValueError if it could lead out of the folder."""
+    match = _IMAGE_NAME.fullmatch(image["file_name"])
+    if match is None:
+        raise ValueError(f"{image['file_name']!r} is no name of an image; NAME.jpg is expected")
+    return match[1]

@@ -1,0 +1,179 @@
+"""Benchmarks that lie as pairs of files, an image and a label file (an 8-bit image whose pixel values are labels).
+
+What the benchmarks differ in is which files they are, and what a value of a label file means: `label_of_value`.
+The folder may be a local path or an s3:// URI.
+"""
+
+import hashlib
+import io
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from groupvit.decode import MAX_PIXELS, decode_image
+from pipelines import storage
+from pipelines.benchmarks.class_lists import LabelClass
+from pipelines.benchmarks.dataset import BACKGROUND, Scene, SegmentationDataset
+
+IGNORED = 255
+ILLEGAL = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDataset(SegmentationDataset):
+    """Pairs of files below `uri`."""
+
+    files: tuple[tuple[str, str], ...]
+    """(image, label file) by position: paths from `uri`."""
+    label_of_value: tuple[int, ...]
+    """For each of the 256 values of a label file: the class index, IGNORED or ILLEGAL."""
+
+    def blocks(self, indexes: Sequence[int], block_size: int) -> list[tuple[int, ...]]:
+        return [tuple(indexes[start : start + block_size]) for start in range(0, len(indexes), block_size)]
+
+    def read(self, block: tuple[int, ...]) -> Iterator[Scene]:
+        for index in block:
+            image_file, label_file = self.files[index]
+            image_uri, label_uri = storage.join(self.uri, image_file), storage.join(self.uri, label_file)
+            try:
+                image = decode_image(storage.read_bytes(image_uri))
+            except ValueError as error:
+                raise ValueError(f"{image_uri}: {error}") from error
+            try:
+                mask = self._labels(storage.read_bytes(label_uri), image.shape[:2])
+            except ValueError as error:
+                raise ValueError(f"{label_uri}: {error}") from error
+            path = PurePosixPath(image_file)
+            yield Scene(
+                index=index, sample_id=path.stem, image=image, mask=mask, caption=path.name, part=self.benchmark
+            )
+
+    def _labels(self, content: bytes, size: tuple[int, ...]) -> NDArray[np.uint8]:
+        values = _decode_values(content)
+        if values.shape != size:
+            raise ValueError(
+                f"{values.shape[1]}×{values.shape[0]} pixels, but its image has {size[1]}×{size[0]}: they must agree"
+            )
+        labels = np.array(self.label_of_value)[values]
+        if (labels == ILLEGAL).any():
+            raise ValueError(f"holds the value {values[labels == ILLEGAL][0]}, which is no class of {self.benchmark}")
+        return labels.astype(np.uint8)
+
+
+def open_files(
+    uri: str,
+    benchmark: str,
+    classes: Sequence[LabelClass],
+    label_of_value: Mapping[int, int],
+    files: Sequence[tuple[str, str]],
+    *,
+    official_counts: Sequence[int],
+    page: str,
+) -> FileDataset:
+    """The data set of these files, once all of them are seen to be there; label values not given are illegal.
+
+    Says so on stderr where it is not as large as the official one. ValueError if it is empty or files are missing.
+    """
+    if not files:
+        raise ValueError(f"{uri} has no image of {benchmark}: get the data set from {page}")
+    sizes = _sizes(uri, {str(PurePosixPath(file).parent) for pair in files for file in pair})
+    for kind, names in (("images", [pair[0] for pair in files]), ("label files", [pair[1] for pair in files])):
+        if missing := [name for name in names if name not in sizes]:
+            raise ValueError(
+                f"{uri} is half a data set: {len(missing):,} of {len(names):,} {kind} of {benchmark} are missing, "
+                f"the first is {missing[0]}; get them from {page}"
+            )
+    if len(files) not in official_counts:
+        official = " or ".join(f"{count:,}" for count in official_counts)
+        print(f"{benchmark}: {len(files):,} of the {official} images of the official list", file=sys.stderr)
+    names = tuple(entry.name for entry in classes)
+    digest = hashlib.sha256(repr((benchmark, names)).encode())
+    for pair in files:
+        digest.update(repr([(name, sizes[name]) for name in pair]).encode())
+    return FileDataset(
+        uri=uri,
+        benchmark=benchmark,
+        classes=names,
+        words=tuple(entry.words for entry in classes if entry.name != BACKGROUND),
+        colours=colours_of(classes),
+        parts=(benchmark,),
+        digest=digest.hexdigest(),
+        part_of_scene=(benchmark,) * len(files),
+        files=tuple(files),
+        label_of_value=tuple(label_of_value.get(value, ILLEGAL) for value in range(256)),
+    )
+
+
+def colours_of(classes: Sequence[LabelClass]) -> tuple[tuple[int, int, int], ...] | None:
+    colours = tuple(entry.colour for entry in classes if entry.colour is not None)
+    return colours if len(colours) == len(classes) else None
+
+
+def find_folder(root: str, folders: Sequence[str], marker: str, *, benchmark: str, page: str) -> str:
+    """The first of these folders of `root` that holds `marker`, a file or a folder. ValueError if none does."""
+    root = storage.absolute(root)
+    candidates = [storage.join(root, folder) if folder else root for folder in folders]
+    for candidate in candidates:
+        if storage.exists(storage.join(candidate, marker)):
+            return candidate
+    storage.check_bucket(root)
+    looked_for = ", ".join(storage.join(candidate, marker) for candidate in candidates)
+    raise ValueError(f"root={root} does not hold {benchmark}: none of {looked_for} exists; get it from {page}")
+
+
+def read_names(uri: str) -> list[str]:
+    """The names in a list of images, one per line. ValueError if one comes twice."""
+    names = storage.read_bytes(uri).decode(errors="replace").split()
+    if repeated := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise ValueError(f"{uri} names {repeated} twice: write the list again")
+    return names
+
+
+def pair_by_name(
+    uri: str,
+    image_folder: str,
+    label_folder: str,
+    *,
+    image_ending: str,
+    label_ending: str,
+    other_ending: str | None = None,
+) -> list[tuple[str, str]]:
+    """Pairs of all images and label files that differ in folder and ending only, sorted by name.
+
+    A name that only one of the folders has is in it, too, so that the other is missed. Label files with `other_ending`
+    are something else.
+    """
+    names: set[str] = set()
+    for folder, ending in ((image_folder, image_ending), (label_folder, label_ending)):
+        found = storage.list_sizes(storage.join(uri, folder))
+        names |= {name.removesuffix(ending) for name in found if name.endswith(ending)}
+    if other_ending is not None:
+        names = {name for name in names if not f"{name}{label_ending}".endswith(other_ending)}
+    return [(f"{image_folder}/{name}{image_ending}", f"{label_folder}/{name}{label_ending}") for name in sorted(names)]
+
+
+def _sizes(uri: str, folders: set[str]) -> dict[str, int]:
+    return {
+        f"{folder}/{name}": size
+        for folder in sorted(folders)
+        for name, size in storage.list_sizes(storage.join(uri, folder)).items()
+    }
+
+
+def _decode_values(content: bytes) -> NDArray[np.uint8]:
+    """Pixel values [H, W] of an 8-bit image of one channel; of one with a palette, the indexes. ValueError if not."""
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            if file.mode not in ("L", "P"):
+                raise ValueError(f"is an image of mode {file.mode}, 8 bits in one channel are expected")
+            if file.width * file.height > MAX_PIXELS:
+                raise ValueError(f"has {file.width}×{file.height} pixels, more than {MAX_PIXELS:,}: no label file")
+            return np.array(file)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNGs
+        raise ValueError(f"cannot be decoded as an image ({error})") from error
