@@ -33,6 +33,9 @@ from pipelines.partial import PartlyDone
 from pipelines.pictures import read_picture
 from pipelines.scoring import encode_labels
 
+MAX_TOLD = 5
+"""Images whose failure is told in the last line; all of them are told on the way, and in the result."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
@@ -93,8 +96,8 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
         except ValueError as error:
             if len(config.images) == 1:
                 raise
-            failed[uri] = str(error)
-            print(f"[{number}/{len(config.images)}] {uri}: not segmented", file=sys.stderr)
+            failed[uri] = str(error) if uri in str(error) else f"{uri}: {error}"
+            print(f"[{number}/{len(config.images)}] {uri}: not segmented ({error})", file=sys.stderr)
             continue
         summary = _summary(uri, out, found, config, used)
         _write(out, image, found, summary, show_groups=config.show_groups)
@@ -102,7 +105,9 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
         _print(found, f"[{number}/{len(config.images)}] {uri}" if len(config.images) > 1 else None)
     result = done[0] if len(config.images) == 1 else {"out": config.out, "images": done, "failed": failed}
     if failed:
-        reasons = "; ".join(failed.values())
+        told = list(failed.values())[:MAX_TOLD]
+        more = [f"and {len(failed) - MAX_TOLD} more"] if len(failed) > MAX_TOLD else []
+        reasons = "; ".join([*told, *more])
         raise PartlyDone(f"{len(failed)} of {len(config.images)} images were not segmented: {reasons}", result)
     return result
 

@@ -109,7 +109,7 @@ def test_one_bad_image_does_not_stop_the_others(checkpoint: str, photo: Path, tm
     Image.new("RGB", (300, 1)).save(line)
     Image.new("RGB", (40, 40)).save(last)
     with pytest.raises(
-        PartlyDone, match=r"3 of 5 images were not segmented: .*broken.jpg.*missing.jpg.*300 × 1"
+        PartlyDone, match=r"3 of 5 images were not segmented: .*broken.jpg.*missing.jpg.*line.png: image has 300 × 1"
     ) as done:
         segment(config_of(checkpoint, tmp_path, broken, tmp_path / "missing.jpg", photo, line, last))
     assert [Path(summary["image"]).name for summary in done.value.result["images"]] == ["photo.jpg", "last.png"]

@@ -8,12 +8,12 @@ import pytest
 from tests.pipelines.app.running import blocks, running, save_checkpoint
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(tmp_path_factory.mktemp("checkpoints") / "small")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a page with two examples, like http://127.0.0.1:12345/."""
     folder = tmp_path_factory.mktemp("examples")
