@@ -23,9 +23,9 @@ MIN_SIDE = 16
 """Pixels of the shorter side of an image: less has no object to find, and 1 x N is nearly always a mistake."""
 MAX_RATIO = 20
 """Longer side over shorter side: beyond it, an image at the model's size is a line of a few patches."""
-MAX_SCORES = 2**28
-"""Scores held at once, words times pixels (1 GB). Where they would be more, a smaller copy of the image is scored and
-its labels are enlarged; the model sees images at a size below that anyhow."""
+MAX_SCORES = 2**26
+"""Scores held at once, words times pixels (a quarter of a GB, several times over). Where they would be more, a smaller
+copy of the image is scored and its labels are enlarged; the model sees images at a size below that anyhow."""
 
 
 @dataclass(frozen=True, kw_only=True)
