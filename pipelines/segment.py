@@ -33,6 +33,11 @@ from pipelines.partial import PartlyDone
 from pipelines.pictures import read_picture
 from pipelines.scoring import encode_labels
 
+LONGEST_DRAWN = 2048
+"""Pixels of the longer side of overlays and group pictures; labels have the image's own size."""
+MAX_TOLD = 5
+"""Images whose failure is told in the last line; all of them are told on the way, and in the result."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
@@ -48,8 +53,9 @@ class SegmentConfig:
     classes: str
     """Words to look for, with commas between them, like "dog, frisbee, grass"."""
     out: str = "segmented"
-    """Folder, local or s3://, for overlay.png (with a legend), labels.png (class indexes) and segmentation.json.
-    Several images get a folder each in it, named after the image (then -2, -3 ... where names are equal)."""
+    """Folder, local or s3://, for overlay.png (with a legend, at most 2048 pixels), labels.png (class indexes)
+    and segmentation.json. Several images get a folder each in it, named after the image (then -2, -3 ... where names
+    are equal)."""
     protocol: Literal["model", "paper"] = "model"
     """How images are segmented, as for `evaluate`."""
     background: bool = True
@@ -93,8 +99,8 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
         except ValueError as error:
             if len(config.images) == 1:
                 raise
-            failed[uri] = str(error)
-            print(f"[{number}/{len(config.images)}] {uri}: not segmented", file=sys.stderr)
+            failed[uri] = str(error) if uri in str(error) else f"{uri}: {error}"
+            print(f"[{number}/{len(config.images)}] {uri}: not segmented ({error})", file=sys.stderr)
             continue
         summary = _summary(uri, out, found, config, used)
         _write(out, image, found, summary, show_groups=config.show_groups)
@@ -102,7 +108,9 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
         _print(found, f"[{number}/{len(config.images)}] {uri}" if len(config.images) > 1 else None)
     result = done[0] if len(config.images) == 1 else {"out": config.out, "images": done, "failed": failed}
     if failed:
-        reasons = "; ".join(failed.values())
+        told = list(failed.values())[:MAX_TOLD]
+        more = [f"and {len(failed) - MAX_TOLD} more"] if len(failed) > MAX_TOLD else []
+        reasons = "; ".join([*told, *more])
         raise PartlyDone(f"{len(failed)} of {len(config.images)} images were not segmented: {reasons}", result)
     return result
 
@@ -142,12 +150,23 @@ def _summary(uri: str, out: str, found: Segmented, config: SegmentConfig, used: 
 
 def _write(out: str, image: NDArray[np.uint8], found: Segmented, summary: dict[str, Any], *, show_groups: bool) -> None:
     colours = label_palette(len(found.names), found.has_background)
-    tinted = overlay(image, found.labels, colours, found.has_background)
     storage.write_bytes(storage.join(out, "labels.png"), encode_labels(found.labels, colours))
-    storage.write_bytes(storage.join(out, "overlay.png"), _png(with_legend(tinted, found.names, colours, found.labels)))
+    image, labels = _drawn_size(image, found.labels)
+    tinted = overlay(image, labels, colours, found.has_background)
+    storage.write_bytes(storage.join(out, "overlay.png"), _png(with_legend(tinted, found.names, colours, labels)))
     for stage, group_map in enumerate(found.group_maps if show_groups else (), start=1):
         storage.write_bytes(storage.join(out, f"groups_stage_{stage}.png"), _png(group_picture(image, group_map)))
     storage.write_bytes(storage.join(out, "segmentation.json"), (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _drawn_size(image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    height, width = labels.shape
+    scale = LONGEST_DRAWN / max(height, width)
+    if scale >= 1:
+        return image, labels
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    smaller = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(smaller), np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
 
 
 def _print(found: Segmented, heading: str | None) -> None:

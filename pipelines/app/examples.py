@@ -63,7 +63,7 @@ def _taken(uris: Iterable[str]) -> Iterator[Example]:
         try:
             example = _example(PurePosixPath(uri).stem, read_picture(uri))
         except ValueError as error:
-            print(f"groupvit app: left out of the examples: {error}", file=sys.stderr)
+            print(f"groupvit app: left out of the examples: {PurePosixPath(uri).name} ({error})", file=sys.stderr)
             continue
         yield example
         found += 1

@@ -61,6 +61,7 @@ def run_app(config: AppConfig) -> dict[str, Any]:
     if not config.show_logs:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a page for pictures reports nothing home
     own_cluster = starts_here()
     try:
         with ray_cluster(least_cpus=config.num_replicas + 1, show_logs=config.show_logs), _stopped_by_sigterm():

@@ -1,5 +1,7 @@
 """Reads what a visitor sends: a form with an image and words, within bounds that hold while it is being read."""
 
+import asyncio
+
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -11,6 +13,8 @@ from pipelines.app.answers import Question
 from pipelines.app.config import MEGABYTE
 from pipelines.app.examples import Example
 
+READING_SECONDS = 60
+"""An upload takes at most so long, so that slow ones cannot keep everybody else out."""
 FORM_OVERHEAD = 200_000  # bytes beside the image: words, names, boundaries
 MAX_FIELDS = 8
 
@@ -31,13 +35,18 @@ async def read_question(request: Request, examples: tuple[Example, ...], max_ima
     _check_length(request, limit, max_image_bytes)
     bounded = Request(request.scope, _bounded(request, limit, max_image_bytes))
     try:
-        async with bounded.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=FORM_OVERHEAD) as form:
+        async with (
+            asyncio.timeout(READING_SECONDS),
+            bounded.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=FORM_OVERHEAD) as form,
+        ):
             image = form.get("image")
             content = await image.read() if isinstance(image, UploadFile) else b""
             fields = {key: value for key, value in form.items() if isinstance(value, str)}
     except (MultiPartException, HTTPException) as error:
         detail = error.message if isinstance(error, MultiPartException) else error.detail
         raise RefusedError(400, f"the form cannot be read: {detail}") from None
+    except TimeoutError:
+        raise RefusedError(408, f"the upload took more than {READING_SECONDS} s: shrink the image") from None
     if len(content) > max_image_bytes:
         raise _too_large(max_image_bytes)
     if not content:

@@ -38,6 +38,10 @@ from pipelines.cli import main, parse
         ("evaluate --root x", "checkpoint"),
         ("demo-data stamp --out x", "did you mean stamps?"),
         ("download --url-list x --out y --presett coco", "unknown flag --presett: did you mean --preset?"),
+        ("segment --checkpoint x --classes dog", "images is empty"),
+        ("segment a.jpg --checkpoint /nowhere --classes dog", "/nowhere is neither a checkpoint"),
+        ("app --checkpoint x --port 99999", "port=99999 is no port"),
+        ("app --checkpoint x --no-port", "unknown flag --no-port"),
         # Truth values may stand without one.
         ("download --out y --retry-failed --url-list /nowhere.csv", "/nowhere.csv: no such file or folder"),
         ("download --out y --url-list /nowhere.csv --allow-private-addresses", "/nowhere.csv: no such file or folder"),
@@ -68,6 +72,7 @@ class Switches:
         ("--on --name on", Switches(on=True, name="on")),
         ("--on False --off False", Switches(off=False)),
         ("--on=True --off", Switches(on=True)),
+        ("--on --no-off", Switches(on=True, off=False)),
     ],
 )
 def test_a_switch_needs_no_value(arguments: str, switches: Switches) -> None:

@@ -71,6 +71,13 @@ def test_groups_of_each_stage_are_drawn(checkpoint: str, photo: Path, tmp_path: 
             assert file.size == (120, 90)
 
 
+def test_large_images_are_drawn_smaller(checkpoint: str, tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 1500)).save(tmp_path / "large.png")
+    segment(config_of(checkpoint, tmp_path, tmp_path / "large.png", show_groups=True))
+    widths = {file.name: Image.open(file).width for file in (tmp_path / "out").glob("*.png")}
+    assert widths == {"labels.png": 3000, "overlay.png": 2048, "groups_stage_1.png": 2048, "groups_stage_2.png": 2048}
+
+
 def test_without_background_every_pixel_gets_a_word(checkpoint: str, photo: Path, tmp_path: Path) -> None:
     summary = segment(config_of(checkpoint, tmp_path, photo, background=False))
     assert list(summary["percent_of_pixels"]) == ["dog", "grass"]
@@ -109,7 +116,7 @@ def test_one_bad_image_does_not_stop_the_others(checkpoint: str, photo: Path, tm
     Image.new("RGB", (300, 1)).save(line)
     Image.new("RGB", (40, 40)).save(last)
     with pytest.raises(
-        PartlyDone, match=r"3 of 5 images were not segmented: .*broken.jpg.*missing.jpg.*300 × 1"
+        PartlyDone, match=r"3 of 5 images were not segmented: .*broken.jpg.*missing.jpg.*line.png: image has 300 × 1"
     ) as done:
         segment(config_of(checkpoint, tmp_path, broken, tmp_path / "missing.jpg", photo, line, last))
     assert [Path(summary["image"]).name for summary in done.value.result["images"]] == ["photo.jpg", "last.png"]

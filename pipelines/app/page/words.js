@@ -55,7 +55,7 @@ export class Words {
       const chip = document.createElement("li");
       if (this.colours.has(word)) chip.append(swatch(this.colours.get(word)));
       const name = document.createElement("span");
-      name.textContent = name.title = word;
+      name.textContent = chip.title = word;
       const remove = document.createElement("button");
       remove.type = "button";
       remove.textContent = "×";

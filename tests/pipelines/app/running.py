@@ -1,0 +1,100 @@
+"""The page's server as a user starts it, for tests: a process of its own, on a free port, stopped by its id."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+
+from groupvit.checkpoint import save
+from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.model import GroupViT
+
+STARTING_SECONDS = 150
+COMMAND = (sys.executable, "-m", "pipelines.cli", "app")
+
+
+def save_checkpoint(folder: Path) -> Path:
+    """A small two-stage model whose groups and classes differ."""
+    torch.manual_seed(0)
+    image = ImageEncoderConfig(
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depths=(1, 1),
+        num_heads=(2, 2),
+        num_group_tokens=(8, 4),
+        num_output_groups=(8, 4),
+    )
+    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
+    model = GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "text" not in name:
+                parameter.mul_(6)
+    segmentation = {"short_side": 64, "window": None, "background_threshold": 0.12}
+    save(folder, model, state={"config": {"segmentation": segmentation}, "license": "CC BY 4.0 <of the tests>"})
+    return folder
+
+
+def blocks(height: int = 96, width: int = 128, seed: int = 3) -> Image.Image:
+    """Squares of many colours: the small model sees several things in them."""
+    small = np.random.default_rng(seed).integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
+    return Image.fromarray(small.repeat(16, axis=0).repeat(16, axis=1))
+
+
+def portrait() -> Image.Image:
+    """512 x 1024, in which the small model sees "dog" and "boat", each on a fair part."""
+    return blocks(128, 64, seed=5).resize((512, 1024), Image.Resampling.NEAREST)
+
+
+@contextlib.contextmanager
+def running(*flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of the page and its process, which is stopped at the end."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # no other cluster
+    command = [*COMMAND, "--port", "0", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    watchdog = threading.Timer(STARTING_SECONDS, process.kill)
+    watchdog.start()
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        line = process.stdout.readline()
+        watchdog.cancel()
+        assert line.startswith("GroupViT is at http://"), f"{line!r} {process.stderr.read()}"
+        yield line.split()[3], process
+    finally:
+        watchdog.cancel()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C; then what is left of it is killed."""
+    if process.poll() is not None:
+        return
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=60)
+    finally:
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that still run after so long."""
+    deadline = time.monotonic() + seconds
+    while (alive := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    return alive
