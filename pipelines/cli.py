@@ -62,6 +62,8 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
     flags, given = _take("--data", flags)
     if given and any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
         raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
+    cadence = [f"--evaluation.every-n-steps={value}" for value in _take("--evaluate-every-n-steps", flags)[1]]
+    flags = [*_take("--evaluate-every-n-steps", flags)[0], *cadence]
     if given:
         data = dataclasses.replace(parse_data(given), seed=default.data.seed)
         default = dataclasses.replace(default, data=data)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, SegmentationConfig, to_dict
+from pipelines.benchmarks.catalogue import BenchmarkName, Protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,32 @@ class TrackingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation while the run trains, by workers of its own: the training does not wait for it."""
+
+    every_n_steps: int | None = None
+    """Checkpoints of these steps and the last one are evaluated (`--evaluate-every-n-steps` is short for this flag).
+    None: off."""
+    benchmark: BenchmarkName = "scenes"
+    """As for `groupvit evaluate`, and so are the next fields."""
+    root: str = ""
+    """Folder of the benchmark's data: a local path or s3:// URI that every node can read."""
+    protocol: Protocol | None = None
+    calibration: str | None = None
+    """Scenes on which the background threshold is chosen, anew for every checkpoint."""
+    max_scenes: int | None = None
+    """Scenes used of each part. None: all."""
+    num_pictures: int = 4
+    """Scenes drawn of each part."""
+    num_workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
+    registered_model: str | None = "default"
+    """Name under which the best checkpoint is registered in MLflow when the run has ended. `default`: the experiment's
+    name. None: not registered."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """A complete pretraining run."""
 
@@ -125,6 +152,7 @@ class ExperimentConfig:
     ingest: IngestConfig = dataclasses.field(default_factory=IngestConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     segmentation: SegmentationConfig = dataclasses.field(default_factory=SegmentationConfig)
     """How the model segments; kept in its checkpoints, used by `evaluate` and `segment`."""
 
@@ -166,7 +194,7 @@ def parse_data(texts: Sequence[str]) -> DataConfig:
 def validate(config: ExperimentConfig) -> None:
     """ValueError for the first rule that `config` breaks: one line that names the field, its value and what would be
     right."""
-    data, ingest, training = config.data, config.ingest, config.training
+    data, ingest, training, evaluation = config.data, config.ingest, config.training, config.evaluation
     for name, value, least in (
         ("training.num_steps", training.num_steps, 1),
         ("training.global_batch_size", training.global_batch_size, 1),
@@ -176,6 +204,7 @@ def validate(config: ExperimentConfig) -> None:
         ("training.keep_checkpoints", 1 if training.keep_checkpoints is None else training.keep_checkpoints, 1),
         ("training.log_every_n_steps", training.log_every_n_steps, 1),
         ("training.max_failures", training.max_failures, 0),
+        ("evaluation.every_n_steps", 1 if evaluation.every_n_steps is None else evaluation.every_n_steps, 1),
         ("ingest.slice_size", ingest.slice_size, 1),
         ("ingest.window_size", ingest.window_size, 1),
         ("ingest.prefetch_slices", ingest.prefetch_slices, 0),
@@ -228,6 +257,15 @@ def validate(config: ExperimentConfig) -> None:
         )
     if "/" in config.run_name or config.run_name.startswith("."):
         raise ValueError(f"training.run_name={config.run_name!r} is no folder name: give letters, digits, - and _")
+    if evaluation.every_n_steps is not None and evaluation.benchmark in ("all", "imagenet"):
+        raise ValueError(
+            f"evaluation.benchmark={evaluation.benchmark} is not for every few steps: give one of segmentation"
+        )
+    if evaluation.every_n_steps is not None and not evaluation.root:
+        raise ValueError(
+            f"evaluation.every_n_steps={evaluation.every_n_steps} needs data: give evaluation.root, the folder of "
+            f"{evaluation.benchmark}"
+        )
     if config.tracking.uri == "":
         raise ValueError("tracking.uri is empty: give a URI, `default`, or None for off")
 

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
 from groupvit.model_card import license_of
 from groupvit.segmentation import unified_protocol
-from pipelines.benchmarks.catalogue import BENCHMARKS
+from pipelines.benchmarks.catalogue import BENCHMARKS, BenchmarkName, Protocol
 from pipelines.benchmarks.dataset import SegmentationDataset
 from pipelines.benchmarks.imagenet import open_imagenet
 from pipelines.benchmarks.published import PAPER_THRESHOLDS
@@ -41,21 +41,6 @@ from pipelines.evaluation_report import (
 from pipelines.progress_line import ProgressLine
 from pipelines.scoring import Method, Scores, Task, mean_usage
 from pipelines.scoring_workers import ScoringWorkers, scoring_workers
-
-BenchmarkName = Literal[
-    "scenes",
-    "voc21",
-    "voc20",
-    "context60",
-    "context59",
-    "coco-object",
-    "coco-stuff",
-    "cityscapes",
-    "ade20k",
-    "all",
-    "imagenet",
-]
-Protocol = Literal["model", "paper", "unified"]
 
 CANDIDATE_THRESHOLDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
@@ -137,9 +122,11 @@ class EvaluateConfig:
             raise ValueError("pamr=True belongs to the unified protocol: add --protocol unified")
 
 
-def evaluate(config: EvaluateConfig, segmentation: SegmentationConfig | None = None) -> dict[str, Any]:
-    """Evaluates, prints a table, writes the folder, and returns what is in its metrics.json (with `all`: one such dict
-    per benchmark, and why the others were left out).
+def evaluate(
+    config: EvaluateConfig, segmentation: SegmentationConfig | None = None, *, show: bool = True
+) -> dict[str, Any]:
+    """Evaluates, prints a table and progress (unless not `show`), writes the folder, and returns what is in its
+    metrics.json (with `all`: one such dict per benchmark, and why the others were left out).
 
     `segmentation` replaces the protocol. ValueError for what the user got wrong.
     """
@@ -154,7 +141,7 @@ def evaluate(config: EvaluateConfig, segmentation: SegmentationConfig | None = N
         for dataset in datasets:
             out = Path(config.out) / dataset.benchmark if config.benchmark == "all" else Path(config.out)
             chosen = segmentation or segmentation_for(config, dataset, model, state)
-            summaries[dataset.benchmark] = _evaluate_one(config, dataset, chosen, workers, out, state)
+            summaries[dataset.benchmark] = _evaluate_one(config, dataset, chosen, workers, out, state, show)
     if config.benchmark != "all":
         return next(iter(summaries.values()))
     print(comparison(summaries, left_out))
@@ -235,6 +222,7 @@ def _evaluate_one(
     workers: ScoringWorkers,
     out: Path,
     state: dict[str, Any],
+    show: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
     calibration = None if config.calibration is None else BENCHMARKS["scenes"](config.calibration)
@@ -246,9 +234,10 @@ def _evaluate_one(
     chosen = _evenly_spaced(dataset, config.max_scenes)
     drawn = frozenset(_evenly_spaced(dataset, config.num_pictures, chosen))
     if calibration is not None and dataset.has_background:
-        methods = _calibrated(workers, calibration, methods, config)
+        methods = _calibrated(workers, calibration, methods, config, show)
     task = Task(dataset=dataset, methods=methods, details=True, drawn=drawn, batch_size=config.batch_size)
-    scores = workers.score(task, chosen, ProgressLine(f"{dataset.benchmark}: scored", len(chosen), "images"))
+    progress = ProgressLine(f"{dataset.benchmark}: scored", len(chosen), "images") if show else None
+    scores = workers.score(task, chosen, progress)
     report = EvaluationReport(
         checkpoint=config.checkpoint,
         benchmark=dataset.benchmark,
@@ -265,7 +254,8 @@ def _evaluate_one(
         num_scenes=len(chosen),
         seconds=time.monotonic() - started,
     )
-    print(table(report))
+    if show:
+        print(table(report))
     write_report(report, scores, out, save_predictions=config.save_predictions)
     if config.mlflow_run is not None:
         log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri)
@@ -292,13 +282,18 @@ def _methods(
 
 
 def _calibrated(
-    workers: ScoringWorkers, calibration: SegmentationDataset, methods: tuple[Method, ...], config: EvaluateConfig
+    workers: ScoringWorkers,
+    calibration: SegmentationDataset,
+    methods: tuple[Method, ...],
+    config: EvaluateConfig,
+    show: bool,
 ) -> tuple[Method, ...]:
     """The methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
     tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
     task = Task(dataset=calibration, methods=tried, details=False, batch_size=config.batch_size)
     chosen = _evenly_spaced(calibration, config.max_scenes)
-    scores = workers.score(task, chosen, ProgressLine("background threshold: tried on", len(chosen), "images"))
+    progress = ProgressLine("background threshold: tried on", len(chosen), "images") if show else None
+    scores = workers.score(task, chosen, progress)
     calibrated = []
     for method in methods:
         matrices = np.sum([matrix for (_, name), matrix in scores.confusion.items() if name == method.name], axis=0)

@@ -13,9 +13,7 @@ import logging
 import os
 import re
 import sys
-import uuid
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -27,43 +25,21 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
+from pipelines.checkpoint_evaluator import check_evaluation
 from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
-from pipelines.config import ExperimentConfig, fixes_the_result, flatten, validate
+from pipelines.config import ExperimentConfig, validate
+from pipelines.evaluation_record import EvaluationRecord
 from pipelines.ingest import iter_slices, training_slices
+from pipelines.job import Job, start_or_continue, with_absolute_paths
 from pipelines.progress import RunStoppedError
-from pipelines.provenance import code_version
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
-from pipelines.storage import StorageError, absolute
-from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
+from pipelines.storage import StorageError
 from pipelines.train_loop import WorkerContext, train
 from pipelines.uncurated import open_source
 
 # Seconds Ray may take to start a worker: it imports torch, which on a busy machine takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What the driver hands to the workers."""
-
-    config: ExperimentConfig
-    run: RunFolder
-    identity: RunIdentity | None
-    """None: tracking is off."""
-    checkpoint_state: Mapping[str, Any]
-
-    @property
-    def spool_folder(self) -> Path:
-        if self.run.is_local:
-            return Path(self.run.uri) / "tracking"
-        return Path.home() / ".cache" / "groupvit" / "tracking" / self.run.uri.replace("://", "-").replace("/", "-")
-
-    def open_tracker(self, *, system_metrics: bool) -> Tracker | None:
-        if self.identity is None:
-            return None
-        cadence = self.config.tracking.system_metrics_every_n_seconds
-        return Tracker(self.identity, self.spool_folder, cadence if system_metrics else None)
 
 
 def pretrain(config: ExperimentConfig) -> dict[str, Any]:
@@ -73,33 +49,43 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
     corrupt.
     """
     validate(config)
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     datasets = open_datasets(config)
+    if config.evaluation.every_n_steps is not None:
+        check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
-    job = _Job(
-        config=config,
-        run=run,
-        identity=_identity(config, datasets, _start_or_continue(run, config, datasets)),
-        checkpoint_state={
-            "code_version": code_version(),
-            "datasets": [
-                {"uri": info.uri, "digest": info.digest, "num_samples": info.num_samples} for info in datasets
-            ],
-        },
-    )
+    job = start_or_continue(run, config, datasets)
     first_step = run.latest_step()
-    if first_step < config.training.num_steps:
-        if starts_here():
-            _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, "this machine")
-        # One CPU more than the workers take: the tasks that read the data need a place on small machines too.
-        least_cpus = config.training.num_workers * config.training.cpus_per_worker + 1
-        with ray_cluster(least_cpus=least_cpus, show_logs=config.training.show_ray_logs):
-            resources = ray.cluster_resources()
-            resources["CPU"] = resources.get("CPU", 0) - 1
-            use_gpu = _check_workers(config, resources, "the Ray cluster, beside one CPU for the data,")
-            with shown_lines() as lines:
-                _fit(job, lines, use_gpu=use_gpu)
-    return _summary(job, first_step)
+    evaluations = None
+    if first_step < config.training.num_steps or job.evaluates:
+        evaluations = _train(job)
+    return _summary(job, first_step, evaluations)
+
+
+def _train(job: Job) -> EvaluationRecord | None:
+    """Trains what is left to train, evaluates beside it and after it; what is known of the evaluations, if any."""
+    config = job.config
+    training, evaluation = config.training, config.evaluation
+    if starts_here():
+        _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, "this machine")
+    # More CPUs than the workers take: what reads the data, and evaluates, needs a place on small machines too.
+    others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if job.evaluates else 0)
+    least_cpus = training.num_workers * training.cpus_per_worker + others
+    with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
+        resources = ray.cluster_resources()
+        resources["CPU"] = resources.get("CPU", 0) - others
+        beside = f"{others} for the data and the evaluation" if job.evaluates else "one CPU for the data"
+        use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
+        evaluator = job.start_evaluator()
+        try:
+            if job.run.latest_step() < training.num_steps:
+                with shown_lines() as lines:
+                    _fit(job, lines, use_gpu=use_gpu)
+        except BaseException:
+            if evaluator is not None:
+                evaluator.stop()
+            raise
+        return None if evaluator is None else evaluator.finish()
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
@@ -136,7 +122,7 @@ def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], pla
 def train_worker(settings: dict[str, Any]) -> str | None:
     """One training process, as Ray Train runs it: gather what the loop needs, run the loop. Returns what the user
     must mend."""
-    job: _Job = settings["job"]
+    job: Job = settings["job"]
     lines: Queue = settings["lines"]
     logging.getLogger("pipelines").addHandler(LineHandler(lines))
     ray_context, device = ray.train.get_context(), get_device()
@@ -175,7 +161,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _fit(job: _Job, lines: Queue, *, use_gpu: bool) -> None:
+def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
     config = job.config
     trainer = TorchTrainer(
         train_worker,
@@ -218,7 +204,7 @@ def _message(error: Exception) -> str:
     return found[-1] if found else str(error).strip().rpartition("\n")[2]
 
 
-def _summary(job: _Job, first_step: int) -> dict[str, Any]:
+def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) -> dict[str, Any]:
     """What `--json` prints of a complete run; read from its last checkpoint, so a second call gives the same."""
     config = job.config
     num_steps = config.training.num_steps
@@ -237,6 +223,7 @@ def _summary(job: _Job, first_step: int) -> dict[str, Any]:
         "images_per_second": round(num_steps * config.training.global_batch_size / state["train_seconds"], 2),
         "substituted_images": state["substituted_images"],
         "mlflow_run_id": None if tracker is None else tracker.run_id,
+        "evaluations": None if evaluations is None else evaluations.summary(),
     }
 
 
@@ -244,7 +231,7 @@ def _summary(job: _Job, first_step: int) -> dict[str, Any]:
 class _SlicesFromCheckpoint:
     """The data of the steps that are still to do."""
 
-    job: _Job
+    job: Job
 
     def __call__(self) -> ray.data.Dataset:
         ray.data.DataContext.get_current().enable_progress_bars = False  # ours is one line
@@ -257,68 +244,3 @@ class _RoundRobin(ray.train.DataConfig):
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
         shards = {name: dataset.streaming_split(world_size, equal=False) for name, dataset in datasets.items()}
         return [{name: iterators[rank] for name, iterators in shards.items()} for rank in range(world_size)]
-
-
-def _start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo]) -> str:
-    """The job's id, made at the first start. ValueError if the run was started with another config or other data."""
-    fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
-    description = run.read_description()
-    if description is None:
-        description = {
-            "job_id": uuid.uuid4().hex,
-            "fixed": fixed,
-            "config": to_dict(config),
-            "code_version": code_version(),
-        }
-        run.write_description(description)
-    for name, value in fixed.items():
-        if (before := description["fixed"].get(name)) != value:
-            raise ValueError(
-                f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
-                f"{before}: continue it with that value, or give another --training.run-name"
-            )
-    return description["job_id"]
-
-
-def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id: str) -> RunIdentity | None:
-    if config.tracking.uri is None:
-        return None
-    names = config.data.names or [info.uri.rstrip("/").rpartition("/")[2] for info in datasets]
-    return RunIdentity(
-        uri=config.tracking.uri,
-        experiment=config.tracking.experiment,
-        run_name=config.run_name,
-        job_id=job_id,
-        artifact_location=f"{config.training.runs_folder}/mlflow-artifacts"
-        if config.tracking.uri.startswith("sqlite")
-        else None,
-        params=flatten(to_dict(config)),
-        tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain"},
-        datasets=tuple(
-            TrackedDataset(
-                name=name,
-                uri=info.uri,
-                digest=info.digest,
-                num_samples=info.num_samples,
-            )
-            for name, info in zip(names, datasets, strict=True)
-        ),
-    )
-
-
-def _with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Workers run in another directory, so what is relative is made absolute; the default tracking URI is filled in."""
-    runs_folder = absolute(config.training.runs_folder)
-    record = config.training.record_samples
-    uri = config.tracking.uri
-    if uri == "default":
-        database = runs_folder if "://" not in runs_folder else os.getcwd()
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}/mlflow.db"
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, sources=tuple(absolute(source) for source in config.data.sources)),
-        training=dataclasses.replace(
-            config.training, runs_folder=runs_folder, record_samples=None if record is None else absolute(record)
-        ),
-        tracking=dataclasses.replace(config.tracking, uri=uri),
-    )

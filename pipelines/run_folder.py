@@ -2,6 +2,7 @@
 
     RUNS/NAME/run.json                    the job's id, the config it was started with, data set digests
     RUNS/NAME/checkpoints/step-00001000/  a checkpoint: model.safetensors, optimizer.pt, state.json
+    RUNS/NAME/evaluations.json            scores of the checkpoints evaluated while training (evaluation_record.py)
     RUNS/NAME/tracking/                   metrics on their way to MLflow
 
 A checkpoint counts once its state.json is there: on disk the whole folder appears by a rename; in object storage,
@@ -11,7 +12,7 @@ which has none, state.json is uploaded last.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ class RunFolder:
         """state.json of a checkpoint."""
         return json.loads(storage.read_bytes(storage.join(self.checkpoint_uri(step), _STATE_FILE)))
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], None], *, keep: int | None) -> None:
-        """Let `write` make the checkpoint folder it is given, publish it, and delete all but the `keep` newest."""
+    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
+        """Let `write` make the checkpoint folder it is given, and publish it."""
         if step in self.checkpoint_steps():
             return  # by a worker of a driver that was killed, and which lived on for a moment
         if self.is_local:
@@ -78,8 +79,11 @@ class RunFolder:
                 write(folder)
                 for file in sorted(folder.iterdir(), key=lambda file: file.name == _STATE_FILE):
                     storage.copy(str(file), storage.join(self.checkpoint_uri(step), file.name))
-        if keep is not None:
-            for old in self.checkpoint_steps()[:-keep]:
+
+    def delete_old_checkpoints(self, keep: int, others: Collection[int] = ()) -> None:
+        """Delete all checkpoints but the `keep` newest and those of the steps in `others`."""
+        for old in self.checkpoint_steps()[:-keep]:
+            if old not in others:
                 self._delete_checkpoint(old)
 
     @contextmanager

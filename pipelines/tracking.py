@@ -44,6 +44,8 @@ class RunIdentity:
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     datasets: tuple["TrackedDataset", ...] = ()
+    makes_run: bool = True
+    """False: wait until another process of the job has made and described the run, so that there are never two."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,10 @@ class Tracker:
         """Queue the upload of a file or folder, which must stay where it is until it was sent."""
         self._queue.put({"artifact": os.path.abspath(local_path), "folder": folder})
 
+    def log_picture(self, local_path: str | Path, key: str, step: int) -> None:
+        """Queue a picture that the server shows by step under `key`; the file must stay until it was sent."""
+        self._queue.put({"picture": os.path.abspath(local_path), "key": key, "step": step, "time": _now_ms()})
+
     def log_text(self, text: str, artifact_file: str) -> None:
         """Queue a small text artifact, e.g. the config. Credentials in URIs are removed."""
         self._queue.put({"text": redact(text), "file": artifact_file})
@@ -111,7 +117,8 @@ class Tracker:
                 if time.monotonic() >= retry_at or closing:
                     self._send()
             except Exception as error:
-                self._warn(error)
+                if not isinstance(error, _NoRunYetError):
+                    self._warn(error)
                 retry_at = time.monotonic() + _RETRY_SECONDS
                 if closing:
                     time.sleep(0.2)
@@ -144,6 +151,10 @@ class Tracker:
             logger.warning("tracking: %s (will be tried again)", redact(str(error).partition("\n")[0])[:300])
 
 
+class _NoRunYetError(Exception):
+    """The process that makes the job's run has not done so yet."""
+
+
 class _Sender:
     """Speaks to MLflow. Methods raise while the server is away; records the server refuses are dropped with a
     warning."""
@@ -165,6 +176,8 @@ class _Sender:
 
         client = MlflowClient(tracking_uri=self._identity.uri)
         run = find_run(client, self._identity.experiment, self._identity.job_id)
+        if run is None and not self._identity.makes_run:
+            raise _NoRunYetError
         if run is None:
             run = client.create_run(
                 _experiment_id(client, self._identity),
@@ -173,8 +186,9 @@ class _Sender:
             )
         self.run_id = run.info.run_id
         self._last_training_step = int(run.data.tags.get(LAST_STEP_TAG, -1))
-        client.update_run(self.run_id, status="RUNNING")
-        self._describe(client, logged=run.data.params)
+        if self._identity.makes_run:
+            client.update_run(self.run_id, status="RUNNING")
+            self._describe(client, logged=run.data.params)
         self._client = client
 
     def send(self, records: list[Record]) -> None:
@@ -198,6 +212,8 @@ class _Sender:
         for record in records:
             if "artifact" in record:
                 self._send_artifact(Path(record["artifact"]), record["folder"])
+            elif "picture" in record:
+                self._send_picture(record)
             elif "text" in record:
                 self._tolerate_refusal(self._client.log_text, self.run_id, record["text"], record["file"])
             elif "status" in record:
@@ -235,6 +251,23 @@ class _Sender:
             self._tolerate_refusal(self._client.log_artifacts, self.run_id, str(path), folder)
         else:
             self._tolerate_refusal(self._client.log_artifact, self.run_id, str(path), folder)
+
+    def _send_picture(self, record: Record) -> None:
+        from PIL import Image
+
+        if not Path(record["picture"]).exists():
+            logger.warning("tracking: %s is gone before it was sent", record["picture"])
+            return
+        with Image.open(record["picture"]) as picture:
+            self._tolerate_refusal(
+                self._client.log_image,
+                self.run_id,
+                picture,
+                key=record["key"],
+                step=record["step"],
+                timestamp=record["time"],
+                synchronous=True,
+            )
 
     def _tolerate_refusal(self, call: Any, *args: Any, **kwargs: Any) -> None:
         from mlflow.exceptions import MlflowException

@@ -23,6 +23,7 @@ from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
 from groupvit.training import Batch, compile_blocks, train_step
 from groupvit.transforms import finish
 from pipelines.config import ExperimentConfig
+from pipelines.evaluation_record import is_due, read_record
 from pipelines.progress import Clock, RunStoppedError, Slice, Totals
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import Tracker
@@ -93,7 +94,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         done = step + 1
         is_last = done == training.num_steps
         log = is_last or done % training.log_every_n_steps == 0
-        save = is_last or done % training.checkpoint_every_n_steps == 0
+        evaluated = is_due(done, config.evaluation.every_n_steps, training.num_steps)
+        save = is_last or evaluated or done % training.checkpoint_every_n_steps == 0
         if not (log or save):
             continue
 
@@ -114,7 +116,9 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         if save and context.rank == 0:
             progress = {"step": done, "loss": values["loss"], **totals.state(), "train_seconds": clock.total_seconds()}
             state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
-            _save(run, done, model, optimizer, average, state, keep=training.keep_checkpoints)
+            _save(run, done, model, optimizer, average, state)
+            if training.keep_checkpoints is not None:
+                run.delete_old_checkpoints(training.keep_checkpoints, _kept_for_evaluation(config, run))
 
 
 def to_batch(item: Slice, device: torch.device) -> Batch:
@@ -165,18 +169,21 @@ def _save(
     optimizer: torch.optim.Optimizer,
     average: GroupViT | None,
     state: dict[str, Any],
-    *,
-    keep: int | None,
 ) -> None:
     """Publish a checkpoint. With averaging, its model is the average, and optimizer.pt holds the raw weights too."""
     published, optimizer_state = model, {"optimizer": optimizer.state_dict()}
     if average is not None:
         published, optimizer_state = average, {**optimizer_state, "raw_model": model.state_dict()}
     run.save_checkpoint(
-        step,
-        lambda folder: checkpoint.save(folder, published, state=state, optimizer_state=optimizer_state),
-        keep=keep,
+        step, lambda folder: checkpoint.save(folder, published, state=state, optimizer_state=optimizer_state)
     )
+
+
+def _kept_for_evaluation(config: ExperimentConfig, run: RunFolder) -> frozenset[int]:
+    every = config.evaluation.every_n_steps
+    if every is None:
+        return frozenset()
+    return read_record(run).kept_steps(run.checkpoint_steps(), every, config.training.num_steps)
 
 
 def _restore(

@@ -26,7 +26,8 @@ def test_keeps_the_newest_complete_checkpoints(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
     assert run.latest_step() == 0
     for step in (5, 10, 15):
-        run.save_checkpoint(step, write(str(step)), keep=2)
+        run.save_checkpoint(step, write(str(step)))
+    run.delete_old_checkpoints(2)
     assert run.checkpoint_steps() == [10, 15]
     assert not (tmp_path / "checkpoints" / "step-00000005").exists()
     # One that was cut off while it was written, or deleted, has no state.json.
@@ -38,14 +39,22 @@ def test_keeps_the_newest_complete_checkpoints(tmp_path: Path) -> None:
     assert run.read_state(15) == {"content": "15"}
     with run.local_checkpoint(15) as folder:
         assert (folder / "model.safetensors").read_text() == "15"
-    run.save_checkpoint(30, write("30"), keep=2)
+    run.save_checkpoint(30, write("30"))
     assert not (tmp_path / "checkpoints" / ".step-00000025.partial-7").exists()
+
+
+def test_checkpoints_that_are_still_needed_are_kept(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path))
+    for step in (5, 10, 15, 20):
+        run.save_checkpoint(step, write(str(step)))
+    run.delete_old_checkpoints(1, others={10, 99})
+    assert run.checkpoint_steps() == [10, 20]
 
 
 def test_checkpoint_that_is_there_is_not_written_again(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
-    run.save_checkpoint(5, write("first"), keep=None)
-    run.save_checkpoint(5, write("second"), keep=None)
+    run.save_checkpoint(5, write("first"))
+    run.save_checkpoint(5, write("second"))
     assert run.read_state(5) == {"content": "first"}
 
 

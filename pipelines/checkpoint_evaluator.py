@@ -1,0 +1,134 @@
+"""Evaluates the checkpoints of a run while it trains, on workers of its own; the training never waits for it.
+
+    groupvit pretrain demo --evaluate-every-n-steps 500 --evaluation.root data/stamps/validation
+
+A thread of the driver looks for checkpoints that are due, has each scored by Ray actors beside the training workers,
+and sends metrics, tables and pictures to the run in MLflow at the step they belong to. What is done is on record in the
+run's folder, so a run that was killed goes on with what is missing. When training has ended, the rest is evaluated.
+"""
+
+import dataclasses
+import statistics
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipelines.benchmarks.catalogue import BENCHMARKS
+from pipelines.config import ExperimentConfig
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluation_record import EvaluationRecord, is_due, read_record, write_record
+from pipelines.run_folder import RunFolder
+from pipelines.tracking import Tracker
+
+_LOOK_EVERY_SECONDS = 2.0
+
+
+def check_evaluation(config: ExperimentConfig) -> None:
+    """ValueError unless the evaluation that the config asks for can be made: options fit and the data is there."""
+    try:
+        asked = _evaluate_config(config, checkpoint="", out="")
+        BENCHMARKS[asked.benchmark](asked.root)
+        if asked.calibration is not None:
+            BENCHMARKS["scenes"](asked.calibration)
+    except ValueError as error:
+        raise ValueError(f"evaluation: {error}") from None
+
+
+class CheckpointEvaluator:
+    """The thread. `finish` waits until every checkpoint that is due was evaluated."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        run: RunFolder,
+        folder: Path,
+        tracker: Tracker | None,
+        say: Callable[[str], None],
+    ) -> None:
+        """`folder`: on this machine, for the results of each step."""
+        self._config, self._run, self._folder, self._tracker, self._say = config, run, folder, tracker, say
+        self._training_ended, self._stopped = threading.Event(), threading.Event()
+        self._failed_once: set[int] = set()
+        self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> EvaluationRecord:
+        """Evaluates what is left after the last step, deletes checkpoints that nobody needs, returns the record."""
+        self._training_ended.set()
+        self._thread.join()
+        if self._tracker is not None:
+            self._tracker.close(None)
+        record = read_record(self._run)
+        keep = self._config.training.keep_checkpoints
+        if keep is not None:
+            steps = self._run.checkpoint_steps()
+            every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
+            assert every is not None  # or there would be no evaluator
+            self._run.delete_old_checkpoints(keep, record.kept_steps(steps, every, num_steps))
+        return record
+
+    def stop(self) -> None:
+        """Leaves what is not evaluated yet to the next start of the run."""
+        self._stopped.set()
+        self._training_ended.set()
+
+    def _work(self) -> None:
+        while not self._stopped.is_set():
+            ended = self._training_ended.is_set()  # before looking: no checkpoint comes later
+            missing = self._missing()
+            if missing:
+                self._evaluate(missing[0])
+            elif ended:
+                return
+            else:
+                self._training_ended.wait(_LOOK_EVERY_SECONDS)
+
+    def _missing(self) -> list[int]:
+        try:
+            record = read_record(self._run)
+            steps = self._run.checkpoint_steps()
+        except OSError as error:  # the store is away: training, too, waits for it
+            self._say(f"evaluation: {error}; trying again")
+            return []
+        every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
+        return [step for step in steps if is_due(step, every, num_steps) and not record.is_done(step)]
+
+    def _evaluate(self, step: int) -> None:
+        out = self._folder / f"step-{step:08d}"
+        asked = _evaluate_config(self._config, checkpoint=self._run.checkpoint_uri(step), out=str(out))
+        try:
+            summary = evaluate(asked, show=False)
+        except Exception as error:  # an evaluation that fails must not end the training; it is on record
+            if self._stopped.is_set():
+                return
+            if step not in self._failed_once:  # a node may have gone
+                self._failed_once.add(step)
+                return
+            reason = str(error).strip().rpartition("\n")[2]
+            self._say(f"evaluation of step {step} failed: {reason}")
+            record = read_record(self._run)
+            write_record(self._run, dataclasses.replace(record, failures={**record.failures, step: reason}))
+            return
+        scores = {name: summary["metrics"][f"{name}/miou"] for name in summary["class_iou"]}
+        if self._tracker is not None:
+            named = {f"evaluation/{name}": value for name, value in summary["metrics"].items()}
+            self._tracker.log_metrics(named | {"evaluation/miou": statistics.fmean(scores.values())}, step)
+            self._tracker.log_artifact(out, f"evaluation/{out.name}")
+            for picture in sorted(out.glob("examples_*.png")):
+                self._tracker.log_picture(picture, f"evaluation {picture.stem.replace('_', ' ')}", step)
+        record = read_record(self._run)
+        scored = {**record.scores, step: statistics.fmean(scores.values())}
+        write_record(self._run, dataclasses.replace(record, scores=scored))
+        best = ", the best so far" if max(scored.values()) == scored[step] else ""
+        shown = "  ".join(f"{name} {value:.2f} %" for name, value in scores.items())
+        self._say(f"evaluated step {step}: mIoU {shown}{best} ({summary['seconds']:.0f} s)")
+
+
+def _evaluate_config(config: ExperimentConfig, *, checkpoint: str, out: str) -> EvaluateConfig:
+    evaluation: dict[str, Any] = {
+        field.name: getattr(config.evaluation, field.name)
+        for field in dataclasses.fields(config.evaluation)
+        if field.name not in ("every_n_steps", "registered_model")
+    }
+    return EvaluateConfig(checkpoint=checkpoint, out=out, save_predictions=False, **evaluation)

@@ -1,0 +1,63 @@
+"""Which checkpoints of a run are to be evaluated, which were, and which was best: RUNS/NAME/evaluations.json.
+
+The driver's evaluator writes it; the training loop reads it to know which checkpoints must not be deleted yet.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines import storage
+from pipelines.run_folder import RunFolder
+
+_FILE = "evaluations.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """What is known of a run's evaluations."""
+
+    scores: Mapping[int, float] = field(default_factory=dict)
+    """By step: mIoU in percent, the mean over the parts of the benchmark."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """By step: why it could not be evaluated."""
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the highest score, the first of equals; None before the first evaluation."""
+        return max(sorted(self.scores), key=lambda step: self.scores[step], default=None)
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-safe: as it is kept."""
+        return {"best_step": self.best_step, "scores": dict(self.scores), "failures": dict(self.failures)}
+
+    def is_done(self, step: int) -> bool:
+        return step in self.scores or step in self.failures
+
+    def kept_steps(self, steps: Iterable[int], every_n_steps: int, num_steps: int) -> frozenset[int]:
+        """Of the run's checkpoints, those that must stay: the best one, and those that wait to be evaluated."""
+        waiting = {step for step in steps if is_due(step, every_n_steps, num_steps) and not self.is_done(step)}
+        return frozenset(waiting if self.best_step is None else waiting | {self.best_step})
+
+
+def is_due(step: int, every_n_steps: int | None, num_steps: int) -> bool:
+    """Whether the checkpoint of a step is to be evaluated: every n steps, and the last one."""
+    return every_n_steps is not None and (step % every_n_steps == 0 or step == num_steps)
+
+
+def read_record(run: RunFolder) -> EvaluationRecord:
+    """The record of a run; an empty one before the first evaluation."""
+    try:
+        content: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run.uri, _FILE)))
+    except FileNotFoundError:
+        return EvaluationRecord()
+    return EvaluationRecord(
+        scores={int(step): score for step, score in content["scores"].items()},
+        failures={int(step): reason for step, reason in content["failures"].items()},
+    )
+
+
+def write_record(run: RunFolder, record: EvaluationRecord) -> None:
+    """Replaces the record of a run."""
+    storage.write_bytes(storage.join(run.uri, _FILE), (json.dumps(record.summary(), indent=2) + "\n").encode())

@@ -1,0 +1,138 @@
+"""A pretraining job: its run's folder, who it is in MLflow, what is kept with its checkpoints."""
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from groupvit.config import to_dict
+from pipelines.checkpoint_evaluator import CheckpointEvaluator
+from pipelines.config import ExperimentConfig, fixes_the_result, flatten
+from pipelines.provenance import code_version
+from pipelines.run_folder import RunFolder
+from pipelines.schema import DatasetInfo
+from pipelines.storage import absolute
+from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the driver hands to the training workers."""
+
+    config: ExperimentConfig
+    run: RunFolder
+    identity: RunIdentity | None
+    """None: tracking is off."""
+    checkpoint_state: Mapping[str, Any]
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether checkpoints are evaluated beside the training."""
+        return self.config.evaluation.every_n_steps is not None
+
+    @property
+    def spool_folder(self) -> Path:
+        if self.run.is_local:
+            return Path(self.run.uri) / "tracking"
+        return Path.home() / ".cache" / "groupvit" / self.run.uri.replace("://", "-").replace("/", "-") / "tracking"
+
+    def start_evaluator(self) -> CheckpointEvaluator | None:
+        """What evaluates checkpoints beside the training; None if the run has no such evaluation."""
+        if not self.evaluates:
+            return None
+        tracker = None
+        if self.identity is not None:
+            identity = dataclasses.replace(self.identity, makes_run=False)
+            tracker = Tracker(identity, self.spool_folder.with_name("tracking-evaluation"))
+        results = self.spool_folder.with_name("evaluation")
+        return CheckpointEvaluator(self.config, self.run, results, tracker, lambda line: print(line, flush=True))
+
+    def open_tracker(self, *, system_metrics: bool) -> Tracker | None:
+        if self.identity is None:
+            return None
+        cadence = self.config.tracking.system_metrics_every_n_seconds
+        return Tracker(self.identity, self.spool_folder, cadence if system_metrics else None)
+
+
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """Workers run in another directory, so what is relative is made absolute; the default tracking URI is filled in."""
+    runs_folder = absolute(config.training.runs_folder)
+    record = config.training.record_samples
+    evaluation = config.evaluation
+    uri = config.tracking.uri
+    if uri == "default":
+        database = runs_folder if "://" not in runs_folder else os.getcwd()
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}/mlflow.db"
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, sources=tuple(absolute(source) for source in config.data.sources)),
+        training=dataclasses.replace(
+            config.training, runs_folder=runs_folder, record_samples=None if record is None else absolute(record)
+        ),
+        tracking=dataclasses.replace(config.tracking, uri=uri),
+        evaluation=dataclasses.replace(
+            evaluation,
+            root=absolute(evaluation.root) if evaluation.root else "",
+            calibration=None if evaluation.calibration is None else absolute(evaluation.calibration),
+        ),
+    )
+
+
+def start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo]) -> Job:
+    """The job of a run, with the id that it got at its first start. ValueError if the run was started with another
+    config or other data."""
+    fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
+    description = run.read_description()
+    if description is None:
+        description = {
+            "job_id": uuid.uuid4().hex,
+            "fixed": fixed,
+            "config": to_dict(config),
+            "code_version": code_version(),
+        }
+        run.write_description(description)
+    for name, value in fixed.items():
+        if (before := description["fixed"].get(name)) != value:
+            raise ValueError(
+                f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
+                f"{before}: continue it with that value, or give another --training.run-name"
+            )
+    return Job(
+        config=config,
+        run=run,
+        identity=_identity(config, datasets, description["job_id"]),
+        checkpoint_state={
+            "code_version": code_version(),
+            "datasets": [
+                {"uri": info.uri, "digest": info.digest, "num_samples": info.num_samples} for info in datasets
+            ],
+        },
+    )
+
+
+def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id: str) -> RunIdentity | None:
+    if config.tracking.uri is None:
+        return None
+    names = config.data.names or [info.uri.rstrip("/").rpartition("/")[2] for info in datasets]
+    return RunIdentity(
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment,
+        run_name=config.run_name,
+        job_id=job_id,
+        artifact_location=f"{config.training.runs_folder}/mlflow-artifacts"
+        if config.tracking.uri.startswith("sqlite")
+        else None,
+        params=flatten(to_dict(config)),
+        tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain"},
+        datasets=tuple(
+            TrackedDataset(
+                name=name,
+                uri=info.uri,
+                digest=info.digest,
+                num_samples=info.num_samples,
+            )
+            for name, info in zip(names, datasets, strict=True)
+        ),
+    )
