@@ -1,4 +1,4 @@
-"""Scores scenes: what one worker of an evaluation does, without Ray.
+"""Scores scenes: what one worker of an evaluation does, and the sum over all of them.
 
 Sums are of whole pixels, so they can be added in any order.
 """
@@ -23,6 +23,8 @@ from groupvit.visualize import Example, label_palette
 from groupvit.windows import View, encode_views
 from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
+from pipelines.model_workers import ModelWorkers
+from pipelines.progress_line import ProgressLine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,19 @@ class Task:
     """Scenes kept as examples."""
     batch_size: int | None = None
     """Windows that go through the image tower together; None: what suits the device."""
+
+
+SCENES_PER_BLOCK = 16
+
+
+def score_all(workers: ModelWorkers, task: Task, chosen: Sequence[int], progress: ProgressLine | None = None) -> Scores:
+    """Sums over the chosen scenes, by workers made of `Scorer`. ValueError for a scene that cannot be read."""
+    total = Scores()
+    for _, scores in workers.each(Scorer.score, task, task.dataset.blocks(chosen, SCENES_PER_BLOCK)):
+        total.add(scores)
+        if progress is not None:
+            progress.add(scores.num_scenes)
+    return total
 
 
 class Scorer:
