@@ -35,6 +35,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
   groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's
   groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
+  groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
@@ -105,6 +106,14 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
     from pipelines.export import export as run
 
     return run(parse(ExportConfig, arguments, prog="groupvit export"))
+
+
+def register(arguments: Sequence[str]) -> dict[str, Any]:
+    """Register a checkpoint as a model in MLflow."""
+    from pipelines.register import RegisterConfig
+    from pipelines.register import register as run
+
+    return run(parse(RegisterConfig, arguments, prog="groupvit register"))
 
 
 def app(arguments: Sequence[str]) -> dict[str, Any]:
@@ -185,6 +194,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "segment": segment,
     "import-weights": import_weights,
     "export": export,
+    "register": register,
     "app": app,
     "prepare-context": prepare_context,
 }

@@ -4,14 +4,12 @@ Sums are of whole pixels, so they can be added in any order.
 """
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from groupvit.config import SegmentationConfig
@@ -19,7 +17,7 @@ from groupvit.metrics import GroupUsage, boundary_counts, confusion_matrix, segm
 from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label, oracle, predict_groups, usage
 from groupvit.tokenizer import Tokenizer
-from groupvit.visualize import Example, label_palette
+from groupvit.visualize import Example, encode_labels, label_palette
 from groupvit.windows import View, encode_views
 from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
@@ -169,14 +167,6 @@ class Scorer:
 def mean_usage(usage: Mapping[int, Sequence[GroupUsage]], scenes: Sequence[int]) -> list[GroupUsage]:
     """The means over scenes, in the order given: one per grouping stage."""
     return [GroupUsage.mean(stage) for stage in zip(*(usage[scene] for scene in scenes), strict=True)]
-
-
-def encode_labels(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> bytes:
-    """A label map as a PNG of indexes [H, W] with a palette [256, 3], so that it can be read back and looked at."""
-    picture, file = Image.fromarray(labels).convert("P"), io.BytesIO()
-    picture.putpalette(colours.tobytes())
-    picture.save(file, format="PNG")
-    return file.getvalue()
 
 
 def _scene_result(scene: Scene, matrix: NDArray[np.int64]) -> SceneResult:
