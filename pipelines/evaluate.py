@@ -258,7 +258,9 @@ def _evaluate_one(
         print(table(report))
     write_report(report, scores, out, save_predictions=config.save_predictions)
     if config.mlflow_run is not None:
-        log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri)
+        # Files of several benchmarks have the same names.
+        folder = f"evaluation/{dataset.benchmark}" if config.benchmark == "all" else "evaluation"
+        log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri, folder=folder)
     return report.summary()
 
 

@@ -201,10 +201,16 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
 
 
 def log_to_mlflow(
-    metrics: Mapping[str, float], license_notice: str | None, out: Path, run_id: str, tracking_uri: str | None
+    metrics: Mapping[str, float],
+    license_notice: str | None,
+    out: Path,
+    run_id: str,
+    tracking_uri: str | None,
+    *,
+    folder: str = "evaluation",
 ) -> None:
-    """Adds metrics, the folder's tables and pictures (not the predictions) and the licence of the weights to an
-    existing run, under evaluation/."""
+    """Adds metrics, the tables and pictures in `out` (not the predictions) and the licence of the weights to an
+    existing run: metrics under evaluation/, files under `folder`."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
     from mlflow.exceptions import MlflowException
@@ -222,7 +228,7 @@ def log_to_mlflow(
         raise ValueError(f"mlflow_run={run_id} cannot be written to: {error}") from None
     for file in sorted(out.iterdir()):
         if file.is_file():
-            client.log_artifact(run_id, str(file), "evaluation")
+            client.log_artifact(run_id, str(file), folder)
 
 
 def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
