@@ -39,6 +39,7 @@ def run(options: str, root: Path, checkpoint: str, capsys: pytest.CaptureFixture
     if code == 0:
         return code, ""
     assert [line for line in errors if line.startswith("groupvit: error: ")] == errors[-1:]
+    assert "object at 0x" not in errors[-1]
     assert all("images of the official list" in line for line in errors[:-1])
     assert not (root / "out/metrics.json").exists()
     return code, errors[-1]
