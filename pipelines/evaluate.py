@@ -248,6 +248,7 @@ def _evaluate_one(
         words=dataset.words,
         has_background=dataset.has_background,
         protocol=_protocol(config, dataset),
+        rules_changed=config.background_threshold is not None or config.templates not in (None, "simple"),
         segmentation=methods[0].segmentation,
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),

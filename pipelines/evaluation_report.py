@@ -55,6 +55,8 @@ class EvaluationReport:
     """What each class but the background was looked for by."""
     has_background: bool
     protocol: Literal["model", "paper", "unified"]
+    rules_changed: bool
+    """Whether settings replace some of the protocol's, so that published numbers do not compare."""
     segmentation: SegmentationConfig
     thresholds: dict[str, float | None]
     """Background threshold by method."""
@@ -109,7 +111,7 @@ class EvaluationReport:
     def published(self) -> tuple[tuple[str, str], ...]:
         """(model, mIoU in percent) as papers report them for this benchmark and protocol; none if its rules were
         changed."""
-        if self.protocol == "model":
+        if self.protocol == "model" or self.rules_changed:
             return ()
         return PUBLISHED.get((self.protocol, self.benchmark), ())
 
