@@ -248,6 +248,7 @@ def _evaluate_one(
         words=dataset.words,
         has_background=dataset.has_background,
         protocol=_protocol(config, dataset),
+        rules_changed=config.background_threshold is not None or config.templates not in (None, "simple"),
         segmentation=methods[0].segmentation,
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),
@@ -258,7 +259,9 @@ def _evaluate_one(
         print(table(report))
     write_report(report, scores, out, save_predictions=config.save_predictions)
     if config.mlflow_run is not None:
-        log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri)
+        # Files of several benchmarks have the same names.
+        folder = f"evaluation/{dataset.benchmark}" if config.benchmark == "all" else "evaluation"
+        log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri, folder=folder)
     return report.summary()
 
 

@@ -55,6 +55,8 @@ class EvaluationReport:
     """What each class but the background was looked for by."""
     has_background: bool
     protocol: Literal["model", "paper", "unified"]
+    rules_changed: bool
+    """Whether settings replace some of the protocol's, so that published numbers do not compare."""
     segmentation: SegmentationConfig
     thresholds: dict[str, float | None]
     """Background threshold by method."""
@@ -109,7 +111,7 @@ class EvaluationReport:
     def published(self) -> tuple[tuple[str, str], ...]:
         """(model, mIoU in percent) as papers report them for this benchmark and protocol; none if its rules were
         changed."""
-        if self.protocol == "model":
+        if self.protocol == "model" or self.rules_changed:
             return ()
         return PUBLISHED.get((self.protocol, self.benchmark), ())
 
@@ -201,10 +203,16 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
 
 
 def log_to_mlflow(
-    metrics: Mapping[str, float], license_notice: str | None, out: Path, run_id: str, tracking_uri: str | None
+    metrics: Mapping[str, float],
+    license_notice: str | None,
+    out: Path,
+    run_id: str,
+    tracking_uri: str | None,
+    *,
+    folder: str = "evaluation",
 ) -> None:
-    """Adds metrics, the folder's tables and pictures (not the predictions) and the licence of the weights to an
-    existing run, under evaluation/."""
+    """Adds metrics, the tables and pictures in `out` (not the predictions) and the licence of the weights to an
+    existing run: metrics under evaluation/, files under `folder`."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
     from mlflow.exceptions import MlflowException
@@ -222,7 +230,7 @@ def log_to_mlflow(
         raise ValueError(f"mlflow_run={run_id} cannot be written to: {error}") from None
     for file in sorted(out.iterdir()):
         if file.is_file():
-            client.log_artifact(run_id, str(file), "evaluation")
+            client.log_artifact(run_id, str(file), folder)
 
 
 def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
