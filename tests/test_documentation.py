@@ -25,6 +25,7 @@ from pipelines.experiments import EXPERIMENTS
 from pipelines.export import ExportConfig
 from pipelines.import_weights import ImportWeightsConfig
 from pipelines.inspect_dataset import InspectConfig
+from pipelines.register import RegisterConfig
 from pipelines.segment import SegmentConfig
 from tests.pipelines.small_checkpoint import write_small_checkpoint
 
@@ -42,6 +43,7 @@ CONFIGS: dict[str, Any] = {
     "export": ExportConfig,
     "app": AppConfig,
     "prepare-context": PrepareContextConfig,
+    "register": RegisterConfig,
 }
 COMMAND_LINES = sorted(
     {

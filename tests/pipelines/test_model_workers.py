@@ -32,7 +32,9 @@ def cluster() -> Iterator[None]:
 
 def workers_of_this_test() -> list[psutil.Process]:
     return [
-        process for process in psutil.Process().children(recursive=True) if "_ModelWorker" in " ".join(process.cmdline())
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "_ModelWorker" in " ".join(process.cmdline())
     ]
 
 
