@@ -45,21 +45,21 @@ CONFIGS: dict[str, Any] = {
     "prepare-context": PrepareContextConfig,
     "register": RegisterConfig,
 }
-COMMAND_LINES = sorted(
-    {
-        line.partition("#")[0].strip()
-        for page in PAGES
-        for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-        for line in block.splitlines()
-        if line.startswith("groupvit ")
-    }
-)
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The blocks of code on a page that are marked as of this language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [code for marked, code in found if marked == language]
 
 
 def code_of(page: str, containing: str) -> str:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-    [code] = [block for block in blocks if containing in block]
+    [code] = [block for block in blocks(ROOT / page, "python") if containing in block]
     return code
+
+
+LINES = [line for page in PAGES for block in blocks(page) for line in block.splitlines()]
+COMMAND_LINES = sorted({line.partition("#")[0].strip() for line in LINES if line.startswith("groupvit ")})
 
 
 @pytest.mark.parametrize("line", COMMAND_LINES)
