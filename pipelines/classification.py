@@ -98,13 +98,14 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
     """
     started = time.monotonic()
     with local_checkpoint(config.checkpoint) as folder:
-        model, license_notice = load(folder), license_of(load_state(folder))
+        model, state = load(folder), load_state(folder)
     hits = _count_hits(config, dataset, model)
     num_images = int(hits.images.sum())
     seconds = time.monotonic() - started
     summary = {
         "checkpoint": config.checkpoint,
-        "license": license_notice,
+        "step": int(state.get("step") or 0),
+        "license": license_of(state),
         "benchmark": "imagenet",
         "data": dataset.uri,
         "data_digest": dataset.digest,

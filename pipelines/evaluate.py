@@ -195,7 +195,14 @@ def _classify(config: EvaluateConfig) -> dict[str, Any]:
     summary = classify_images(task, open_imagenet(config.root))
     if config.mlflow_run is not None:
         names = {f"imagenet/{name}": value for name, value in summary["metrics"].items()}
-        log_to_mlflow(names, summary["license"], Path(config.out), config.mlflow_run, config.tracking_uri)
+        log_to_mlflow(
+            names,
+            summary["license"],
+            Path(config.out),
+            config.mlflow_run,
+            config.tracking_uri,
+            step=summary["step"],
+        )
     return summary
 
 
@@ -243,6 +250,7 @@ def _evaluate_one(
         benchmark=dataset.benchmark,
         root=config.root,
         data_digest=dataset.digest,
+        step=int(state.get("step") or 0),
         license=license_of(state),
         classes=dataset.classes,
         words=dataset.words,
@@ -261,7 +269,15 @@ def _evaluate_one(
     if config.mlflow_run is not None:
         # Files of several benchmarks have the same names.
         folder = f"evaluation/{dataset.benchmark}" if config.benchmark == "all" else "evaluation"
-        log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri, folder=folder)
+        log_to_mlflow(
+            report.metrics(),
+            report.license,
+            out,
+            config.mlflow_run,
+            config.tracking_uri,
+            step=report.step,
+            folder=folder,
+        )
     return report.summary()
 
 

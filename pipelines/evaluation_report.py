@@ -48,6 +48,8 @@ class EvaluationReport:
     benchmark: str
     root: str
     data_digest: str
+    step: int
+    """Training steps of the checkpoint; 0 where it does not say."""
     license: str | None
     """The notice that the checkpoint carries, if it does."""
     classes: tuple[str, ...]
@@ -85,6 +87,7 @@ class EvaluationReport:
         """JSON-safe: what metrics.json holds."""
         return {
             "checkpoint": self.checkpoint,
+            "step": self.step,
             "license": self.license,
             "benchmark": self.benchmark,
             "root": self.root,
@@ -209,10 +212,11 @@ def log_to_mlflow(
     run_id: str,
     tracking_uri: str | None,
     *,
+    step: int,
     folder: str = "evaluation",
 ) -> None:
     """Adds metrics, the tables and pictures in `out` (not the predictions) and the licence of the weights to an
-    existing run: metrics under evaluation/, files under `folder`."""
+    existing run: metrics under evaluation/ at the checkpoint's step, files under `folder`."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
     from mlflow.exceptions import MlflowException
@@ -223,7 +227,7 @@ def log_to_mlflow(
     try:
         client.log_batch(
             run_id,
-            metrics=[Metric(f"evaluation/{key}", value, now, 0) for key, value in metrics.items()],
+            metrics=[Metric(f"evaluation/{key}", value, now, step) for key, value in metrics.items()],
             tags=tags,
         )
     except MlflowException as error:

@@ -22,6 +22,8 @@ from pipelines.evaluation_report import LICENSE_TAG
 from pipelines.model_folder import DESCRIPTION, saved_model
 from pipelines.provenance import redact
 
+MIOU_TAG = "groupvit.miou"
+"""MLflow tag of versions: mIoU in percent, the mean over the parts of what was evaluated."""
 STEP_TAG = "groupvit.step"
 """MLflow tag of models and versions: the steps the weights were trained for."""
 
@@ -82,6 +84,22 @@ def log_model_to_mlflow(
         if alias is not None:
             client.set_registered_model_alias(registered_name, alias, version.version)
         return f"models:/{registered_name}/{version.version}"
+
+
+def registered_miou(name: str, alias: str, tracking_uri: str | None) -> float | None:
+    """The mIoU in percent on the version that the alias points to; None if there is no such version, or it has none.
+
+    ValueError if MLflow cannot be reached.
+    """
+    with one_line(tracking_uri):
+        try:
+            version = MlflowClient(tracking_uri=tracking_uri).get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+    found = version.tags.get(MIOU_TAG)
+    return None if found is None else float(found)
 
 
 @contextlib.contextmanager
