@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from groupvit.config import ImageEncoderConfig
 from groupvit.grouping import GroupingBlock, TokenMixing
+from groupvit.precision import at_least_float32
 from groupvit.transformer import Block
 
 
@@ -30,6 +31,12 @@ class ImageFeatures:
     """One noise-free [B,G_l,S_l] per grouping block, float32."""
     grid: tuple[int, int]
     """Rows and columns of image tokens; N = rows * columns."""
+
+    def to_float32(self) -> "ImageFeatures":
+        """The same, whatever precision the tower ran in."""
+        tokens = (self.pooled, self.segment_tokens, self.image_tokens)
+        pooled, segment_tokens, image_tokens = (at_least_float32(tensor) for tensor in tokens)
+        return dataclasses.replace(self, pooled=pooled, segment_tokens=segment_tokens, image_tokens=image_tokens)
 
     @property
     def segment_masses(self) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from groupvit.config import SegmentationConfig
 from groupvit.image_encoder import ImageFeatures
 from groupvit.model import GroupViT
+from groupvit.precision import Precision, autocast
 from groupvit.transforms import resize_short_side, to_tensor
 
 TOKENS_PER_PASS = 1024
@@ -64,10 +65,12 @@ def encode_views(
     config: SegmentationConfig,
     *,
     batch_size: int | None = None,
+    precision: Precision = "float32",
 ) -> list[tuple[View, ...]]:
     """The views of each image (uint8 [H, W, 3], RGB).
 
     `batch_size`: windows that go through the tower together, whatever image they are of; None: what suits the device.
+    `precision`: bfloat16 runs the tower in autocast, faster, with masks that differ a little.
     """
     shapes: list[tuple[int, tuple[int, int], bool, int]] = []
     crops: list[tuple[Box, Tensor]] = []
@@ -80,7 +83,7 @@ def encode_views(
                 pixels = resized.flip(-1) if mirrored else resized
                 crops += [(box, pixels[:, box[0] : box[1], box[2] : box[3]]) for box in boxes]
                 shapes.append((index, size, mirrored, len(boxes)))
-    encoded = iter(_encode(model, crops, grouping=config.grouping, batch_size=batch_size))
+    encoded = iter(_encode(model, crops, grouping=config.grouping, batch_size=batch_size, precision=precision))
     views: list[list[View]] = [[] for _ in images]
     for index, size, mirrored, count in shapes:
         of_view = tuple(itertools.islice(encoded, count))
@@ -90,9 +93,8 @@ def encode_views(
 
 def encode_window(model: GroupViT, pixels: Tensor, *, grouping: bool = True) -> Window:
     """An image [3, H, W], normalised, sides multiples of the patch size, as a single window."""
-    [window] = _encode(
-        model, [((0, pixels.shape[-2], 0, pixels.shape[-1]), pixels)], grouping=grouping, batch_size=None
-    )
+    box = (0, pixels.shape[-2], 0, pixels.shape[-1])
+    [window] = _encode(model, [(box, pixels)], grouping=grouping, batch_size=None, precision="float32")
     return window
 
 
@@ -136,7 +138,12 @@ def group_maps(features: ImageFeatures) -> list[Tensor]:
 
 @torch.inference_mode()
 def _encode(
-    model: GroupViT, crops: Sequence[tuple[Box, Tensor]], *, grouping: bool, batch_size: int | None
+    model: GroupViT,
+    crops: Sequence[tuple[Box, Tensor]],
+    *,
+    grouping: bool,
+    batch_size: int | None,
+    precision: Precision,
 ) -> list[Window]:
     """The windows of crops [3, H, W], in their order."""
     device, patch_size = model.logit_scale.device, model.config.image.patch_size
@@ -151,7 +158,9 @@ def _encode(
             at_once = max(TOKENS_PER_PASS // tokens, 1) if device.type == "cpu" else WINDOWS_PER_PASS_ON_GPU
         for start in range(0, len(positions), at_once):
             batch = positions[start : start + at_once]
-            features = model.image_encoder(torch.stack([crops[position][1] for position in batch]).to(device))
+            images = torch.stack([crops[position][1] for position in batch]).to(device)
+            with autocast(device, precision):
+                features = model.image_encoder(images).to_float32()
             maps = group_maps(features) if grouping else []
             for row, position in enumerate(batch):
                 box, pixels = crops[position]

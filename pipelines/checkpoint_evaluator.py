@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.config import ExperimentConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
-from pipelines.evaluation_record import EvaluationRecord, is_due, read_record, write_record
+from pipelines.evaluation_record import EvaluationRecord, missing_steps, read_record, write_record
 from pipelines.model_flavour import log_model_to_mlflow, registered_miou
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import Tracker
@@ -56,20 +56,17 @@ class CheckpointEvaluator:
         self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
         self._thread.start()
 
-    def finish(self) -> EvaluationRecord:
-        """Evaluates what is left after the last step, deletes checkpoints that nobody needs, returns the record."""
+    def finish(self) -> None:
+        """Evaluates what is left after the last step, and deletes checkpoints that nobody needs."""
         self._training_ended.set()
         self._thread.join()
         if self._tracker is not None:
             self._tracker.close(None)
-        record = read_record(self._run)
         keep = self._config.training.keep_checkpoints
         if keep is not None:
-            steps = self._run.checkpoint_steps()
             every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
-            assert every is not None  # or there would be no evaluator
-            self._run.delete_old_checkpoints(keep, record.kept_steps(steps, every, num_steps))
-        return record
+            kept = read_record(self._run).kept_steps(self._run.checkpoint_steps(), every, num_steps)
+            self._run.delete_old_checkpoints(keep, kept)
 
     def stop(self) -> None:
         """Leaves what is not evaluated yet to the next start of the run."""
@@ -88,14 +85,12 @@ class CheckpointEvaluator:
                 self._training_ended.wait(_LOOK_EVERY_SECONDS)
 
     def _missing(self) -> list[int]:
+        every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
         try:
-            record = read_record(self._run)
-            steps = self._run.checkpoint_steps()
+            return missing_steps(self._run, every, num_steps)
         except OSError as error:  # the store is away: training, too, waits for it
             self._say(f"evaluation: {error}; trying again")
             return []
-        every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
-        return [step for step in steps if is_due(step, every, num_steps) and not record.is_done(step)]
 
     def _evaluate(self, step: int) -> None:
         out = self._folder / f"step-{step:08d}"

@@ -23,6 +23,7 @@ from groupvit.config import SegmentationConfig, from_dict
 from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
 from groupvit.model_card import license_of
+from groupvit.precision import Precision
 from groupvit.segmentation import unified_protocol
 from pipelines.benchmarks.catalogue import BENCHMARKS, BenchmarkName, Protocol
 from pipelines.benchmarks.dataset import SegmentationDataset
@@ -91,6 +92,9 @@ class EvaluateConfig:
     """GPUs (or a share of one) of a worker."""
     batch_size: int | None = None
     """Windows that go through the image tower together. None: what suits the device."""
+    precision: Precision = "float32"
+    """bfloat16: the image tower runs in autocast, about twice as fast where the hardware has it; masks differ a little,
+    and no longer are the same in any batch."""
     max_scenes: int | None = None
     """Scenes used of each part, evenly spaced. None: all."""
     num_pictures: int = 8
@@ -242,7 +246,14 @@ def _evaluate_one(
     drawn = frozenset(_evenly_spaced(dataset, config.num_pictures, chosen))
     if calibration is not None and dataset.has_background:
         methods = _calibrated(workers, calibration, methods, config, show)
-    task = Task(dataset=dataset, methods=methods, details=True, drawn=drawn, batch_size=config.batch_size)
+    task = Task(
+        dataset=dataset,
+        methods=methods,
+        details=True,
+        drawn=drawn,
+        batch_size=config.batch_size,
+        precision=config.precision,
+    )
     progress = ProgressLine(f"{dataset.benchmark}: scored", len(chosen), "images") if show else None
     scores = score_all(workers, task, chosen, progress)
     report = EvaluationReport(
@@ -258,6 +269,7 @@ def _evaluate_one(
         protocol=_protocol(config, dataset),
         rules_changed=config.background_threshold is not None or config.templates not in (None, "simple"),
         segmentation=methods[0].segmentation,
+        precision=config.precision,
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),
         num_scenes=len(chosen),
@@ -309,7 +321,9 @@ def _calibrated(
 ) -> tuple[Method, ...]:
     """The methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
     tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
-    task = Task(dataset=calibration, methods=tried, details=False, batch_size=config.batch_size)
+    task = Task(
+        dataset=calibration, methods=tried, details=False, batch_size=config.batch_size, precision=config.precision
+    )
     chosen = _evenly_spaced(calibration, config.max_scenes)
     progress = ProgressLine("background threshold: tried on", len(chosen), "images") if show else None
     scores = score_all(workers, task, chosen, progress)

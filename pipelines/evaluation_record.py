@@ -35,7 +35,7 @@ class EvaluationRecord:
     def is_done(self, step: int) -> bool:
         return step in self.scores or step in self.failures
 
-    def kept_steps(self, steps: Iterable[int], every_n_steps: int, num_steps: int) -> frozenset[int]:
+    def kept_steps(self, steps: Iterable[int], every_n_steps: int | None, num_steps: int) -> frozenset[int]:
         """Of the run's checkpoints, those that must stay: the best one, and those that wait to be evaluated."""
         waiting = {step for step in steps if is_due(step, every_n_steps, num_steps) and not self.is_done(step)}
         return frozenset(waiting if self.best_step is None else waiting | {self.best_step})
@@ -56,6 +56,13 @@ def read_record(run: RunFolder) -> EvaluationRecord:
         scores={int(step): score for step, score in content["scores"].items()},
         failures={int(step): reason for step, reason in content["failures"].items()},
     )
+
+
+def missing_steps(run: RunFolder, every_n_steps: int | None, num_steps: int) -> list[int]:
+    """Steps of the run's checkpoints that are due and not evaluated yet, rising."""
+    record = read_record(run)
+    due = [step for step in run.checkpoint_steps() if is_due(step, every_n_steps, num_steps)]
+    return [step for step in due if not record.is_done(step)]
 
 
 def write_record(run: RunFolder, record: EvaluationRecord) -> None:

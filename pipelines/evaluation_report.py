@@ -60,6 +60,8 @@ class EvaluationReport:
     rules_changed: bool
     """Whether settings replace some of the protocol's, so that published numbers do not compare."""
     segmentation: SegmentationConfig
+    precision: str
+    """What the image tower computed in."""
     thresholds: dict[str, float | None]
     """Background threshold by method."""
     parts: dict[str, PartResult]
@@ -94,6 +96,7 @@ class EvaluationReport:
             "data_digest": self.data_digest,
             "num_scenes": self.num_scenes,
             "protocol": self.protocol,
+            "precision": self.precision,
             "scores": "softmax affinity of the pixel's group"
             if self.segmentation.grouping
             else "softmax affinity of the image token",
@@ -131,6 +134,7 @@ class EvaluationReport:
             kind = "below" if rules.background_rule == "below_threshold" else "as a class of score"
             parts.append(f"background {kind} {self.thresholds['groups']}")
         parts += [f"PAMR x {rules.pamr_iterations}"] if rules.pamr_iterations is not None else []
+        parts += [self.precision] if self.precision != "float32" else []
         count = len(rules.templates)
         parts.append(f'"{rules.templates[0]}"' if count == 1 else f"{count} prompt templates")
         return ", ".join(parts)

@@ -10,6 +10,7 @@ from typing import Any
 from groupvit.config import to_dict
 from pipelines.checkpoint_evaluator import CheckpointEvaluator
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten
+from pipelines.evaluation_record import missing_steps
 from pipelines.provenance import code_version
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
@@ -31,6 +32,10 @@ class Job:
     def evaluates(self) -> bool:
         """Whether checkpoints are evaluated beside the training."""
         return self.config.evaluation.every_n_steps is not None
+
+    def steps_to_evaluate(self) -> list[int]:
+        """Steps of checkpoints that are there, due, and not evaluated yet."""
+        return missing_steps(self.run, self.config.evaluation.every_n_steps, self.config.training.num_steps)
 
     @property
     def spool_folder(self) -> Path:

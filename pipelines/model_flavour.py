@@ -5,6 +5,8 @@ Nothing here makes a run active or ends one: the run may be written to by anothe
 
 import contextlib
 import json
+import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,6 +64,8 @@ def log_model_to_mlflow(
     Raises:
         ValueError: no checkpoint, no such run, or MLflow refuses or cannot be reached.
     """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its steps, and a bar for copying two local files
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if alias is not None and registered_name is None:
         raise ValueError(f"alias={alias} needs a registered model: give registered_name")
     notice = license or license_of(load_state(checkpoint_folder))

@@ -28,7 +28,7 @@ from groupvit.config import to_dict
 from pipelines.checkpoint_evaluator import check_evaluation, register_best
 from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
-from pipelines.evaluation_record import EvaluationRecord
+from pipelines.evaluation_record import EvaluationRecord, read_record
 from pipelines.ingest import iter_slices, training_slices
 from pipelines.job import Job, start_or_continue, with_absolute_paths
 from pipelines.progress import RunStoppedError
@@ -56,14 +56,13 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
     job = start_or_continue(run, config, datasets)
     first_step = run.latest_step()
-    evaluations = None
-    if first_step < config.training.num_steps or job.evaluates:
-        evaluations = _train(job)
-    return _summary(job, first_step, evaluations)
+    if first_step < config.training.num_steps or job.steps_to_evaluate():
+        _train(job)
+    return _summary(job, first_step, read_record(run) if job.evaluates else None)
 
 
-def _train(job: Job) -> EvaluationRecord | None:
-    """Trains what is left to train, evaluates beside it and after it; what is known of the evaluations, if any."""
+def _train(job: Job) -> None:
+    """Trains what is left to train, evaluates beside it and after it."""
     config = job.config
     training, evaluation = config.training, config.evaluation
     if starts_here():
@@ -85,7 +84,8 @@ def _train(job: Job) -> EvaluationRecord | None:
             if evaluator is not None:
                 evaluator.stop()
             raise
-        return None if evaluator is None else evaluator.finish()
+        if evaluator is not None:
+            evaluator.finish()
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:

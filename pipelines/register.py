@@ -8,7 +8,6 @@ It is then there for everyone who knows the server: `mlflow.pyfunc.load_model("m
 import contextlib
 import dataclasses
 import hashlib
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +50,6 @@ def register(config: RegisterConfig) -> dict[str, Any]:
             "tracking_uri is not given and MLFLOW_TRACKING_URI is not set: give a server or database, like "
             "http://localhost:5000 or sqlite:///runs/mlflow.db"
         )
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its steps, and a bar for copying two local files
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
     with local_checkpoint(config.checkpoint) as folder:
         state = load_state(folder)

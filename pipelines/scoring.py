@@ -15,6 +15,7 @@ from torch import Tensor
 from groupvit.config import SegmentationConfig
 from groupvit.metrics import GroupUsage, boundary_counts, confusion_matrix, segmentation_metrics
 from groupvit.model import GroupViT
+from groupvit.precision import Precision
 from groupvit.segmentation import Words, label, oracle, predict_groups, usage
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import Example, encode_labels, label_palette
@@ -91,6 +92,8 @@ class Task:
     """Scenes kept as examples."""
     batch_size: int | None = None
     """Windows that go through the image tower together; None: what suits the device."""
+    precision: Precision = "float32"
+    """What the image tower computes in."""
 
 
 SCENES_PER_BLOCK = 16
@@ -121,7 +124,9 @@ class Scorer:
         total = Scores(num_scenes=len(scenes))
         for method in task.methods:
             images = [scene.image for scene in scenes]
-            encoded = encode_views(self._model, images, method.segmentation, batch_size=task.batch_size)
+            encoded = encode_views(
+                self._model, images, method.segmentation, batch_size=task.batch_size, precision=task.precision
+            )
             words = self._words(task, method.segmentation)
             for scene, views in zip(scenes, encoded, strict=True):
                 size = (scene.mask.shape[0], scene.mask.shape[1])

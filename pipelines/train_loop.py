@@ -180,10 +180,10 @@ def _save(
 
 
 def _kept_for_evaluation(config: ExperimentConfig, run: RunFolder) -> frozenset[int]:
-    every = config.evaluation.every_n_steps
-    if every is None:
+    if config.evaluation.every_n_steps is None:
         return frozenset()
-    return read_record(run).kept_steps(run.checkpoint_steps(), every, config.training.num_steps)
+    steps = run.checkpoint_steps()
+    return read_record(run).kept_steps(steps, config.evaluation.every_n_steps, config.training.num_steps)
 
 
 def _restore(

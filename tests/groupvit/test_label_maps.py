@@ -132,6 +132,16 @@ def test_windows_are_the_same_in_any_batch(model: GroupViT, stem: str, grouping:
                 assert all(map(torch.equal, window.group_maps, alone.group_maps))
 
 
+def test_bfloat16_changes_little(model: GroupViT, classes: Tensor) -> None:
+    image = photo(75, 131)
+    [views], [fast] = (encode_views(model, [image], ODD, precision=precision) for precision in ("float32", "bfloat16"))
+    words = Words.of(model, classes, None, ODD)
+    labels, of_fast = (label(found, words, (75, 131), ODD, (None,))[0] for found in (views, fast))
+    assert fast[0].windows[0].segments.dtype == torch.float32
+    assert not torch.equal(fast[0].windows[0].segments, views[0].windows[0].segments)
+    assert (labels == of_fast).mean() > 0.8
+
+
 def test_the_oracle_finds_masks_that_the_groups_have(model: GroupViT) -> None:
     image, config = photo(64, 96), replace(ODD, short_side=64, window=None)
     [[view]] = encode_views(model, [image], config)

@@ -26,6 +26,7 @@ from groupvit.config import ModelConfig, SegmentationConfig
 from groupvit.interop import to_hugging_face
 from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label
+from groupvit.training import Precision
 from groupvit.transforms import resize_short_side, to_tensor
 from groupvit.windows import encode_views, windows
 
@@ -123,7 +124,7 @@ def straightforward(
     return resized[0].argmax(dim=0).numpy()
 
 
-def compare(name: str, num_images: int, repeats: int, own_tower: bool) -> dict[str, float]:
+def compare(name: str, num_images: int, repeats: int, own_tower: bool, precision: Precision) -> dict[str, float]:
     num_classes, threshold = BENCHMARKS[name]
     model = our_model()
     classes = F.normalize(torch.randn(num_classes, 256, generator=torch.Generator().manual_seed(1)), dim=-1)
@@ -132,7 +133,7 @@ def compare(name: str, num_images: int, repeats: int, own_tower: bool) -> dict[s
     masks, tower = our_tower(model) if own_tower else their_tower(model)
 
     def ours(images: list[np.ndarray]) -> list[np.ndarray]:
-        encoded = encode_views(model, images, config)
+        encoded = encode_views(model, images, config, precision=precision)
         return [label(views, words, (375, 500), config, (threshold,))[0] for views in encoded]
 
     def theirs(images: list[np.ndarray]) -> list[np.ndarray]:
@@ -165,12 +166,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="images of a turn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--own-tower", action="store_true", help="the other side runs our tower, twice")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of our tower")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     results = {}
     for name in BENCHMARKS:
-        result = results[name] = compare(name, arguments.images, arguments.repeats, arguments.own_tower)
+        result = results[name] = compare(
+            name, arguments.images, arguments.repeats, arguments.own_tower, arguments.precision
+        )
         print(
             f"{name:8} ours {result['ours_images_per_second']:.2f} images/s  straightforward "
             f"{result['theirs_images_per_second']:.2f}  ratio {result['ratio']:.2f} (bar {BAR})  equal pixels "
