@@ -11,8 +11,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+import sqlalchemy
 import yaml
+
+from pipelines import storage
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra/mlflow"
@@ -56,6 +60,14 @@ def test_images_have_versions(services):
         ]
 
 
+def test_the_database_is_spoken_to_by_the_driver_that_is_installed(services):
+    uri = sqlalchemy.make_url(services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"])
+    assert uri.drivername == "postgresql+psycopg2"  # without a driver's name, SQLAlchemy wants one we do not install
+    assert uri.password is None
+    assert "'psycopg2-binary==" in (FOLDER / "Dockerfile").read_text()
+    assert "postgresql+psycopg2://" in (FOLDER / "kubernetes/deployment.yaml").read_text()
+
+
 def command() -> list[str]:
     """What the image runs."""
     (entry,) = re.findall(r"^ENTRYPOINT (.+)$", (FOLDER / "Dockerfile").read_text(), re.MULTILINE)
@@ -72,7 +84,7 @@ def status(port: int, path: str, host: str) -> int:
 
 
 @pytest.mark.slow
-def test_answers_those_who_call_it_by_its_name(tmp_path, container):
+def test_keeps_artifacts_in_the_bucket_and_answers_those_who_call_it_by_its_name(tmp_path, container, bucket):
     """The image's command with the deployment's environment, but for the database, which is SQLite here."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -85,7 +97,7 @@ def test_answers_those_who_call_it_by_its_name(tmp_path, container):
     environment = {
         **os.environ,
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
-        "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
+        "MLFLOW_ARTIFACTS_DESTINATION": f"{bucket}/mlflow",
         "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
     }
     with (tmp_path / "log").open("w") as log:
@@ -103,7 +115,10 @@ def test_answers_those_who_call_it_by_its_name(tmp_path, container):
         assert status(port, search, "mlflow.groupvit.svc:5000") == 200  # as common/kustomization.yaml has it
         assert status(port, search, f"127.0.0.1:{port}") == 200
         assert status(port, search, "elsewhere.example") == 403
-        assert (tmp_path / "mlflow.db").exists()
+        client = mlflow.MlflowClient(f"http://127.0.0.1:{port}")
+        run_id = client.create_run("0").info.run_id
+        client.log_text(run_id, "hello", "greeting.txt")
+        assert storage.read_bytes(f"{bucket}/mlflow/0/{run_id}/artifacts/greeting.txt") == b"hello"
     finally:
         server.terminate()
         server.wait(timeout=60)
