@@ -75,7 +75,11 @@ def load(folder: str | Path) -> GroupViT:
         ValueError: not a checkpoint, written by a newer version, or its tensors do not fit its config.
     """
     folder = Path(folder)
-    model = GroupViT(from_dict(ModelConfig, load_state(folder)["model"]))
+    try:
+        config = from_dict(ModelConfig, load_state(folder)["model"])
+    except TypeError as error:  # a value of another type than the field's
+        raise ValueError(f"{folder / STATE_FILE} is damaged ({error}): use another checkpoint") from None
+    model = GroupViT(config)
     load_weights(model, folder)
     return model.eval()
 
@@ -112,6 +116,8 @@ def load_state(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from None
     if not isinstance(state, dict) or not set(_OWN_KEYS) <= set(state):
         raise ValueError(f"{folder} is not a checkpoint: {STATE_FILE} lacks one of {', '.join(_OWN_KEYS)}")
+    if not isinstance(state["format_version"], int):
+        raise ValueError(f"{path} is damaged (format_version is no number): use another checkpoint")
     if state["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has format_version={state['format_version']}, newer than {FORMAT_VERSION}, the last one known "

@@ -35,6 +35,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
         with Image.open(io.BytesIO(data)) as image:
             _check_size(image.height, image.width, max_pixels)
             return np.array(image.convert("RGB"))
+    except UnidentifiedImageError:  # whose message is an address in memory
+        raise ValueError("image: cannot be decoded: it is no image file of a known format") from None
     except Exception as error:  # decoders raise errors of every kind on damaged files
         raise ValueError(f"image: cannot be decoded: {error}") from error
 

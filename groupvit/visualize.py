@@ -1,9 +1,11 @@
 """Pictures of segmentations: image, truth, prediction and the groups of each stage side by side, with a legend.
 
-Everything returns a PIL image; nothing is written here. Label maps are uint8 [H, W], images uint8 [H, W, 3].
+Everything returns a PIL image, or the bytes of a file; nothing is written here. Label maps are uint8 [H, W], images
+uint8 [H, W, 3].
 """
 
 import colorsys
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +69,14 @@ def label_palette(num_labels: int, has_background: bool, colours: Sequence[RGB] 
             table[0] = BACKGROUND
     table[IGNORE_INDEX] = IGNORED
     return table
+
+
+def encode_labels(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> bytes:
+    """A label map as a PNG of indexes [H, W] with a palette [256, 3], so that it can be read back and looked at."""
+    picture, file = Image.fromarray(labels).convert("P"), io.BytesIO()
+    picture.putpalette(colours.tobytes())
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def overlay(

@@ -18,9 +18,12 @@ from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.config import ExperimentConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation_record import EvaluationRecord, is_due, read_record, write_record
+from pipelines.model_flavour import log_model_to_mlflow, registered_miou
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import Tracker
 
+BEST = "best"
+"""Alias of the registered version with the highest mIoU."""
 _LOOK_EVERY_SECONDS = 2.0
 
 
@@ -123,6 +126,31 @@ class CheckpointEvaluator:
         best = ", the best so far" if max(scored.values()) == scored[step] else ""
         shown = "  ".join(f"{name} {value:.2f} %" for name, value in scores.items())
         self._say(f"evaluated step {step}: mIoU {shown}{best} ({summary['seconds']:.0f} s)")
+
+
+def register_best(
+    config: ExperimentConfig, run: RunFolder, record: EvaluationRecord, run_id: str, tracking_uri: str
+) -> str | None:
+    """Registers the run's best checkpoint as a version of its model in MLflow; the URI of that version, or None where
+    there is nothing to register. The alias `best` goes to it unless the version that has it scored higher.
+
+    ValueError if MLflow refuses or cannot be reached.
+    """
+    step, name = record.best_step, config.evaluation.registered_model
+    if step is None or name is None:
+        return None
+    name = config.name if name == "default" else name
+    score, highest = record.scores[step], registered_miou(name, BEST, tracking_uri)
+    with run.local_checkpoint(step) as folder:
+        return log_model_to_mlflow(
+            folder,
+            run_id=run_id,
+            tracking_uri=tracking_uri,
+            registered_name=name,
+            alias=BEST if highest is None or round(score, 2) >= highest else None,
+            step=step,
+            metrics={"miou": score},
+        )
 
 
 def _evaluate_config(config: ExperimentConfig, *, checkpoint: str, out: str) -> EvaluateConfig:

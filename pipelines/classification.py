@@ -9,17 +9,14 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
-from ray.util import ActorPool
 
 from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, SUBSET_PROMPT_TEMPLATES
 from groupvit.checkpoint import load, load_state
@@ -30,7 +27,8 @@ from groupvit.transforms import center_crop, to_tensor
 from groupvit.zero_shot import class_embeddings, classify
 from pipelines.benchmarks.imagenet import ImageNetDataset, LabelledImage
 from pipelines.checkpoints import local_checkpoint
-from pipelines.cluster import check_room, ray_cluster
+from pipelines.model_workers import model_workers
+from pipelines.progress_line import ProgressLine
 
 TEMPLATES = {"simple": PLAIN_TEMPLATES, "subset": SUBSET_PROMPT_TEMPLATES, "full": PROMPT_TEMPLATES}
 CLASSES_PER_TASK = 50
@@ -100,13 +98,14 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
     """
     started = time.monotonic()
     with local_checkpoint(config.checkpoint) as folder:
-        model, license_notice = load(folder), license_of(load_state(folder))
+        model, state = load(folder), load_state(folder)
     hits = _count_hits(config, dataset, model)
     num_images = int(hits.images.sum())
     seconds = time.monotonic() - started
     summary = {
         "checkpoint": config.checkpoint,
-        "license": license_notice,
+        "step": int(state.get("step") or 0),
+        "license": license_of(state),
         "benchmark": "imagenet",
         "data": dataset.uri,
         "data_digest": dataset.digest,
@@ -141,7 +140,7 @@ class Classifier:
         self._tokenizer = Tokenizer()
         self._device = device
 
-    def embed(self, classes: Sequence[str], templates: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, templates: Sequence[str], classes: Sequence[str]) -> NDArray[np.float32]:
         """Class embeddings of unit length, [C, D]."""
         return class_embeddings(self._model, self._tokenizer, classes, templates).cpu().numpy()
 
@@ -167,62 +166,19 @@ class Classifier:
         return hits
 
 
-class _Worker:
-    """A `Classifier` in an actor. The model comes with each call and is read once, so a restarted one gets it again."""
-
-    def __init__(self, num_threads: int, device: str) -> None:
-        self._num_threads, self._device = num_threads, device
-        self._classifier: Classifier | None = None
-
-    def embed(
-        self, model: list[ray.ObjectRef], classes: Sequence[str], templates: Sequence[str]
-    ) -> NDArray[np.float32]:
-        """`model` is a reference in a list, which Ray hands over without reading it."""
-        return self._get(model).embed(classes, templates)
-
-    def count_hits(self, model: list[ray.ObjectRef], task: Task, block: Any) -> Hits:
-        return self._get(model).count_hits(task, block)
-
-    def _get(self, model: list[ray.ObjectRef]) -> Classifier:
-        if self._classifier is None:
-            self._classifier = Classifier(ray.get(model[0]), num_threads=self._num_threads, device=self._device)
-        return self._classifier
-
-
 def _count_hits(config: ClassifyConfig, dataset: ImageNetDataset, model: GroupViT) -> Hits:
-    templates, names = TEMPLATES[config.templates], dataset.classes
+    names = dataset.classes
     parts = [names[start : start + CLASSES_PER_TASK] for start in range(0, len(names), CLASSES_PER_TASK)]
-    each = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
-    with ray_cluster():
-        check_room("num_workers", config.num_workers, each, ray.cluster_resources(), "the Ray cluster")
-        worker: Any = ray.remote(
-            num_cpus=config.cpus_per_worker, num_gpus=config.gpus_per_worker, max_restarts=3, max_task_retries=3
-        )(_Worker)
-        device = "cuda" if config.gpus_per_worker else "cpu"
-        actors = [worker.remote(config.cpus_per_worker, device) for _ in range(config.num_workers)]
-        shared = ray.put(model)
-        try:
-            embedded = _each(actors, lambda actor, part: actor.embed.remote([shared], part, templates), parts)
-            embeddings = np.concatenate(embedded)
-            task = ray.put(Task(dataset=dataset, embeddings=embeddings, batch_size=config.batch_size))
-            total = Hits.none(len(names))
-            for hits in _each(
-                actors, lambda actor, block: actor.count_hits.remote([shared], task, block), dataset.blocks()
-            ):
-                total = total.plus(hits)
-            return total
-        finally:
-            for actor in actors:
-                ray.kill(actor)
-
-
-def _each(actors: Sequence[Any], call: Callable[[Any, Any], Any], items: Sequence[Any]) -> list[Any]:
-    """The result for each item, in order, from whichever actor is free. A ValueError of an actor is raised here."""
-    pool: Any = ActorPool(list(actors))
-    try:
-        return list(pool.map(call, items))
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ValueError) else error from None
+    resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
+    with model_workers(Classifier, model, config.num_workers, **resources) as workers:
+        embedded = dict(workers.each(Classifier.embed, TEMPLATES[config.templates], parts))
+        embeddings = np.concatenate([embedded[index] for index in range(len(parts))])
+        task = Task(dataset=dataset, embeddings=embeddings, batch_size=config.batch_size)
+        total, progress = Hits.none(len(names)), ProgressLine("imagenet: classified", len(dataset.labels), "images")
+        for _, hits in workers.each(Classifier.count_hits, task, dataset.blocks()):
+            total = total.plus(hits)
+            progress.add(int(hits.images.sum()))
+    return total
 
 
 def _batches(images: Iterator[LabelledImage], batch_size: int) -> Iterator[list[LabelledImage]]:

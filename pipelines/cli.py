@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -21,6 +22,10 @@ from typing import Any, NoReturn, TypeVar
 from pipelines.partial import PartlyDone
 
 Config = TypeVar("Config")
+
+_INVALID_CHOICE = re.compile(
+    r"invalid choice '(?P<value>.*)' for argument '--(?P<flag>.*)'. Expected one of (?P<known>.*)"
+)
 
 _USAGE = """\
 Train GroupViT on image-text pairs, and segment images by words with it.
@@ -32,9 +37,11 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
+  groupvit evaluate --checkpoint runs/debug --root data --benchmark voc21   or all; see docs/evaluation.md
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
   groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's
   groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
+  groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
   groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 --from-run RUN   hours and money a training will take
 
@@ -106,6 +113,14 @@ def export(arguments: Sequence[str]) -> dict[str, Any]:
     from pipelines.export import export as run
 
     return run(parse(ExportConfig, arguments, prog="groupvit export"))
+
+
+def register(arguments: Sequence[str]) -> dict[str, Any]:
+    """Register a checkpoint as a model in MLflow."""
+    from pipelines.register import RegisterConfig
+    from pipelines.register import register as run
+
+    return run(parse(RegisterConfig, arguments, prog="groupvit register"))
 
 
 def app(arguments: Sequence[str]) -> dict[str, Any]:
@@ -203,6 +218,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "segment": segment,
     "import-weights": import_weights,
     "export": export,
+    "register": register,
     "app": app,
     "cost": cost,
     "prepare-context": prepare_context,
@@ -274,7 +290,10 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
             )
     except SystemExit as exit_:
         if exit_.code:
-            raise ValueError(_first_message(drawn.getvalue())) from None
+            message = _first_message(drawn.getvalue())
+            if choice := _INVALID_CHOICE.search(message):
+                _unknown(choice["flag"], choice["value"], re.findall(r"'([^']*)'", choice["known"]))
+            raise ValueError(message) from None
         raise
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -302,14 +321,14 @@ def _take(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _first_message(box: str) -> str:
-    """The text of the parser's box up to its first rule, without the frame."""
+    """The text of the parser's box up to its first rule, without the frame. Where the terminal takes ASCII only, the
+    box has a title and a rule in place of the frame.
+    """
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    message: list[str] = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        message.append(line)
-    return " ".join(message)
+    rules = [index for index, line in enumerate(lines) if line and set(line) <= {"─", "-"}]
+    first = 0 if "╭" in box or not rules else rules[0] + 1
+    last = next((rule for rule in rules if rule > first), len(lines))
+    return " ".join(" ".join(lines[first:last]).split())
 
 
 def _flags(config_type: Any, prefix: str = "--") -> dict[str, Any]:

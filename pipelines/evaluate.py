@@ -38,9 +38,9 @@ from pipelines.evaluation_report import (
     table,
     write_report,
 )
+from pipelines.model_workers import ModelWorkers, model_workers
 from pipelines.progress_line import ProgressLine
-from pipelines.scoring import Method, Scores, Task, mean_usage
-from pipelines.scoring_workers import ScoringWorkers, scoring_workers
+from pipelines.scoring import Method, Scorer, Scores, Task, mean_usage, score_all
 
 CANDIDATE_THRESHOLDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
@@ -137,7 +137,7 @@ def evaluate(
         model, state = load(folder), load_state(folder)
     resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
     summaries: dict[str, dict[str, Any]] = {}
-    with scoring_workers(model, config.num_workers, **resources) as workers:
+    with model_workers(Scorer, model, config.num_workers, **resources) as workers:
         for dataset in datasets:
             out = Path(config.out) / dataset.benchmark if config.benchmark == "all" else Path(config.out)
             chosen = segmentation or segmentation_for(config, dataset, model, state)
@@ -195,7 +195,14 @@ def _classify(config: EvaluateConfig) -> dict[str, Any]:
     summary = classify_images(task, open_imagenet(config.root))
     if config.mlflow_run is not None:
         names = {f"imagenet/{name}": value for name, value in summary["metrics"].items()}
-        log_to_mlflow(names, summary["license"], Path(config.out), config.mlflow_run, config.tracking_uri)
+        log_to_mlflow(
+            names,
+            summary["license"],
+            Path(config.out),
+            config.mlflow_run,
+            config.tracking_uri,
+            step=summary["step"],
+        )
     return summary
 
 
@@ -219,7 +226,7 @@ def _evaluate_one(
     config: EvaluateConfig,
     dataset: SegmentationDataset,
     segmentation: SegmentationConfig,
-    workers: ScoringWorkers,
+    workers: ModelWorkers,
     out: Path,
     state: dict[str, Any],
     show: bool,
@@ -237,17 +244,19 @@ def _evaluate_one(
         methods = _calibrated(workers, calibration, methods, config, show)
     task = Task(dataset=dataset, methods=methods, details=True, drawn=drawn, batch_size=config.batch_size)
     progress = ProgressLine(f"{dataset.benchmark}: scored", len(chosen), "images") if show else None
-    scores = workers.score(task, chosen, progress)
+    scores = score_all(workers, task, chosen, progress)
     report = EvaluationReport(
         checkpoint=config.checkpoint,
         benchmark=dataset.benchmark,
         root=config.root,
         data_digest=dataset.digest,
+        step=int(state.get("step") or 0),
         license=license_of(state),
         classes=dataset.classes,
         words=dataset.words,
         has_background=dataset.has_background,
         protocol=_protocol(config, dataset),
+        rules_changed=config.background_threshold is not None or config.templates not in (None, "simple"),
         segmentation=methods[0].segmentation,
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),
@@ -258,7 +267,17 @@ def _evaluate_one(
         print(table(report))
     write_report(report, scores, out, save_predictions=config.save_predictions)
     if config.mlflow_run is not None:
-        log_to_mlflow(report.metrics(), report.license, out, config.mlflow_run, config.tracking_uri)
+        # Files of several benchmarks have the same names.
+        folder = f"evaluation/{dataset.benchmark}" if config.benchmark == "all" else "evaluation"
+        log_to_mlflow(
+            report.metrics(),
+            report.license,
+            out,
+            config.mlflow_run,
+            config.tracking_uri,
+            step=report.step,
+            folder=folder,
+        )
     return report.summary()
 
 
@@ -282,7 +301,7 @@ def _methods(
 
 
 def _calibrated(
-    workers: ScoringWorkers,
+    workers: ModelWorkers,
     calibration: SegmentationDataset,
     methods: tuple[Method, ...],
     config: EvaluateConfig,
@@ -293,7 +312,7 @@ def _calibrated(
     task = Task(dataset=calibration, methods=tried, details=False, batch_size=config.batch_size)
     chosen = _evenly_spaced(calibration, config.max_scenes)
     progress = ProgressLine("background threshold: tried on", len(chosen), "images") if show else None
-    scores = workers.score(task, chosen, progress)
+    scores = score_all(workers, task, chosen, progress)
     calibrated = []
     for method in methods:
         matrices = np.sum([matrix for (_, name), matrix in scores.confusion.items() if name == method.name], axis=0)

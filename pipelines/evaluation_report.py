@@ -48,6 +48,8 @@ class EvaluationReport:
     benchmark: str
     root: str
     data_digest: str
+    step: int
+    """Training steps of the checkpoint; 0 where it does not say."""
     license: str | None
     """The notice that the checkpoint carries, if it does."""
     classes: tuple[str, ...]
@@ -55,6 +57,8 @@ class EvaluationReport:
     """What each class but the background was looked for by."""
     has_background: bool
     protocol: Literal["model", "paper", "unified"]
+    rules_changed: bool
+    """Whether settings replace some of the protocol's, so that published numbers do not compare."""
     segmentation: SegmentationConfig
     thresholds: dict[str, float | None]
     """Background threshold by method."""
@@ -83,6 +87,7 @@ class EvaluationReport:
         """JSON-safe: what metrics.json holds."""
         return {
             "checkpoint": self.checkpoint,
+            "step": self.step,
             "license": self.license,
             "benchmark": self.benchmark,
             "root": self.root,
@@ -109,7 +114,7 @@ class EvaluationReport:
     def published(self) -> tuple[tuple[str, str], ...]:
         """(model, mIoU in percent) as papers report them for this benchmark and protocol; none if its rules were
         changed."""
-        if self.protocol == "model":
+        if self.protocol == "model" or self.rules_changed:
             return ()
         return PUBLISHED.get((self.protocol, self.benchmark), ())
 
@@ -201,10 +206,17 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
 
 
 def log_to_mlflow(
-    metrics: Mapping[str, float], license_notice: str | None, out: Path, run_id: str, tracking_uri: str | None
+    metrics: Mapping[str, float],
+    license_notice: str | None,
+    out: Path,
+    run_id: str,
+    tracking_uri: str | None,
+    *,
+    step: int,
+    folder: str = "evaluation",
 ) -> None:
-    """Adds metrics, the folder's tables and pictures (not the predictions) and the licence of the weights to an
-    existing run, under evaluation/."""
+    """Adds metrics, the tables and pictures in `out` (not the predictions) and the licence of the weights to an
+    existing run: metrics under evaluation/ at the checkpoint's step, files under `folder`."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
     from mlflow.exceptions import MlflowException
@@ -215,14 +227,14 @@ def log_to_mlflow(
     try:
         client.log_batch(
             run_id,
-            metrics=[Metric(f"evaluation/{key}", value, now, 0) for key, value in metrics.items()],
+            metrics=[Metric(f"evaluation/{key}", value, now, step) for key, value in metrics.items()],
             tags=tags,
         )
     except MlflowException as error:
         raise ValueError(f"mlflow_run={run_id} cannot be written to: {error}") from None
     for file in sorted(out.iterdir()):
         if file.is_file():
-            client.log_artifact(run_id, str(file), "evaluation")
+            client.log_artifact(run_id, str(file), folder)
 
 
 def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:

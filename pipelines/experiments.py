@@ -49,7 +49,7 @@ def debug() -> ExperimentConfig:
         training=TrainingConfig(
             num_steps=20, global_batch_size=32, precision="float32", checkpoint_every_n_steps=10, log_every_n_steps=1
         ),
-        segmentation=SegmentationConfig(short_side=64, max_long_side=256, window=64, stride=32),
+        segmentation=SegmentationConfig(short_side=64, max_long_side=256, window=64, stride=32, antialias=True),
     )
 
 
@@ -118,6 +118,8 @@ def demo() -> ExperimentConfig:
             top_classes=None,
             scales=(1.0, 1.5),
             flip=True,
+            antialias=True,
+            background_threshold=0.25,  # near what calibration finds; `evaluate` chooses it on scenes of its own
         ),
     )
 

@@ -25,7 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
-from pipelines.checkpoint_evaluator import check_evaluation
+from pipelines.checkpoint_evaluator import check_evaluation, register_best
 from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord
@@ -212,6 +212,12 @@ def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) ->
     tracker = job.open_tracker(system_metrics=False)
     if tracker is not None:
         tracker.close("FINISHED")  # sends what a worker may have left unsent
+    registered = None
+    if evaluations is not None and tracker is not None and tracker.run_id and job.identity is not None:
+        try:
+            registered = register_best(config, job.run, evaluations, tracker.run_id, job.identity.uri)
+        except ValueError as error:  # the training is done; the same command tries again
+            print(f"the best checkpoint was not registered: {error}", file=sys.stderr)
     return {
         "experiment": config.name,
         "run": config.run_name,
@@ -224,6 +230,7 @@ def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) ->
         "substituted_images": state["substituted_images"],
         "mlflow_run_id": None if tracker is None else tracker.run_id,
         "evaluations": None if evaluations is None else evaluations.summary(),
+        "registered_model": registered,
     }
 
 

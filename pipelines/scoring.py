@@ -1,17 +1,15 @@
-"""Scores scenes: what one worker of an evaluation does, without Ray.
+"""Scores scenes: what one worker of an evaluation does, and the sum over all of them.
 
 Sums are of whole pixels, so they can be added in any order.
 """
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from groupvit.config import SegmentationConfig
@@ -19,10 +17,12 @@ from groupvit.metrics import GroupUsage, boundary_counts, confusion_matrix, segm
 from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label, oracle, predict_groups, usage
 from groupvit.tokenizer import Tokenizer
-from groupvit.visualize import Example, label_palette
+from groupvit.visualize import Example, encode_labels, label_palette
 from groupvit.windows import View, encode_views
 from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
+from pipelines.model_workers import ModelWorkers
+from pipelines.progress_line import ProgressLine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,19 @@ class Task:
     """Windows that go through the image tower together; None: what suits the device."""
 
 
+SCENES_PER_BLOCK = 16
+
+
+def score_all(workers: ModelWorkers, task: Task, chosen: Sequence[int], progress: ProgressLine | None = None) -> Scores:
+    """Sums over the chosen scenes, by workers made of `Scorer`. ValueError for a scene that cannot be read."""
+    total = Scores()
+    for _, scores in workers.each(Scorer.score, task, task.dataset.blocks(chosen, SCENES_PER_BLOCK)):
+        total.add(scores)
+        if progress is not None:
+            progress.add(scores.num_scenes)
+    return total
+
+
 class Scorer:
     """Holds a model; scores blocks of scenes. The windows of a block go through the image tower in batches."""
 
@@ -154,14 +167,6 @@ class Scorer:
 def mean_usage(usage: Mapping[int, Sequence[GroupUsage]], scenes: Sequence[int]) -> list[GroupUsage]:
     """The means over scenes, in the order given: one per grouping stage."""
     return [GroupUsage.mean(stage) for stage in zip(*(usage[scene] for scene in scenes), strict=True)]
-
-
-def encode_labels(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> bytes:
-    """A label map as a PNG of indexes [H, W] with a palette [256, 3], so that it can be read back and looked at."""
-    picture, file = Image.fromarray(labels).convert("P"), io.BytesIO()
-    picture.putpalette(colours.tobytes())
-    picture.save(file, format="PNG")
-    return file.getvalue()
 
 
 def _scene_result(scene: Scene, matrix: NDArray[np.int64]) -> SceneResult:

@@ -24,14 +24,13 @@ from groupvit.config import to_dict
 from groupvit.segmentation import SegmentationConfig
 from groupvit.segmenter import Segmented, Segmenter
 from groupvit.tokenizer import Tokenizer
-from groupvit.visualize import group_picture, label_palette, overlay, with_legend
+from groupvit.visualize import encode_labels, group_picture, label_palette, overlay, with_legend
 from groupvit.words import parse_words
 from pipelines import storage
 from pipelines.checkpoints import local_checkpoint
 from pipelines.evaluate import protocol_of
 from pipelines.partial import PartlyDone
 from pipelines.pictures import read_picture
-from pipelines.scoring import encode_labels
 
 LONGEST_DRAWN = 2048
 """Pixels of the longer side of overlays and group pictures; labels have the image's own size."""

@@ -17,8 +17,7 @@ from PIL import Image
 
 from groupvit.decode import decode_upright
 from groupvit.segmenter import Segmented, Segmenter, check_image
-from groupvit.visualize import label_palette, pixel_groups, ranks_by_size
-from pipelines.scoring import encode_labels
+from groupvit.visualize import encode_labels, label_palette, pixel_groups, ranks_by_size
 
 LONGEST_SIDE = 1024
 """Of the maps of an answer, in pixels, also for smaller images: edges are then as fine as the page shows them."""

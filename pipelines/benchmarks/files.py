@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from groupvit.decode import MAX_PIXELS, decode_image
 from pipelines import storage
@@ -175,5 +175,7 @@ def _decode_values(content: bytes) -> NDArray[np.uint8]:
             if file.width * file.height > MAX_PIXELS:
                 raise ValueError(f"has {file.width}×{file.height} pixels, more than {MAX_PIXELS:,}: no label file")
             return np.array(file)
+    except UnidentifiedImageError:  # whose message is an address in memory
+        raise ValueError("cannot be decoded as an image: it is no image file of a known format") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNGs
         raise ValueError(f"cannot be decoded as an image ({error})") from error

@@ -89,6 +89,14 @@ def test_results_land_at_their_steps_and_the_training_is_the_same(folders: dict[
     pictures = [Path(file.path).name for file in client.list_artifacts(summary["mlflow_run_id"], "images")]
     assert {int(name.split("+step+")[1].split("+")[0]) for name in pictures if "seen" in name} == set(STEPS)
 
+    # The best is registered, once.
+    assert pretrain(make_config(folders, "evaluated"))["registered_model"] == summary["registered_model"]
+    [version] = client.search_model_versions("name = 'debug'")
+    assert summary["registered_model"] == f"models:/debug/{version.version}"
+    assert version.tags["groupvit.step"] == str(record["best_step"])
+    assert client.get_model_version_by_alias("debug", "best").version == version.version
+    assert float(version.tags["groupvit.miou"]) == pytest.approx(record["scores"][record["best_step"]], abs=0.01)
+
     # The best is kept beside the newest, and gives its score again.
     run = RunFolder(f"{folders['runs']}/evaluated")
     assert run.checkpoint_steps() == sorted({record["best_step"], STEPS[-1]})

@@ -189,14 +189,17 @@ def test_data_without_background_and_a_subset(checkpoint: str, tmp_path: Path) -
     assert "seen/all_background_miou" not in summary["metrics"]
 
 
-def test_results_go_to_an_existing_mlflow_run(checkpoint: str, scenes: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("notice", [None, "For research only."])
+def test_results_go_to_an_existing_mlflow_run(notice: str | None, checkpoint: str, scenes: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("evaluation", artifact_location=str(tmp_path / "artifacts")))
+    if notice is not None:
+        save(tmp_path / "licensed", load(checkpoint), state={"license": notice})
     config = EvaluateConfig(
-        checkpoint=checkpoint,
+        checkpoint=checkpoint if notice is None else str(tmp_path / "licensed"),
         root=scenes,
         out=str(tmp_path / "out"),
         max_scenes=2,
@@ -204,8 +207,9 @@ def test_results_go_to_an_existing_mlflow_run(checkpoint: str, scenes: str, tmp_
         tracking_uri=uri,
     )
     summary = evaluate(config, WHOLE)
-    logged = client.get_run(run.info.run_id).data.metrics
-    assert logged["evaluation/seen/miou"] == pytest.approx(summary["metrics"]["seen/miou"])
+    logged = client.get_run(run.info.run_id).data
+    assert logged.metrics == {f"evaluation/{name}": pytest.approx(value) for name, value in summary["metrics"].items()}
+    assert logged.tags.get("groupvit.license") == summary["license"] == notice
     files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
     assert {"evaluation/examples_seen.png", "evaluation/per_class.md", "evaluation/metrics.json"} <= files
 

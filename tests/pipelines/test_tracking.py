@@ -1,13 +1,9 @@
 """Tracking against a real MLflow server on SQLite, also while it is killed and started again."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,53 +11,15 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.tracking import JOB_TAG, RunIdentity, TrackedDataset, Tracker, find_run
+from tests.pipelines.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.timeout(600)  # the server needs seconds to start, or minutes on a machine that is busy
 
 
-class Server:
-    """An MLflow server on a free port of 127.0.0.1 that can be killed and started again on the same database."""
-
-    def __init__(self, folder: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, cwd=self._folder, env=environment
-            )
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2).read()
-                return
-            except OSError:
-                time.sleep(0.2)
-        self.kill()
-        raise TimeoutError((self._folder / "server.log").read_text())
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.kill()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 def identity(uri: str, job_id: str, **changes: object) -> RunIdentity:
@@ -75,7 +33,7 @@ def history(uri: str, job_id: str, key: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, key)]
 
 
-def test_records_run_completely(server: Server, tmp_path: Path) -> None:
+def test_records_run_completely(server: MlflowServer, tmp_path: Path) -> None:
     tracker = Tracker(
         identity(
             server.uri,
@@ -109,7 +67,7 @@ def test_records_run_completely(server: Server, tmp_path: Path) -> None:
     assert "hunter2" not in config + spool + str(run.to_dictionary())
 
 
-def test_replays_in_order_what_was_logged_while_server_was_away(server: Server, tmp_path: Path) -> None:
+def test_replays_in_order_what_was_logged_while_server_was_away(server: MlflowServer, tmp_path: Path) -> None:
     tracker = Tracker(identity(server.uri, "outage"), tmp_path)
     tracker.log_metrics({"train/loss": 0.0}, 0, training=True)
     slowest = 0.0
@@ -131,7 +89,7 @@ def test_replays_in_order_what_was_logged_while_server_was_away(server: Server, 
     assert history(server.uri, "outage", "train/loss") == [(step, float(step)) for step in range(40)]
 
 
-def test_restarted_job_continues_its_run_and_shows_each_step_once(server: Server, tmp_path: Path) -> None:
+def test_restarted_job_continues_its_run_and_shows_each_step_once(server: MlflowServer, tmp_path: Path) -> None:
     first = Tracker(identity(server.uri, "restart", params={"a": 1}), tmp_path / "first")
     for step in range(6):
         first.log_metrics({"train/loss": float(step)}, step, training=True)
@@ -149,7 +107,7 @@ def test_restarted_job_continues_its_run_and_shows_each_step_once(server: Server
     assert history(server.uri, "restart", "train/loss") == [(step, float(step)) for step in range(9)]
 
 
-def test_next_process_sends_what_a_killed_one_left(server: Server, tmp_path: Path) -> None:
+def test_next_process_sends_what_a_killed_one_left(server: MlflowServer, tmp_path: Path) -> None:
     script = (
         "import sys, time, pathlib\n"
         "from pipelines.tracking import RunIdentity, Tracker\n"

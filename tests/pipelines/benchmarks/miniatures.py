@@ -41,6 +41,15 @@ class Photo:
         with Image.open(io.BytesIO(self.labels)) as file:
             return np.array(file)
 
+    @property
+    def crop(self) -> tuple[bytes, np.ndarray]:
+        """The middle 240×200 pixels as a JPEG file, and their VOC labels."""
+        with Image.open(io.BytesIO(self.jpeg)) as file:
+            left, top = (file.width - 240) // 2, (file.height - 200) // 2
+            cropped, encoded = file.crop((left, top, left + 240, top + 200)), io.BytesIO()
+        cropped.save(encoded, format="JPEG", quality=95)
+        return encoded.getvalue(), self.values[top : top + 200, left : left + 240]
+
 
 def fetch_photos(folder: Path) -> list[Photo]:
     """The three images; skips the test, with the reason, where pip cannot get them."""
@@ -89,7 +98,7 @@ def write_context(folder: Path, photos: list[Photo]) -> Path:
 def write_coco(folder: Path, photos: list[Photo]) -> Path:
     """Label files as COCO-Stuff distributes them: category id − 1; VOC's background becomes stuff."""
     for number, photo in enumerate(photos):
-        image, values = _crop(photo)
+        image, values = photo.crop
         raw = _translated(values, {0: 172, 255: 255, 5: 43, 6: 5, 7: 2, 9: 61, 15: 0, 18: 62})
         raw[:20] = 123  # grass
         _write(folder / f"images/val2017/{number:012d}.jpg", image)
@@ -100,7 +109,7 @@ def write_coco(folder: Path, photos: list[Photo]) -> Path:
 def write_cityscapes(folder: Path, photos: list[Photo]) -> Path:
     """Label files of ids, as distributed."""
     for photo, city in zip(photos, ("frankfurt", "lindau", "munster"), strict=True):
-        image, values = _crop(photo)
+        image, values = photo.crop
         with Image.open(io.BytesIO(image)) as file:
             image = png(np.array(file))
         ids = _translated(values, {0: 11, 255: 0, 5: 17, 6: 28, 7: 26, 9: 4, 15: 24, 18: 3})
@@ -115,7 +124,7 @@ def write_ade20k(folder: Path, photos: list[Photo]) -> Path:
     """0 for none of the 150 classes."""
     base = folder / "ADEChallengeData2016"
     for number, photo in enumerate(photos, start=1):
-        image, values = _crop(photo)
+        image, values = photo.crop
         raw = _translated(values, {0: 1, 255: 0, 5: 99, 6: 81, 7: 21, 9: 20, 15: 13, 18: 24})
         _write(base / f"images/validation/ADE_val_{number:08d}.jpg", image)
         _write(base / f"annotations/validation/ADE_val_{number:08d}.png", png(raw))
@@ -147,15 +156,6 @@ def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
-
-
-def _crop(photo: Photo) -> tuple[bytes, np.ndarray]:
-    """The middle 240×200 pixels as a JPEG file, and their VOC labels."""
-    with Image.open(io.BytesIO(photo.jpeg)) as file:
-        left, top = (file.width - 240) // 2, (file.height - 200) // 2
-        cropped, encoded = file.crop((left, top, left + 240, top + 200)), io.BytesIO()
-    cropped.save(encoded, format="JPEG", quality=95)
-    return encoded.getvalue(), photo.values[top : top + 200, left : left + 240]
 
 
 def _crops(photos: list[Photo], num_images: int) -> list[tuple[bytes, int]]:

@@ -16,8 +16,8 @@ import torch
 from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from pipelines.benchmarks.scenes import open_scenes
-from pipelines.scoring import Method, Scorer, Scores, Task
-from pipelines.scoring_workers import SCENES_PER_BLOCK, scoring_workers
+from pipelines.model_workers import model_workers
+from pipelines.scoring import SCENES_PER_BLOCK, Method, Scorer, Scores, Task, score_all
 from tests.pipelines.scenes_folder import write_scenes
 
 NUM_SCENES = 10 * SCENES_PER_BLOCK
@@ -32,7 +32,9 @@ def cluster() -> Iterator[None]:
 
 def workers_of_this_test() -> list[psutil.Process]:
     return [
-        process for process in psutil.Process().children(recursive=True) if "_Worker" in " ".join(process.cmdline())
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "_ModelWorker" in " ".join(process.cmdline())
     ]
 
 
@@ -64,16 +66,16 @@ def test_a_killed_worker_is_replaced_and_nothing_is_counted_twice(tmp_path: Path
     def kill_the_first_busy_worker() -> None:
         while not finished.is_set() and not killed:
             for process in workers_of_this_test():
-                if process.cpu_times().user > 0 and ".score" in " ".join(process.cmdline()):
+                if process.cpu_times().user > 0 and ".do" in " ".join(process.cmdline()):
                     os.kill(process.pid, signal.SIGKILL)
                     killed.append(process.pid)
                     return
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill_the_first_busy_worker, daemon=True)
-    with scoring_workers(model, 2) as workers:
+    with model_workers(Scorer, model, 2) as workers:
         killer.start()
-        scores = workers.score(task, range(NUM_SCENES))
+        scores = score_all(workers, task, range(NUM_SCENES))
         finished.set()
     killer.join()
     assert killed, "no worker was caught at work"

@@ -1,0 +1,74 @@
+"""Actors on a Ray cluster that each hold a copy of a model, and take pieces of work as they get free."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.util import ActorPool
+
+from groupvit.model import GroupViT
+from pipelines.cluster import check_room, ray_cluster
+
+Worker = Callable[..., Any]
+"""A class whose instances do the work: `Worker(model, num_threads=..., device=...)`."""
+
+
+@dataclass(frozen=True)
+class ModelWorkers:
+    """The actors and the model they share. One that dies is replaced, and its piece done again."""
+
+    actors: Sequence[Any]
+    model: ray.ObjectRef
+
+    def each(self, method: Callable[..., Any], shared: Any, pieces: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """(index, `method(worker, shared, piece)`) of each piece, as they get done. `shared` is sent once.
+
+        ValueError for what a worker found wrong.
+        """
+        pool: Any = ActorPool(list(self.actors))
+        reference = ray.put(shared)
+        try:
+            yield from pool.map_unordered(
+                lambda actor, piece: actor.do.remote([self.model], method, reference, *piece), enumerate(pieces)
+            )
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, ValueError) else error from None
+
+
+@contextmanager
+def model_workers(
+    worker: Worker, model: GroupViT, num_workers: int, *, cpus_per_worker: int = 1, gpus_per_worker: float = 0.0
+) -> Iterator[ModelWorkers]:
+    """Workers for the time of the context. ValueError when there are more than the cluster can place."""
+    with ray_cluster():
+        each = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
+        check_room("num_workers", num_workers, each, ray.cluster_resources(), "the Ray cluster")
+        actor: Any = ray.remote(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=3, max_task_retries=3)(
+            _ModelWorker
+        )
+        device = "cuda" if gpus_per_worker else "cpu"
+        actors = [actor.remote(worker, cpus_per_worker, device) for _ in range(num_workers)]
+        try:
+            yield ModelWorkers(actors, ray.put(model))
+        finally:
+            for started in actors:
+                ray.kill(started)
+
+
+class _ModelWorker:
+    """A worker in an actor. The model comes with each piece and is read once, so a restarted actor gets it again."""
+
+    def __init__(self, worker: Worker, num_threads: int, device: str) -> None:
+        self._make, self._num_threads, self._device = worker, num_threads, device
+        self._worker: Any = None
+
+    def do(
+        self, model: list[ray.ObjectRef], method: Callable[..., Any], shared: Any, index: int, piece: Any
+    ) -> tuple[int, Any]:
+        """`model` is a reference in a list, which Ray hands over without reading it."""
+        if self._worker is None:
+            self._worker = self._make(ray.get(model[0]), num_threads=self._num_threads, device=self._device)
+        return index, method(self._worker, shared, piece)
