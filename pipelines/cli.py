@@ -43,6 +43,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
   groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
+  groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 --from-run RUN   hours and money a training will take
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
 output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to mend in what was asked.
@@ -148,6 +149,23 @@ def curate(arguments: Sequence[str]) -> dict[str, Any]:
     return run(parse(CurateConfig, arguments, prog="groupvit curate"))
 
 
+def cost(arguments: Sequence[str]) -> dict[str, Any]:
+    """Estimate the hours and the money a training will take."""
+    from pipelines.experiments import EXPERIMENTS
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: groupvit cost EXPERIMENT --instances NAME=COUNT ... [--FLAG VALUE ...] [--json]\n")
+        print(f"experiments: {', '.join(EXPERIMENTS)}\n\n`groupvit cost EXPERIMENT --help` lists the flags.")
+        if not arguments:
+            raise ValueError("an experiment is missing: give one of those above")
+        raise SystemExit(0)
+    name, *flags = arguments
+    make_experiment = _one_of(EXPERIMENTS, name, "experiment")
+    from pipelines.cost import CostConfig, estimate
+
+    return estimate(parse(CostConfig, flags, prog=f"groupvit cost {name}"), make_experiment())
+
+
 def prepare_context(arguments: Sequence[str]) -> dict[str, Any]:
     """Make the label files of the PASCAL Context benchmark from its annotations."""
     from pipelines.benchmarks.context_labels import PrepareContextConfig
@@ -202,6 +220,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "export": export,
     "register": register,
     "app": app,
+    "cost": cost,
     "prepare-context": prepare_context,
 }
 

@@ -16,6 +16,7 @@ from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context_labels import PrepareContextConfig
 from pipelines.benchmarks.published import PAPER_THRESHOLDS, PUBLISHED
 from pipelines.cli import COMMANDS, main, parse
+from pipelines.cost import CostConfig
 from pipelines.curation.config import CurateConfig
 from pipelines.demo.generate import DemoDataConfig
 from pipelines.demo.run import DemoConfig
@@ -44,6 +45,7 @@ CONFIGS: dict[str, Any] = {
     "app": AppConfig,
     "prepare-context": PrepareContextConfig,
     "register": RegisterConfig,
+    "cost": CostConfig,
 }
 
 
@@ -72,6 +74,9 @@ def test_commands_in_the_documentation_parse(line: str) -> None:
         ]
         parse(type(EXPERIMENTS[experiment]()), flags, prog=line, default=EXPERIMENTS[experiment]())
         return
+    if command == "cost":
+        experiment, *arguments = arguments
+        assert experiment in EXPERIMENTS
     if command == "demo-data":
         kind, *arguments = arguments
         assert kind in ("shapes", "stamps")

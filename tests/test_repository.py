@@ -57,8 +57,39 @@ def test_cluster_asks_for_a_token_and_keeps_its_dashboard_to_itself(cluster):
     assert any("--dashboard-host=127.0.0.1" in command for command in cluster["head_start_ray_commands"])
 
 
+def test_spot_comes_before_on_demand_and_is_the_same_machine(cluster):
+    spot, on_demand = (cluster["available_node_types"][name] for name in ("gpu-spot", "gpu-on-demand"))
+    assert spot["priority"] > on_demand["priority"]
+    market = spot["node_config"].pop("InstanceMarketOptions")
+    assert market == {"MarketType": "spot"}
+    assert spot["node_config"] == on_demand["node_config"]
+    assert spot["max_workers"] == on_demand["max_workers"] > 0
+
+
+def test_idle_machines_cost_nothing_and_the_head_does_no_work(cluster):
+    filled = validate(cluster)
+    types = filled["available_node_types"]
+    assert all(kind.get("min_workers", 0) == 0 for kind in types.values())
+    assert 0 < filled["idle_timeout_minutes"] <= 30
+    assert types["head"]["resources"]["CPU"] == 0
+    assert cluster["max_workers"] >= sum(
+        kind.get("max_workers", 0) for kind in cluster["available_node_types"].values()
+    )
+
+
+def test_no_secret_is_in_the_cluster_file(cluster):
+    """Where the services are, and keys if any, come by a file of the user; S3 opens to the machines' profile."""
+    text = (ROOT / "ray-cluster.yaml").read_text()
+    assert not re.search(r"(AKIA|SECRET|PASSWORD|TOKEN)\w*[=:] *\w", text)
+    assert cluster["file_mounts"]["/home/ray/cluster.env"].startswith("~/")
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert any(". ~/cluster.env" in command and "ray start" in command for command in cluster[commands])
+    workers = [kind for name, kind in cluster["available_node_types"].items() if name != "head"]
+    assert all(kind["node_config"]["IamInstanceProfile"] for kind in workers)
+
+
 def test_every_place_names_the_same_versions(cluster):
-    makefile, dockerfile = (ROOT / "Makefile").read_text(), (ROOT / "infra/Dockerfile").read_text()
+    makefile, dockerfile = (ROOT / "Makefile").read_text(), (ROOT / "infra/docker/Dockerfile").read_text()
     for text in (makefile, dockerfile, " ".join(cluster["setup_commands"])):
         assert re.findall(r"torch==([\d.]+)", text) == [CONSTRAINTS["torch"]]
         assert re.findall(r"torchvision==([\d.]+)", text) == [CONSTRAINTS["torchvision"]]
