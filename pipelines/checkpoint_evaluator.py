@@ -19,6 +19,7 @@ from pipelines.config import ExperimentConfig
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation_record import EvaluationRecord, missing_steps, read_record, write_record
 from pipelines.model_flavour import log_model_to_mlflow, registered_miou
+from pipelines.ray_metrics import EvaluationGauges
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import Tracker
 
@@ -53,6 +54,7 @@ class CheckpointEvaluator:
         self._config, self._run, self._folder, self._tracker, self._say = config, run, folder, tracker, say
         self._training_ended, self._stopped = threading.Event(), threading.Event()
         self._failed_once: set[int] = set()
+        self._gauges = EvaluationGauges(config.run_name)
         self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
         self._thread.start()
 
@@ -118,6 +120,7 @@ class CheckpointEvaluator:
         record = read_record(self._run)
         scored = {**record.scores, step: statistics.fmean(scores.values())}
         write_record(self._run, dataclasses.replace(record, scores=scored))
+        self._gauges.set(step, miou=scored[step], best_miou=max(scored.values()))
         best = ", the best so far" if max(scored.values()) == scored[step] else ""
         shown = "  ".join(f"{name} {value:.2f} %" for name, value in scores.items())
         self._say(f"evaluated step {step}: mIoU {shown}{best} ({summary['seconds']:.0f} s)")

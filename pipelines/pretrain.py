@@ -32,6 +32,7 @@ from pipelines.evaluation_record import EvaluationRecord, read_record
 from pipelines.ingest import iter_slices, training_slices
 from pipelines.job import Job, start_or_continue, with_absolute_paths
 from pipelines.progress import RunStoppedError
+from pipelines.ray_metrics import StepGauges
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.storage import StorageError
@@ -130,6 +131,8 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     torch.set_num_threads(job.config.training.cpus_per_worker)
     first_step = job.run.latest_step()
     tracker = job.open_tracker(system_metrics=True) if rank == 0 else None
+    gauges = StepGauges(job.config.run_name)
+    batch = job.config.training.global_batch_size
     shard = ray.train.get_dataset_shard("train")
     assert shard is not None
     context = WorkerContext(
@@ -141,6 +144,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         slices=iter_slices(shard, prefetch_slices=job.config.ingest.prefetch_slices),
         say=lines.put,
         tracker=tracker,
+        watch=lambda done, values: gauges.set(done, values, global_batch_size=batch),
         checkpoint_state=job.checkpoint_state,
     )
     if rank == 0:

@@ -46,6 +46,8 @@ class WorkerContext:
     """Shows a line of progress to the user."""
     tracker: Tracker | None
     """Rank 0 only."""
+    watch: Callable[[int, Mapping[str, float]], None]
+    """Shows the values of a logged step to whoever watches the cluster."""
     checkpoint_state: Mapping[str, Any]
     """What is kept in state.json beside the progress: data set digests, code version."""
 
@@ -109,6 +111,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             values |= {"learning_rate": rate, "substituted_images": totals.num_substituted} | clock.metrics()
             if context.rank == 0:
                 context.say(clock.line(done, values["loss"]))
+                context.watch(done, values)
             if context.tracker is not None:
                 named = {f"train/{name}": float(value) for name, value in values.items()}
                 context.tracker.log_metrics(named, done, training=True)
