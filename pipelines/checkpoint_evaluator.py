@@ -16,7 +16,8 @@ from typing import Any
 
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.config import ExperimentConfig
-from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluate import evaluate
+from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_record import EvaluationRecord, missing_steps, read_record, write_record
 from pipelines.model_flavour import log_model_to_mlflow, registered_miou
 from pipelines.ray_metrics import EvaluationGauges

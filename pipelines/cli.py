@@ -85,10 +85,12 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
 
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     """Measure how well a checkpoint segments scenes with masks."""
-    from pipelines.evaluate import EvaluateConfig
-    from pipelines.evaluate import evaluate as run
+    from pipelines.evaluate_config import EvaluateConfig
 
-    return run(parse(EvaluateConfig, arguments, prog="groupvit evaluate"))
+    config = parse(EvaluateConfig, arguments, prog="groupvit evaluate")
+    from pipelines.evaluate import evaluate as run  # after help and mistakes: Ray takes seconds to import
+
+    return run(config)
 
 
 def segment(arguments: Sequence[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from PIL import Image, ImageDraw
 import groupvit
 from groupvit.checkpoint import MODEL_FILE, STATE_FILE, load, load_state
 from groupvit.config import to_dict
-from pipelines.evaluate import protocol_of
+from pipelines.protocols import protocol_of
 from pipelines.provenance import redact
 
 SIGNATURE = ModelSignature(

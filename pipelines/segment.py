@@ -28,9 +28,9 @@ from groupvit.visualize import encode_labels, group_picture, label_palette, over
 from groupvit.words import parse_words
 from pipelines import storage
 from pipelines.checkpoints import local_checkpoint
-from pipelines.evaluate import protocol_of
 from pipelines.partial import PartlyDone
 from pipelines.pictures import read_picture
+from pipelines.protocols import protocol_of
 
 LONGEST_DRAWN = 2048
 """Pixels of the longer side of overlays and group pictures; labels have the image's own size."""

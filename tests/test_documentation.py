@@ -21,7 +21,7 @@ from pipelines.curation.config import CurateConfig
 from pipelines.demo.generate import DemoDataConfig
 from pipelines.demo.run import DemoConfig
 from pipelines.download_config import DownloadConfig
-from pipelines.evaluate import EvaluateConfig
+from pipelines.evaluate_config import EvaluateConfig
 from pipelines.experiments import EXPERIMENTS
 from pipelines.export import ExportConfig
 from pipelines.import_weights import ImportWeightsConfig

@@ -25,7 +25,7 @@ from pipelines.app.examples import Examples, read_examples
 from pipelines.app.server import APP_NAME, MAX_WAITING, PageSettings, application
 from pipelines.checkpoints import local_checkpoint, newest_checkpoint
 from pipelines.cluster import check_room, ray_cluster, starts_here
-from pipelines.evaluate import protocol_of
+from pipelines.protocols import protocol_of
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1")
 

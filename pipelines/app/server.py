@@ -42,7 +42,7 @@ from pipelines.app.answers import Answer, Question, answer
 from pipelines.app.examples import Example
 from pipelines.app.uploads import RefusedError, read_question
 from pipelines.checkpoints import local_checkpoint
-from pipelines.evaluate import protocol_of
+from pipelines.protocols import protocol_of
 
 APP_NAME = "groupvit"
 MODEL_NAME = "model"

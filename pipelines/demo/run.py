@@ -25,7 +25,8 @@ from pipelines.curate import curate
 from pipelines.curation.config import CurateConfig
 from pipelines.demo.generate import DemoDataConfig, demo_data
 from pipelines.demo.packages import PackagesUnavailable
-from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluate import evaluate
+from pipelines.evaluate_config import EvaluateConfig
 from pipelines.experiments import demo as demo_experiment
 from pipelines.memory import PeakMemory
 from pipelines.pretrain import pretrain

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from pipelines.cli import main
 from pipelines.config import EvaluationConfig, ExperimentConfig, validate
-from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluate import evaluate
+from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_record import EvaluationRecord, read_record
 from pipelines.experiments import debug
 from pipelines.pretrain import pretrain

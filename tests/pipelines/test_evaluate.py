@@ -25,7 +25,9 @@ from groupvit.segmentation import predict
 from groupvit.tokenizer import Tokenizer
 from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.scenes import open_scenes
-from pipelines.evaluate import CANDIDATE_THRESHOLDS, EvaluateConfig, evaluate, protocol_of
+from pipelines.evaluate import CANDIDATE_THRESHOLDS, evaluate
+from pipelines.evaluate_config import EvaluateConfig
+from pipelines.protocols import protocol_of
 from tests.pipelines.scenes_folder import CLASSES, write_scenes
 
 WHOLE = SegmentationConfig(short_side=64, window=None, background_threshold=0.12)

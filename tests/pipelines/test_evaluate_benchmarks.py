@@ -24,7 +24,8 @@ from groupvit.transforms import center_crop, to_tensor
 from groupvit.windows import encode_views
 from pipelines.benchmarks.class_lists import read_imagenet_classes
 from pipelines.cli import main
-from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluate import evaluate
+from pipelines.evaluate_config import EvaluateConfig
 from tests.pipelines.benchmarks.miniatures import (
     Photo,
     write_ade20k,

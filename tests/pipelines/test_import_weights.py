@@ -15,7 +15,7 @@ from groupvit.checkpoint import load, load_state
 from groupvit.model_card import RELEASED_NOTICE, license_of
 from pipelines.checkpoints import local_checkpoint
 from pipelines.cli import main
-from pipelines.evaluate import protocol_of
+from pipelines.protocols import protocol_of
 from tests.groupvit.golden import GOLDEN, assert_golden, golden_encoder, golden_weights
 from tests.groupvit.test_hugging_face_parity import assert_same_outputs, randomise, some_texts
 

@@ -25,10 +25,10 @@ from groupvit.checkpoint import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, load, lo
 from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer
 from pipelines.cli import main
-from pipelines.evaluate import protocol_of
 from pipelines.evaluation_report import LICENSE_TAG
 from pipelines.model_flavour import STEP_TAG, log_model_to_mlflow
 from pipelines.model_folder import input_example, requirements
+from pipelines.protocols import protocol_of
 from pipelines.register import WEIGHTS_TAG
 from tests.pipelines.app.running import portrait, save_checkpoint
 from tests.pipelines.mlflow_server import MlflowServer

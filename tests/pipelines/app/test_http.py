@@ -22,7 +22,7 @@ from groupvit.checkpoint import load, load_state
 from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import pixel_groups
-from pipelines.evaluate import protocol_of
+from pipelines.protocols import protocol_of
 from tests.pipelines.app.running import COMMAND, blocks, gone, portrait, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
