@@ -5,10 +5,9 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from groupvit.config import to_dict
-from pipelines.checkpoint_evaluator import CheckpointEvaluator
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten
 from pipelines.evaluation_record import missing_steps
 from pipelines.provenance import code_version
@@ -16,6 +15,9 @@ from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.storage import absolute
 from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
+
+if TYPE_CHECKING:
+    from pipelines.checkpoint_evaluator import CheckpointEvaluator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,10 @@ class Job:
             return Path(self.run.uri) / "tracking"
         return Path.home() / ".cache" / "groupvit" / self.run.uri.replace("://", "-").replace("/", "-") / "tracking"
 
-    def start_evaluator(self) -> CheckpointEvaluator | None:
+    def start_evaluator(self) -> "CheckpointEvaluator | None":
         """What evaluates checkpoints beside the training; None if the run has no such evaluation."""
+        from pipelines.checkpoint_evaluator import CheckpointEvaluator  # MLflow and more, which no worker needs
+
         if not self.evaluates:
             return None
         tracker = None

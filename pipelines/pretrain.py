@@ -25,7 +25,6 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
-from pipelines.checkpoint_evaluator import check_evaluation, register_best
 from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
@@ -53,6 +52,8 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
     config = with_absolute_paths(config)
     datasets = open_datasets(config)
     if config.evaluation.every_n_steps is not None:
+        from pipelines.checkpoint_evaluator import check_evaluation  # MLflow and more, which no worker needs
+
         check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
     job = start_or_continue(run, config, datasets)
@@ -218,6 +219,8 @@ def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) ->
         tracker.close("FINISHED")  # sends what a worker may have left unsent
     registered = None
     if evaluations is not None and tracker is not None and tracker.run_id and job.identity is not None:
+        from pipelines.checkpoint_evaluator import register_best
+
         try:
             registered = register_best(config, job.run, evaluations, tracker.run_id, job.identity.uri)
         except ValueError as error:  # the training is done; the same command tries again
