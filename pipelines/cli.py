@@ -17,7 +17,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from pipelines.config import ExperimentConfig
 
 from pipelines.partial import PartlyDone
 
@@ -62,25 +65,32 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
         if not arguments:
             raise ValueError("an experiment is missing: give one of those above")
         raise SystemExit(0)
-    name, *flags = arguments
-    make_default = _one_of(EXPERIMENTS, name, "experiment")
-    default = make_default()
-    from pipelines.config import parse_data, validate
+    config = pretrain_config(arguments)
+    from pipelines.config import validate
 
-    flags, given = _take("--data", flags)
-    if given and any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
-        raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
-    cadence = [f"--evaluation.every-n-steps={value}" for value in _take("--evaluate-every-n-steps", flags)[1]]
-    flags = [*_take("--evaluate-every-n-steps", flags)[0], *cadence]
-    if given:
-        data = dataclasses.replace(parse_data(given), seed=default.data.seed)
-        default = dataclasses.replace(default, data=data)
-    config = parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
     validate(config)  # before Ray is imported, which takes seconds
 
     from pipelines.pretrain import pretrain as run
 
     return run(config)
+
+
+def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
+    """The config of an experiment's name and flags, short ones included."""
+    from pipelines.config import parse_data
+    from pipelines.experiments import EXPERIMENTS
+
+    name, *flags = arguments
+    default = _one_of(EXPERIMENTS, name, "experiment")()
+    flags, given = _take("--data", flags)
+    if given and any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
+        raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
+    if given:
+        data = dataclasses.replace(parse_data(given), seed=default.data.seed)
+        default = dataclasses.replace(default, data=data)
+    flags, cadences = _take("--evaluate-every-n-steps", flags)
+    flags += [f"--evaluation.every-n-steps={cadence}" for cadence in cadences]
+    return parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
 
 
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context_labels import PrepareContextConfig
 from pipelines.benchmarks.published import PAPER_THRESHOLDS, PUBLISHED
-from pipelines.cli import COMMANDS, main, parse
+from pipelines.cli import COMMANDS, main, parse, pretrain_config
 from pipelines.cost import CostConfig
 from pipelines.curation.config import CurateConfig
 from pipelines.demo.generate import DemoDataConfig
@@ -68,11 +68,7 @@ COMMAND_LINES = sorted({line.partition("#")[0].strip() for line in LINES if line
 def test_commands_in_the_documentation_parse(line: str) -> None:
     command, *arguments = shlex.split(line)[1:]
     if command == "pretrain":
-        experiment, *arguments = arguments
-        flags = [
-            value for index, value in enumerate(arguments) if "--data" not in (value, *arguments[index - 1 : index])
-        ]
-        parse(type(EXPERIMENTS[experiment]()), flags, prog=line, default=EXPERIMENTS[experiment]())
+        pretrain_config(arguments)
         return
     if command == "cost":
         experiment, *arguments = arguments
