@@ -304,7 +304,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
         if exit_.code:
             message = _first_message(drawn.getvalue())
             if choice := _INVALID_CHOICE.search(message):
-                _unknown(choice["flag"], choice["value"], re.findall(r"'([^']*)'", choice["known"]))
+                _unknown(f"--{choice['flag']}", choice["value"], re.findall(r"'([^']*)'", choice["known"]))
             raise ValueError(message) from None
         raise
     if unknown:
