@@ -38,7 +38,7 @@ class IngestConfig:
     """Samples of one slice: the unit Ray Data ships and the micro-batch of a worker. Gradients are those of the whole
     global batch whatever the slice size; it sets the memory a worker needs."""
     window_size: int = 1024
-    """Samples of one window of the sample order: one Ray task reads, decodes and permutes it. A multiple of
+    """Samples of one window of the sample order: one process reads, decodes and permutes it. A multiple of
     `slice_size`."""
     augmentation: Literal["deit", "crop_flip"] = "deit"
     """`deit`: RandAugment and random erasing (the paper); `crop_flip`: random resized crop and flip only."""
@@ -52,8 +52,9 @@ class IngestConfig:
     prompt_padding: Literal["caption", "nouns"] = "caption"
     """What fills up where a caption has fewer nouns than there are prompts: the caption (the paper), or its nouns
     again, which says nothing that is not in the image."""
-    max_tasks: int | None = None
-    """Window tasks at a time. None: what the cluster's CPUs allow beside the training workers."""
+    max_processes: int | None = None
+    """Processes that read, one CPU each; there are fewer while training is the slower part. None: as many as the cluster
+    has CPUs beside training and evaluation when the workers start."""
     prefetch_slices: int = 2
     """Slices held ready beside each worker."""
     max_corrupt_fraction: float = 0.01
@@ -208,7 +209,7 @@ def validate(config: ExperimentConfig) -> None:
         ("ingest.slice_size", ingest.slice_size, 1),
         ("ingest.window_size", ingest.window_size, 1),
         ("ingest.prefetch_slices", ingest.prefetch_slices, 0),
-        ("ingest.max_tasks", 1 if ingest.max_tasks is None else ingest.max_tasks, 1),
+        ("ingest.max_processes", 1 if ingest.max_processes is None else ingest.max_processes, 1),
     ):
         if value < least:
             raise ValueError(f"{name}={value} is too small: give at least {least}")
@@ -273,7 +274,7 @@ def validate(config: ExperimentConfig) -> None:
 def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
     """The fields that a run cannot change on the way; the others (workers, cadences, ...) may differ at every start."""
     training = ("num_steps", "global_batch_size", "seed", "precision", "ema_decay")
-    free_ingest = ("max_tasks", "prefetch_slices", "max_corrupt_fraction")
+    free_ingest = ("max_processes", "prefetch_slices", "max_corrupt_fraction")
     values = flatten(to_dict(config))
     return {
         name: value

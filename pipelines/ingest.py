@@ -1,7 +1,7 @@
 """From data sets to training batches: the order of samples, turned into slices by Ray Data.
 
-`training_slices` makes the one Ray data set of a run, or of the rest of it. Its tasks read, decode, augment and
-tokenise a window of samples each. Every block they yield is a single row that holds one slice: so Ray neither cuts nor
+`training_slices` makes the one Ray data set of a run, or of the rest of it. Its processes read, decode, augment and
+tokenise a window of samples at a time. Every block they yield is a single row that holds one slice: so Ray neither cuts nor
 merges slices, and its splitter, which gives the next block to the worker that had the fewest rows, deals them
 round-robin. With `preserve_order`, worker r of W gets the slices with index ≡ r (mod W), in order. Nothing in the data
 set depends on the number of workers.
@@ -11,14 +11,16 @@ every group of workers it starts, so this resumes after a failure:
 
     datasets={"train": lambda: training_slices(config, first_step=latest_checkpoint())}
 
-What handles images lies in `pipelines.slices`, imported by the tasks only, and a plan holds plain values: Ray keeps
+What handles images lies in `pipelines.slices`, imported by those processes only, and a plan holds plain values: Ray keeps
 several processes that merely coordinate, and importing torch would cost each of them seconds and most of a gigabyte.
 
-Tasks are pure, all draws come from generators seeded by (seed, epoch, sample id): Ray may run a task again anywhere.
+A window's task is pure, all draws come from generators seeded by (seed, epoch, sample id): Ray may run it again
+anywhere.
 """
 
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import ray.data
-from ray.data import DataContext, ExecutionOptions, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from pipelines.sampling import SampleOrder, Source
 from pipelines.uncurated import open_source
@@ -53,7 +55,7 @@ substituted  bool [n]          the image was corrupt: image, caption and nouns a
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestPlan:
-    """All a task has to know, besides its window. Small: it travels to every task once."""
+    """All a process has to know to load any window."""
 
     order: SampleOrder
     uris: tuple[str, ...]
@@ -117,11 +119,18 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
             num_cpus=0,
         )
         return windows.map_batches(
-            _load_slices,  # pyright: ignore[reportArgumentType]
-            fn_args=(plan,),
+            _SliceLoader,  # pyright: ignore[reportArgumentType]
+            fn_constructor_args=(plan,),
             batch_size=None,
             num_cpus=1,
-            compute=TaskPoolStrategy(size=config.ingest.max_tasks),
+            compute=ActorPoolStrategy(
+                min_size=1,
+                max_size=config.ingest.max_processes or _free_cpus(config),
+                # One window is made while another is handed over; two more wait, or the pool would not grow.
+                enable_true_multi_threading=True,
+                max_concurrent_calls_per_actor=2,
+                max_tasks_in_flight_per_actor=4,
+            ),
         )
 
 
@@ -155,17 +164,35 @@ def _split_by_window(
         first += 1
 
 
-def _load_slices(batch: Mapping[str, npt.NDArray[Any]], plan: IngestPlan) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """One window, as Ray Data runs it.
+def _free_cpus(config: "ExperimentConfig") -> int:
+    """CPUs of the cluster that neither training nor evaluation asks for; at least 1."""
+    training, evaluation = config.training, config.evaluation
+    taken = training.num_workers * training.cpus_per_worker
+    if evaluation.every_n_steps is not None:
+        taken += evaluation.num_workers * evaluation.cpus_per_worker
+    return max(1, int(ray.cluster_resources().get("CPU", 0)) - taken)
 
-    Nothing is yielded before all is done: a task whose turn has not come may hand over two blocks only, and would then
-    wait with its work undone.
+
+class _SliceLoader:
+    """A process that makes windows into slices, one after the other, and hands them over meanwhile.
+
+    Ray collects what a task yields some ten times a second and lets it run two blocks ahead. So a window is whole
+    before its first slice is yielded: a task whose turn has not come would wait with its work undone. And another
+    thread makes the next window by then, or the CPU would be idle for a quarter of the time.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the task has one CPU
-    from pipelines.slices import load_slices
 
-    for piece in load_slices(plan, int(batch["first"][0]), int(batch["end"][0])):
-        row = {name: column[None] for name, column in piece.items() if column.size}
-        row["sample_id"] = np.empty(1, dtype=object)
-        row["sample_id"][0] = piece["sample_id"].tolist()  # a list of strings: tensors hold numbers only
-        yield row
+    def __init__(self, plan: IngestPlan) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the process has one CPU
+        from pipelines.slices import load_slices
+
+        self._load_slices, self._plan = load_slices, plan
+        self._cpu = threading.Lock()
+
+    def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        with self._cpu:
+            pieces = self._load_slices(self._plan, int(batch["first"][0]), int(batch["end"][0]))
+        for piece in pieces:
+            row = {name: column[None] for name, column in piece.items() if column.size}
+            row["sample_id"] = np.empty(1, dtype=object)
+            row["sample_id"][0] = piece["sample_id"].tolist()  # a list of strings: tensors hold numbers only
+            yield row

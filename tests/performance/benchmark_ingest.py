@@ -153,7 +153,7 @@ def benchmark(num_processes: int, num_windows: int, num_repeats: int, folder: Pa
     config = dataclasses.replace(
         gcc_yfcc_30e(),
         data=DataConfig(sources=(dataset.uri,)),
-        ingest=IngestConfig(window_size=WINDOW_SIZE, slice_size=SLICE_SIZE),
+        ingest=IngestConfig(window_size=WINDOW_SIZE, slice_size=SLICE_SIZE, max_processes=num_processes),
         training=TrainingConfig(num_steps=200_000),
     )
     spawn = multiprocessing.get_context("spawn")

@@ -72,7 +72,7 @@ def test_what_a_continued_run_may_change() -> None:
     base = fixes_the_result(debug())
     same = changed(
         training={"num_workers": 2, "max_failures": 9, "checkpoint_every_n_steps": 3, "run_name": "x"},
-        ingest={"max_tasks": 2, "prefetch_slices": 5},
+        ingest={"max_processes": 2, "prefetch_slices": 5},
     )
     assert fixes_the_result(same) == base
     for changes in (
