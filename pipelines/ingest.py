@@ -108,6 +108,7 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
     bounds = {"first": first_step * slices_per_step, "end": config.training.num_steps * slices_per_step}
     context = DataContext.get_current().copy()
     context.execution_options = ExecutionOptions(preserve_order=True)
+    context.enable_progress_bars = False  # the run has a line of its own
     context.target_max_block_size = 1  # byte: every row, whatever its size, becomes a block
     with DataContext.current(context):
         # A generator that takes no CPU names the windows one by one as they are needed: to set up a read task for every

@@ -248,7 +248,6 @@ class _SlicesFromCheckpoint:
     job: Job
 
     def __call__(self) -> ray.data.Dataset:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours is one line
         return training_slices(self.job.config, first_step=self.job.run.latest_step(), stay_open=True)
 
 
