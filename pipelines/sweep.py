@@ -1,14 +1,17 @@
 """Sweeps on Ray Tune: which trials, in which order, to the leaderboard.
 
-    groupvit sweep paper_table_1 --evaluation.root data/stamps/validation --evaluation.calibration data/stamps/calibration
+    groupvit sweep paper_table_1 --base demo --evaluation.root data/stamps/validation
 
 The same command continues a sweep that was stopped or killed, and answers at once when it is complete. The driver plans
 and writes down; a trial is a run of `pretrain` in a Tune function (sweep_trial.py).
 """
 
+import contextlib
 import functools
+import io
 import logging
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -64,14 +67,14 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
     task = TrialTask(sweep=planned, sweep_id=sweep_id, parent_run_id=parent)
     settler = _Settler(task, folder, book, datasets)
     try:
-        _run_trials(task, book)
+        _run_trials(task, folder, book)
     finally:
         settler.finish()
         folder.write_seconds(book.seconds)
     return _conclude(task, folder, book)
 
 
-def _run_trials(task: TrialTask, book: SweepBook) -> None:
+def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
     planned = task.sweep
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -89,9 +92,13 @@ def _run_trials(task: TrialTask, book: SweepBook) -> None:
         for one in known.values():
             if one.is_over:
                 proposer.learn(one.spec, one.record.score)
-        searcher = TrialSearcher(pending, proposer, book.begin, book.may_begin)
+        searcher = TrialSearcher(pending, proposer, book.begin, book.may_begin, lambda spec: folder.current(spec)[1])
         over = [one for one in known.values() if one.is_over]
-        with tempfile.TemporaryDirectory() as scratch:
+        say = functools.partial(print, file=sys.stdout, flush=True)
+        # What Tune itself prints says nothing that ours does not.
+        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+            # Of what Tune keeps nothing is needed after a restart. But the pointers of pbt must reach every node.
+            kept = storage.join(planned.uri, "tune") if planned.config.scheduler == "pbt" else scratch
             ray.tune.Tuner(
                 ray.tune.with_resources(
                     ray.tune.with_parameters(functools.partial(run_trial), task=task), {"CPU": 0, "memory": 1}
@@ -106,9 +113,9 @@ def _run_trials(task: TrialTask, book: SweepBook) -> None:
                 ),
                 run_config=ray.tune.RunConfig(
                     name=planned.name,
-                    storage_path=scratch,
+                    storage_path=kept,
                     failure_config=ray.tune.FailureConfig(max_failures=planned.config.max_failures),
-                    callbacks=[Watch(planned, book, searcher.running)],
+                    callbacks=[Watch(planned, book, searcher.running, say)],
                     stop=Hours(book),
                     verbose=0,
                 ),

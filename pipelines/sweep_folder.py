@@ -62,8 +62,17 @@ class SweepFolder:
                 )
         return description["id"]
 
+    def current(self, spec: TrialSpec) -> tuple[str, TrialSpec]:
+        """The name of a trial's run, and what it trains by now: pbt changes both."""
+        if self._sweep.config.scheduler != "pbt":
+            return spec.name, spec
+        from pipelines.sweep_population import current_run
+
+        run_name, point = current_run(self._sweep, spec.name, spec.point)
+        return run_name, self._sweep.spec(point, spec.seed)
+
     def run(self, spec: TrialSpec) -> RunFolder:
-        return RunFolder(storage.join(self.uri, spec.name))
+        return RunFolder(storage.join(self.uri, self.current(spec)[0]))
 
     def read_known(self) -> dict[str, Known]:
         """All trials by name, in the order in which they were begun."""

@@ -100,13 +100,15 @@ class Sweep:
         cpus = training.num_workers * training.cpus_per_worker + (self.space.base.ingest.max_tasks or 1)
         return {"CPU": float(cpus + evaluation.num_workers * evaluation.cpus_per_worker)}
 
-    def experiment(self, spec: TrialSpec) -> ExperimentConfig:
-        """The trial's run. ValueError if its values do not go together."""
+    def experiment(self, spec: TrialSpec, run_name: str | None = None) -> ExperimentConfig:
+        """The trial's run, by default of the trial's name. ValueError if its values do not go together."""
         config = with_values(self.space.base, spec.values)
         config = dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, seed=spec.seed),
-            training=dataclasses.replace(config.training, seed=spec.seed, runs_folder=self.uri, run_name=spec.name),
+            training=dataclasses.replace(
+                config.training, seed=spec.seed, runs_folder=self.uri, run_name=run_name or spec.name
+            ),
         )
         validate(config)
         return config
@@ -206,8 +208,8 @@ def plan_sweep(config: SweepConfig, space: Space) -> Sweep:
     if config.scheduler == "pbt":
         if not any(field in CHANGEABLE for axis in space.axes for field in axis.fields):
             raise ValueError(
-                f"scheduler=pbt finds nothing in space {space.name} that may change while a model trains: give asha, or "
-                f"a space with one of {', '.join(CHANGEABLE[:4])}"
+                f"scheduler=pbt finds nothing in space {space.name} that may change while a model trains: give "
+                f"asha, or a space with one of {', '.join(CHANGEABLE[:4])}"
             )
         if (sweep.num_trials or 0) < 2:
             raise ValueError(f"budget={config.budget} is no population for scheduler=pbt: give trials, 4 or more")

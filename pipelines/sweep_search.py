@@ -64,8 +64,11 @@ class TrialSearcher(Unkept, Searcher):
         proposer: Proposer,
         begin: Callable[[TrialSpec], None],
         may_begin: Callable[[], bool],
+        current: Callable[[TrialSpec], TrialSpec],
     ) -> None:
-        """`begin` records a new trial; `may_begin` says whether the budget has room for another."""
+        """`begin` records a new trial; `may_begin` says whether the budget has room for another; `current` what a trial
+        trains by now."""
+        self._current = current
         super().__init__(metric=METRIC, mode="max")
         self._pending, self._proposer, self._begin, self._may_begin = list(pending), proposer, begin, may_begin
         self.running: dict[str, TrialSpec] = {}
@@ -82,7 +85,7 @@ class TrialSearcher(Unkept, Searcher):
                 return Searcher.FINISHED
             self._begin(spec)
         self.running[trial_id] = spec
-        return {"name": spec.name, "point": dict(spec.point), "seed": spec.seed}
+        return {"name": spec.name, "point": dict(self._current(spec).point), "seed": spec.seed}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         spec = self.running.pop(trial_id)

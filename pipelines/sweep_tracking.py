@@ -68,8 +68,9 @@ def end_parent(sweep: Sweep, run_id: str | None, status: str, tags: Mapping[str,
 def settle(task: TrialTask, folder: SweepFolder, known: Known, datasets: list[DatasetInfo]) -> str | None:
     """Sends what the processes of a trial that is over left unsent, and says in MLflow how it ended. Returns the id of
     its run; None while MLflow is away."""
-    run, config = folder.run(known.spec), task.sweep.experiment(known.spec)
-    job = start_or_continue(run, config, datasets, task.ties(known.spec))
+    run_name, spec = folder.current(known.spec)
+    config = task.sweep.experiment(spec, run_name)
+    job = start_or_continue(folder.run(known.spec), config, datasets, task.ties(known.record.name, spec))
     tracker, evaluation = job.open_tracker(system_metrics=False), job.open_evaluation_tracker()
     assert tracker is not None and evaluation is not None
     record = known.record

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune import Callback, Stopper
@@ -59,7 +59,8 @@ class SweepBook:
             status, reason = "finished", None
         else:
             status, reason = "stopped", self._why_stopped(known.record)
-        record = dataclasses.replace(known.record, status=status, stop_reason=reason)
+        values = self._folder.current(spec)[1].values
+        record = dataclasses.replace(known.record, values=values, status=status, stop_reason=reason)
         self._put(dataclasses.replace(known, record=record))
         return record
 
@@ -101,8 +102,11 @@ class SweepBook:
 class Watch(Unkept, Callback):
     """What Tune calls when something happens."""
 
-    def __init__(self, sweep: Sweep, book: SweepBook, running: Mapping[str, TrialSpec]) -> None:
+    def __init__(
+        self, sweep: Sweep, book: SweepBook, running: Mapping[str, TrialSpec], say: Callable[[str], None]
+    ) -> None:
         """`running`: trials that Tune runs, by its id."""
+        self._say = say
         self._sweep, self._book, self._running = sweep, book, running
         self._start, self._shown = time.monotonic(), float("-inf")
         self._steps_before = self._num_steps_done()
@@ -130,7 +134,7 @@ class Watch(Unkept, Callback):
     def _ended(self, record: TrialRecord) -> None:
         score = "no mIoU" if record.score is None else f"mIoU {record.score:.2f} %"
         reason = "" if record.stop_reason is None else f" {record.stop_reason}"
-        print(f"{record.name} {record.status}: {score}{reason}  ({shown(record)})", flush=True)
+        self._say(f"{record.name} {record.status}: {score}{reason}  ({shown(record)})")
         self._show(always=True)
 
     def _num_steps_done(self) -> int:
@@ -155,7 +159,7 @@ class Watch(Unkept, Callback):
             )
             left = total * self._sweep.num_steps - saved - steps
             parts.append(f"ETA {duration(left * (now - self._start) / (steps - self._steps_before))}")
-        print("  ".join(parts), flush=True)
+        self._say("  ".join(parts))
 
 
 class Hours(Unkept, Stopper):
