@@ -22,7 +22,6 @@ import ray.tune
 
 from pipelines import storage
 from pipelines.cluster import check_room, ray_cluster, starts_here
-from pipelines.config import ExperimentConfig
 from pipelines.evaluation_record import read_record
 from pipelines.partial import PartlyDone
 from pipelines.pretrain import open_datasets
@@ -30,7 +29,7 @@ from pipelines.schema import DatasetInfo
 from pipelines.search_space import Space
 from pipelines.sweep_config import SweepConfig
 from pipelines.sweep_folder import SweepFolder, records_of
-from pipelines.sweep_plan import Sweep, plan_sweep
+from pipelines.sweep_plan import Sweep, TrialSpec, plan_sweep
 from pipelines.sweep_search import TrialSearcher, proposer_of, scheduler_of
 from pipelines.sweep_trial import TrialTask, run_trial
 from pipelines.sweep_watch import Hours, SweepBook, Watch
@@ -49,8 +48,11 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
     ValueError, before any work, for whatever the user got wrong. PartlyDone if trials failed in ways that may pass.
     """
     from pipelines.checkpoint_evaluator import check_evaluation
+    from pipelines.sweep_optuna import check_optuna
     from pipelines.sweep_tracking import start_parent
 
+    if config.searcher == "optuna":
+        check_optuna()
     planned = plan_sweep(config, space)
     datasets = open_datasets(space.base)
     check_evaluation(space.base)
@@ -166,17 +168,16 @@ def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str
     lasting = [one.record.name for one in known.values() if folder.read_failure(one.spec) is not None]
     model = None
     if report.best is not None and report.best.score is not None and planned.tracking_uri and task.parent_run_id:
-        model = _register(planned.experiment(known[report.best.name].spec), folder, planned, task.parent_run_id)
+        model = _register(known[report.best.name].spec, folder, planned, task.parent_run_id)
     summary = {
         "sweep": planned.name,
         "folder": folder.uri,
         "space": planned.space.name,
-        "trials": {status: report.count(status) for status in ("finished", "stopped", "failed")},
+        "counts": {status: report.count(status) for status in ("finished", "stopped", "failed")},
         "mlflow_run_id": task.parent_run_id,
         "registered_model": model,
         "seconds": round(book.seconds, 1),
         **report.summary(),
-        "num_trials": len(records),
         "table": shown,
     }
     passing = [record for record in broken if record.name not in lasting]
@@ -192,12 +193,11 @@ def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str
     return summary
 
 
-def _register(best: ExperimentConfig, folder: SweepFolder, planned: Sweep, run_id: str) -> str | None:
+def _register(best: TrialSpec, folder: SweepFolder, planned: Sweep, run_id: str) -> str | None:
     from pipelines.checkpoint_evaluator import register_best
-    from pipelines.run_folder import RunFolder
 
-    run = RunFolder(storage.join(folder.uri, best.run_name))
-    return register_best(best, run, read_record(run), run_id, planned.tracking_uri or "")
+    run, base = folder.run(best), planned.space.base
+    return register_best(base, run, read_record(run), run_id, planned.tracking_uri or "")
 
 
 class _Settler:

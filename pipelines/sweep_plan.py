@@ -110,6 +110,9 @@ class Sweep:
                 config.training, seed=spec.seed, runs_folder=self.uri, run_name=run_name or spec.name
             ),
         )
+        # The best of the sweep is registered when all are done.
+        evaluation = dataclasses.replace(config.evaluation, registered_model=None)
+        config = dataclasses.replace(config, evaluation=evaluation)
         validate(config)
         return config
 
