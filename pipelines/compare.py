@@ -37,6 +37,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
             f"mlflow_run={config.mlflow_run} is given, but tracking_uri is not, and MLFLOW_TRACKING_URI is not set"
         )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tempfile.TemporaryDirectory() as temporary:
         runs = [
             find_run(

@@ -73,8 +73,8 @@ def _classes(comparison: Comparison) -> Figure:
         axes.set_title(f"{part}{more}", fontsize=10)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=9, loc="lower right")
-    figure.suptitle(_legend_line(comparison), fontsize=9)
+    handles, _ = panels[0].get_legend_handles_labels()
+    figure.legend(handles, _legend_line(comparison).split("\n"), fontsize=9, loc="outside upper center", frameon=False)
     return figure
 
 

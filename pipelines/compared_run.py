@@ -121,9 +121,10 @@ def _from_mlflow(given: str, step: int | None, benchmark: str | None, tracking_u
         target = folder / run_id
         target.mkdir(exist_ok=True)
         for name in {METRICS, PER_IMAGE} & {path.rpartition("/")[2] for path in held}:
-            client.download_artifacts(run_id, f"{chosen}/{name}", str(target))
+            downloaded = client.download_artifacts(run_id, f"{chosen}/{name}", str(target))
+            Path(downloaded).rename(target / name)  # the folders around it depend on the server
     config = {name: _plain(value) for name, value in run.data.params.items()}
-    return _read(run.info.run_name or given, str(target / chosen), f"MLflow run {run_id}, {chosen}", config)
+    return _read(run.info.run_name or given, str(target), f"MLflow run {run_id}, {chosen}", config)
 
 
 def _mlflow_run(client: Any, given: str) -> Any:
