@@ -44,6 +44,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit sweep debug --base debug --evaluation.root data/shapes/validation   train variants, compare them
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit evaluate --checkpoint runs/debug --root data --benchmark voc21   or all; see docs/evaluation.md
+  groupvit compare RUN RUN                        evaluations side by side, and whether they differ by chance
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
   groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's
   groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
@@ -152,6 +153,16 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
 
     config = parse(EvaluateConfig, arguments, prog="groupvit evaluate")
     from pipelines.evaluate import evaluate as run  # after help and mistakes: Ray takes seconds to import
+
+    return run(config)
+
+
+def compare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Set evaluations side by side, and say whether they differ by chance."""
+    from pipelines.compare_config import CompareConfig
+
+    config = parse(CompareConfig, arguments, prog="groupvit compare")
+    from pipelines.compare import compare as run  # after help and mistakes: scipy takes a second to import
 
     return run(config)
 
@@ -281,6 +292,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "pretrain": pretrain,
     "sweep": sweep,
     "evaluate": evaluate,
+    "compare": compare,
     "segment": segment,
     "import-weights": import_weights,
     "export": export,

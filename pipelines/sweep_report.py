@@ -5,9 +5,9 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines import storage
+from pipelines.mlflow_tables import log_table
 from pipelines.sweep_summary import STATUSES, SweepReport, best_trial, last_score, short_names, summarise, text
 from pipelines.text_table import aligned, csv_text, markdown, number
 from pipelines.trial_record import TrialRecord
@@ -110,8 +110,8 @@ def log_report(report: SweepReport, out: Path, tracking_uri: str | None, run_id:
     digest = hashlib.sha256((out / "leaderboard.json").read_bytes()).hexdigest()
     with one_line(tracking_uri):
         client = MlflowClient(tracking_uri=tracking_uri)
-        _log_table(client, run_id, "leaderboard.json", *leaderboard(report))
-        _log_table(client, run_id, "trials.json", *trial_table(report))
+        log_table(client, run_id, "leaderboard.json", *leaderboard(report))
+        log_table(client, run_id, "trials.json", *trial_table(report))
         for name in PICTURES:
             client.log_artifact(run_id, str(out / f"{name}.png"), "report")
         for ending in ("csv", "md", "json"):
@@ -162,24 +162,3 @@ def _description(report: SweepReport) -> str:
         f"\n{len(rows) - _MOST_ROWS} more configurations are in leaderboard.json.\n" if len(rows) > _MOST_ROWS else ""
     )
     return f"{markdown(header, rows[:_MOST_ROWS])}{more}\n{remarks(report, ending='  ')}"[:_LONGEST_TAG]
-
-
-def _log_table(client: Any, run_id: str, file: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table that MLflow's page shows as such, in place of the one of that name."""
-    import pandas
-
-    columns = {name: _as_numbers([row[place] for row in rows]) for place, name in enumerate(header)}
-    frame = pandas.DataFrame(columns)
-    tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
-    if {"path": file, "type": "table"} not in tables:
-        client.log_table(run_id, frame, file)
-    # `log_table` appends to what is there; what it writes is this.
-    client.log_text(run_id, frame.to_json(orient="split", index=False), file)
-
-
-def _as_numbers(cells: Sequence[str]) -> list[Any]:
-    """A column as numbers, None for `-`, if they are numbers: MLflow's page then sorts them as such."""
-    try:
-        return [None if cell == "-" else float(cell) for cell in cells]
-    except ValueError:
-        return list(cells)

@@ -16,6 +16,7 @@ from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context_labels import PrepareContextConfig
 from pipelines.benchmarks.published import PAPER_THRESHOLDS, PUBLISHED
 from pipelines.cli import COMMANDS, main, parse, pretrain_config, sweep_request
+from pipelines.compare_config import CompareConfig
 from pipelines.cost import CostConfig
 from pipelines.curation.config import CurateConfig
 from pipelines.demo.generate import DemoDataConfig
@@ -40,6 +41,7 @@ CONFIGS: dict[str, Any] = {
     "curate": CurateConfig,
     "inspect": InspectConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "segment": SegmentConfig,
     "import-weights": ImportWeightsConfig,
     "export": ExportConfig,

@@ -26,7 +26,7 @@ def with_data(base: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(base, data=dataclasses.replace(base.data, sources=("train",)))
 
 
-@pytest.mark.parametrize(("space", "base"), itertools.product(SPACES, ("debug", "demo", "gcc_yfcc_30e")))
+@pytest.mark.parametrize(("space", "base"), list(itertools.product(SPACES, ("debug", "demo", "gcc_yfcc_30e"))))
 def test_every_point_of_every_space_is_a_valid_experiment_of_every_base(space: str, base: str) -> None:
     found = SPACES[space](with_data(experiments.EXPERIMENTS[base]()))
     points = list(found.grid()) if found.is_grid else [found.draw(np.random.default_rng(seed)) for seed in range(50)]
