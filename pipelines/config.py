@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, SegmentationConfig, to_dict
-from pipelines.benchmarks.catalogue import BenchmarkName, Protocol
+from pipelines.benchmarks.names import BenchmarkName, Protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

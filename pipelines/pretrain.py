@@ -7,7 +7,6 @@ before work starts; a worker is a few lines around `train_loop.train`. Checkpoin
 Ray: a run then continues from whatever is whole on disk, whoever wrote it.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -17,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
@@ -28,7 +26,7 @@ from groupvit.config import to_dict
 from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
-from pipelines.ingest import iter_slices, training_slices
+from pipelines.ingest import iter_slices
 from pipelines.job import Job, Ties, start_or_continue, with_absolute_paths
 from pipelines.progress import RunStoppedError
 from pipelines.ray_metrics import StepGauges
@@ -36,6 +34,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.storage import StorageError
 from pipelines.train_loop import WorkerContext, train
+from pipelines.training_data import RoundRobin, SlicesFromCheckpoint
 from pipelines.uncurated import open_source
 
 # Seconds Ray may take to start a worker: it imports torch, which on a busy machine takes longer than Ray's minute.
@@ -185,8 +184,8 @@ def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
         ),
         # A function, not a data set: Ray calls it for every group of workers it starts, and the data then begin at the
         # checkpoint.
-        datasets={"train": _SlicesFromCheckpoint(job)},
-        dataset_config=_RoundRobin(),
+        datasets={"train": SlicesFromCheckpoint(job)},
+        dataset_config=RoundRobin(),
     )
     error = "the workers failed"
     try:
@@ -240,22 +239,3 @@ def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) ->
         "evaluations": None if evaluations is None else evaluations.summary(),
         "registered_model": registered,
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class _SlicesFromCheckpoint:
-    """The data of the steps that are still to do."""
-
-    job: Job
-
-    def __call__(self) -> ray.data.Dataset:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours is one line
-        return training_slices(self.job.config, first_step=self.job.run.latest_step(), stay_open=True)
-
-
-class _RoundRobin(ray.train.DataConfig):
-    """Worker r of W gets the slices with index ≡ r (mod W), in order."""
-
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
-        shards = {name: dataset.streaming_split(world_size, equal=False) for name, dataset in datasets.items()}
-        return [{name: iterators[rank] for name, iterators in shards.items()} for rank in range(world_size)]

@@ -6,8 +6,7 @@ from typing import Any
 
 from pipelines.search_space import Choice, Space
 from pipelines.sweep_folder import Known
-from pipelines.sweep_plan import Sweep, TrialSpec
-from pipelines.sweep_search import METRIC
+from pipelines.sweep_plan import METRIC, Sweep, TrialSpec
 
 _MOST_REFUSALS = 1000
 

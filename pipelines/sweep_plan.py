@@ -17,6 +17,9 @@ from pipelines.job import with_absolute_paths
 from pipelines.search_space import Choice, Point, Space, with_values
 from pipelines.sweep_config import DEMO_STEPS, SweepConfig
 
+METRIC, TIME = "miou", "step"
+"""Names under which a trial reports a rung: mIoU in percent, and the training step."""
+
 CHANGEABLE = (
     "optimizer.learning_rate",
     "optimizer.min_learning_rate",

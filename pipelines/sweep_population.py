@@ -23,7 +23,7 @@ from pipelines import storage
 from pipelines.evaluation_record import EvaluationRecord, read_record, write_record
 from pipelines.run_folder import RunFolder
 from pipelines.search_space import Choice, Point, Space
-from pipelines.sweep_plan import CHANGEABLE, Sweep
+from pipelines.sweep_plan import CHANGEABLE, METRIC, TIME, Sweep
 
 _POINTER = "pointer.json"
 
@@ -55,8 +55,8 @@ def population_scheduler(sweep: Sweep) -> PopulationBasedTraining:
         return parameters | {"point": point}
 
     return PopulationBasedTraining(
-        time_attr="step",
-        metric="miou",
+        time_attr=TIME,
+        metric=METRIC,
         mode="max",
         perturbation_interval=rung,
         hyperparam_mutations={"point": mutations},

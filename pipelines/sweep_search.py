@@ -8,9 +8,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pipelines.sweep_folder import Known
-from pipelines.sweep_plan import Sweep, TrialSpec
-
-METRIC, TIME = "miou", "step"
+from pipelines.sweep_plan import METRIC, TIME, Sweep, TrialSpec
 
 
 class Proposer(Protocol):

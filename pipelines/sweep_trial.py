@@ -16,7 +16,7 @@ from pipelines import storage
 from pipelines.evaluation_record import read_record
 from pipelines.job import Ties
 from pipelines.run_folder import RunFolder
-from pipelines.sweep_plan import Sweep, TrialSpec
+from pipelines.sweep_plan import METRIC, TIME, Sweep, TrialSpec
 
 PARENT_TAG, SWEEP_TAG, SPACE_TAG, SEED_TAG = "mlflow.parentRunId", "groupvit.sweep", "groupvit.space", "groupvit.seed"
 CONFIGURATION_TAG, TRIAL_TAG = "groupvit.configuration", "groupvit.trial"
@@ -72,7 +72,7 @@ def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
 
 def _report(step: int, score: float) -> None:
     """Tells Tune of a rung: training step and mIoU in percent."""
-    ray.tune.report({"step": step, "miou": score})
+    ray.tune.report({TIME: step, METRIC: score})
 
 
 def _report_with_pointer(run_name: str, step: int, score: float) -> None:
@@ -80,4 +80,4 @@ def _report_with_pointer(run_name: str, step: int, score: float) -> None:
     from pipelines.sweep_population import pointer_to
 
     with pointer_to(run_name, step) as checkpoint:
-        ray.tune.report({"step": step, "miou": score}, checkpoint=checkpoint)
+        ray.tune.report({TIME: step, METRIC: score}, checkpoint=checkpoint)

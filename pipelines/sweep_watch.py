@@ -10,7 +10,7 @@ from ray.tune import Callback, Stopper
 
 from pipelines.progress_line import duration
 from pipelines.sweep_folder import Known, SweepFolder, with_results
-from pipelines.sweep_plan import Sweep, TrialSpec
+from pipelines.sweep_plan import METRIC, TIME, Sweep, TrialSpec
 from pipelines.sweep_search import Unkept
 from pipelines.trial_record import TrialRecord
 
@@ -119,8 +119,8 @@ class Watch(Unkept, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "miou" in result:
-            self._book.reached(self._specs[trial.trial_id], result["step"], result["miou"])
+        if METRIC in result:
+            self._book.reached(self._specs[trial.trial_id], result[TIME], result[METRIC])
             self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

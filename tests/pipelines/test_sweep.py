@@ -22,9 +22,9 @@ from pipelines.run_folder import RunFolder
 from pipelines.search_space import Choice, Range
 from pipelines.sweep_folder import Known, SweepFolder
 from pipelines.sweep_optuna import OptunaTrials
-from pipelines.sweep_plan import Sweep, TrialSpec, plan_sweep
+from pipelines.sweep_plan import METRIC, TIME, Sweep, TrialSpec, plan_sweep
 from pipelines.sweep_population import current_run, exploited_run
-from pipelines.sweep_search import METRIC, TIME, ListedTrials, scheduler_of
+from pipelines.sweep_search import ListedTrials, scheduler_of
 from pipelines.trial_record import TrialRecord
 from tests.pipelines.dataset_folder import make_dataset
 from tests.pipelines.scenes_folder import write_scenes
