@@ -1,8 +1,8 @@
 """From data sets to training batches: the order of samples, turned into slices by Ray Data.
 
 `training_slices` makes the one Ray data set of a run, or of the rest of it. Its processes read, decode, augment and
-tokenise a window of samples at a time. Every block they yield is a single row that holds one slice: so Ray neither cuts nor
-merges slices, and its splitter, which gives the next block to the worker that had the fewest rows, deals them
+tokenise a window of samples at a time. Every block they yield is a single row that holds one slice: so Ray neither cuts
+nor merges slices, and its splitter, which gives the next block to the worker that had the fewest rows, deals them
 round-robin. With `preserve_order`, worker r of W gets the slices with index ≡ r (mod W), in order. Nothing in the data
 set depends on the number of workers.
 
@@ -11,8 +11,9 @@ every group of workers it starts, so this resumes after a failure:
 
     datasets={"train": lambda: training_slices(config, first_step=latest_checkpoint())}
 
-What handles images lies in `pipelines.slices`, imported by those processes only, and a plan holds plain values: Ray keeps
-several processes that merely coordinate, and importing torch would cost each of them seconds and most of a gigabyte.
+What handles images lies in `pipelines.slices`, imported by those processes only, and a plan holds plain values: Ray
+keeps several processes that merely coordinate, and importing torch would cost each of them seconds and most of a
+gigabyte.
 
 A window's task is pure, all draws come from generators seeded by (seed, epoch, sample id): Ray may run it again
 anywhere.
