@@ -1,13 +1,14 @@
-"""Draws the figures of docs/concepts.md:  python infra/docs/draw_figures.py  →  docs/pictures/*.svg
+"""Draws the figures of docs/index.md and docs/concepts.md:  python infra/docs/draw_figures.py  →  docs/pictures/*.svg
 
 Plain SVG on white, so that they look the same on GitHub, in the site and in the dark.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "pictures"
+PICTURES = Path(__file__).resolve().parents[2] / "docs" / "pictures"
 INK, FAINT = "#263238", "#78909c"
 GREY, TEAL, AMBER, BLUE, ROSE = "#eceff1", "#b2dfdb", "#ffe0b2", "#bbdefb", "#f8bbd0"
 
@@ -68,11 +69,11 @@ class Drawing:
         )
         self.words(x + 10, y + 18, text, size=12, color=FAINT)
 
-    def save(self, name: str) -> None:
-        (FOLDER / name).write_text("\n".join([*self._parts, "</svg>", ""]))
+    def save(self, file: Path) -> None:
+        file.write_text("\n".join([*self._parts, "</svg>", ""]))
 
 
-def draw_system() -> None:
+def draw_system(file: Path) -> None:
     drawing = Drawing(980, 300, "From a list of URLs to masks: what each command reads and writes")
     drawing.frame(592, 14, 376, 150, "sweep (Ray Tune): many trials of these two")
     names = ["URL list\ntsv, parquet, …", "raw shards\nParquet", "data set\n+ manifest", "checkpoints\nsafetensors"]
@@ -95,10 +96,10 @@ def draw_system() -> None:
     drawing.arrow((790, 128), (860, 214), dashed=True)
     drawing.words(14, 236, "Every arrow may be killed and started again with the same command;", size=13)
     drawing.words(14, 256, "every box is a local folder or s3://, complete or not there.", size=13)
-    drawing.save("system.svg")
+    drawing.save(file)
 
 
-def draw_model() -> None:
+def draw_model(file: Path) -> None:
     drawing = Drawing(980, 500, "The two towers of GroupViT and the two losses between them")
     drawing.words(14, 30, "image tower", bold=True)
     rows = [
@@ -140,10 +141,10 @@ def draw_model() -> None:
     drawing.arrow((870, 306), (870, 358))
     drawing.arrow((944, 306), (944, 358), dashed=True)
     drawing.arrow((944, 406), (944, 438), dashed=True)
-    drawing.save("model.svg")
+    drawing.save(file)
 
 
-def draw_order() -> None:
+def draw_order(file: Path) -> None:
     drawing = Drawing(980, 284, "From two data sets to the slices of each worker at each step")
     left, cell = 150, 25
 
@@ -167,10 +168,11 @@ def draw_order() -> None:
     for x in (left + 200, left + 600):
         for y in (56, 118, 180):
             drawing.arrow((x, y), (x, y + 22))
-    drawing.save("order.svg")
+    drawing.save(file)
 
 
 if __name__ == "__main__":
-    draw_system()
-    draw_model()
-    draw_order()
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURES
+    draw_system(folder / "system.svg")
+    draw_model(folder / "model.svg")
+    draw_order(folder / "order.svg")
