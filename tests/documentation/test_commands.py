@@ -42,7 +42,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStor
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if lines_to_run(page)], ids=name_of)
 def test_the_commands_of_a_page_run(
     page: Path,
