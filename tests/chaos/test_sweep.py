@@ -57,7 +57,7 @@ def test_a_sweep_survives_its_node_and_its_driver(cluster: Cluster, tmp_path: Pa
         *("--ingest.slice-size", "16", "--training.global-batch-size", "16"),
         *("--tracking.system-metrics-every-n-seconds", "None", "--json"),
     ]
-    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    environment = os.environ | {"RAY_ADDRESS": str(cluster.address)}
     folder, log = tmp_path / "chaos", tmp_path / "first.log"
 
     def num_checkpoints() -> int:
@@ -88,7 +88,7 @@ def test_a_sweep_survives_its_node_and_its_driver(cluster: Cluster, tmp_path: Pa
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = {run.info.run_name: run for run in runs if run is not parent}
+    children = {str(run.info.run_name): run for run in runs if run is not parent}
     assert parent.info.run_id == summary["mlflow_run_id"] and len(children) == 4
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
