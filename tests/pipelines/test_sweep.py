@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -54,6 +55,11 @@ def make_sweep(flags: list[str], runs: Path, *more: str, **changes: Any) -> Swee
     given = [*flags, "--training.runs-folder", str(runs), "--num-steps", "9", "--rung-every-n-steps", "1", *more]
     config, space = sweep_request(["debug", *given])
     return plan_sweep(config, dataclasses.replace(space, **changes))
+
+
+def write_state(step: int, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(str(step))
 
 
 def ended(spec: TrialSpec, scores: dict[int, float], **changes: Any) -> Known:
@@ -112,8 +118,7 @@ def test_a_trial_of_a_population_goes_on_from_anothers_checkpoint(flags: list[st
     SweepFolder(sweep).start_or_continue()
     source = RunFolder(f"{sweep.uri}/{strong.name}")
     for step in (1, 2):
-        write = lambda folder, step=step: (folder.mkdir(parents=True), (folder / "state.json").write_text(str(step)))  # noqa: E731
-        source.save_checkpoint(step, write)
+        source.save_checkpoint(step, functools.partial(write_state, step))
     write_record(source, EvaluationRecord(scores={1: 10.0, 2: 20.0}))
     pointer = {"run": strong.name, "step": 1}
     changed = {**strong.point, "optimizer.learning_rate": "0.0001"}
