@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -29,7 +29,7 @@ from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines,
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
 from pipelines.ingest import iter_slices, training_slices
-from pipelines.job import Job, start_or_continue, with_absolute_paths
+from pipelines.job import Job, Ties, start_or_continue, with_absolute_paths
 from pipelines.progress import RunStoppedError
 from pipelines.ray_metrics import StepGauges
 from pipelines.run_folder import RunFolder
@@ -42,8 +42,8 @@ from pipelines.uncurated import open_source
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
-def pretrain(config: ExperimentConfig) -> dict[str, Any]:
-    """Run `config`, or continue it, to its last step; returns the summary that `--json` prints.
+def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, Any]:
+    """Run `config`, or continue it, to its last step; returns the summary that `--json` prints. `ties`: it is a trial.
 
     Raises ValueError, before any work, for whatever the user got wrong; and when too many images turn out to be
     corrupt.
@@ -56,14 +56,14 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
 
         check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
-    job = start_or_continue(run, config, datasets)
+    job = start_or_continue(run, config, datasets, ties)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
-        _train(job)
+        _train(job, None if ties is None else ties.on_score)
     return _summary(job, first_step, read_record(run) if job.evaluates else None)
 
 
-def _train(job: Job) -> None:
+def _train(job: Job, on_score: Callable[[int, float], None] | None) -> None:
     """Trains what is left to train, evaluates beside it and after it."""
     config = job.config
     training, evaluation = config.training, config.evaluation
@@ -77,7 +77,7 @@ def _train(job: Job) -> None:
         resources["CPU"] = resources.get("CPU", 0) - others
         beside = f"{others} for the data and the evaluation" if job.evaluates else "one CPU for the data"
         use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
-        evaluator = job.start_evaluator()
+        evaluator = job.start_evaluator(on_score)
         try:
             if job.run.latest_step() < training.num_steps:
                 with shown_lines() as lines:
@@ -116,7 +116,7 @@ def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], pla
     """Whether the workers use GPUs. ValueError if `place` has no room for them."""
     training = config.training
     use_gpu = training.device == "gpu" or (training.device == "auto" and resources.get("GPU", 0) > 0)
-    each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": training.gpus_per_worker} if use_gpu else {})
     check_room("training.num_workers", training.num_workers, each, resources, place)
     return use_gpu
 
@@ -175,7 +175,8 @@ def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker={"CPU": config.training.cpus_per_worker}
+            | ({"GPU": config.training.gpus_per_worker} if use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name=config.run_name,

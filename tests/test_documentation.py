@@ -15,7 +15,7 @@ from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context_labels import PrepareContextConfig
 from pipelines.benchmarks.published import PAPER_THRESHOLDS, PUBLISHED
-from pipelines.cli import COMMANDS, main, parse, pretrain_config
+from pipelines.cli import COMMANDS, main, parse, pretrain_config, sweep_request
 from pipelines.compare_config import CompareConfig
 from pipelines.cost import CostConfig
 from pipelines.curation.config import CurateConfig
@@ -29,6 +29,7 @@ from pipelines.import_weights import ImportWeightsConfig
 from pipelines.inspect_dataset import InspectConfig
 from pipelines.register import RegisterConfig
 from pipelines.segment import SegmentConfig
+from pipelines.sweep_plan import plan_sweep
 from tests.pipelines.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +72,9 @@ def test_commands_in_the_documentation_parse(line: str) -> None:
     command, *arguments = shlex.split(line)[1:]
     if command == "pretrain":
         pretrain_config(arguments)
+        return
+    if command == "sweep":
+        plan_sweep(*sweep_request(arguments))
         return
     if command == "cost":
         experiment, *arguments = arguments
