@@ -14,7 +14,8 @@ def log_table(
     """A table of the run, in place of the one of that name. Columns of numbers are logged as numbers, `-` as none."""
     import pandas
 
-    columns = {name: _as_numbers([row[place] for row in rows]) for place, name in enumerate(header)}
+    # A column with a dot in its name stays empty on the page, which takes it for a path.
+    columns = {name.replace(".", "/"): _as_numbers([row[place] for row in rows]) for place, name in enumerate(header)}
     frame = pandas.DataFrame(columns)
     tables = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
     if {"path": file, "type": "table"} not in tables:

@@ -50,7 +50,7 @@ def table(report: SweepReport) -> str:
 def leaderboard(report: SweepReport) -> tuple[list[str], list[list[str]]]:
     """Header and rows, one per configuration: mIoU in percent over seeds, and what became of its trials."""
     names = short_names(report.varied)
-    header = ["rank", *(names[name] for name in report.varied), "mIoU", "s.d.", "n", "lowest", "highest"]
+    header = ["rank", *(names[name] for name in report.varied), "mIoU", "sd", "n", "lowest", "highest"]
     header += ["p vs best", "so far", "trials", "best trial"]
     rows = []
     for rank, each in enumerate(report.configurations, 1):
@@ -66,7 +66,7 @@ def leaderboard(report: SweepReport) -> tuple[list[str], list[list[str]]]:
                 str(len(scores)),
                 number(min(scores, default=None)),
                 number(max(scores, default=None)),
-                "-" if each.p_value is None else f"{each.p_value:.3f}",
+                "-" if each.p_value is None else f"{each.p_value:.2g}",
                 "-" if scores or best is None else f"{number(last_score(best))} at {max(best.scores)}",
                 ", ".join(f"{count} {status}" for status, count in counts.items() if count),
                 "-" if best is None else best.name,
@@ -107,7 +107,7 @@ def log_report(report: SweepReport, out: Path, tracking_uri: str | None, run_id:
 
     from pipelines.model_flavour import one_line  # it imports torch, and MLflow's part for models
 
-    digest = hashlib.sha256((out / "leaderboard.json").read_bytes()).hexdigest()
+    digest = hashlib.sha256((out / "leaderboard.json").read_bytes()).hexdigest()[:12]
     with one_line(tracking_uri):
         client = MlflowClient(tracking_uri=tracking_uri)
         log_table(client, run_id, "leaderboard.json", *leaderboard(report))
@@ -158,6 +158,8 @@ def trial_table(report: SweepReport) -> tuple[list[str], list[list[str]]]:
 def _description(report: SweepReport) -> str:
     """Markdown: the head of the leaderboard, and what is to be said of it."""
     header, rows = leaderboard(report)
+    told = [place for place, name in enumerate(header) if name == "mIoU" or any(row[place] != "-" for row in rows)]
+    header, rows = [header[place] for place in told], [[row[place] for place in told] for row in rows]
     more = (
         f"\n{len(rows) - _MOST_ROWS} more configurations are in leaderboard.json.\n" if len(rows) > _MOST_ROWS else ""
     )

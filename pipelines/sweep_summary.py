@@ -89,7 +89,8 @@ class SweepReport:
             "best_configuration_deviation": first and first.deviation,
             "seed_share": self.seed_share,
         }
-        return values | {name: value for name, value in named.items() if value is not None}
+        values |= {name: value for name, value in named.items() if value is not None}
+        return {name: round(value, 4) for name, value in values.items()}
 
     def summary(self) -> dict[str, Any]:
         """JSON-safe: what leaderboard.json holds."""
