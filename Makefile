@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo demo-s3 test check format mlflow
+.PHONY: demo demo-s3 test check format docs mlflow
 .DEFAULT_GOAL := check
 
 # Draws scenes, trains for some minutes, segments by words; the last line is a JSON object with the results.
@@ -35,6 +35,10 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
+
+# The documentation as a site, in build/site
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -f infra/docs/mkdocs.yml
 
 # The runs of this machine at http://127.0.0.1:5000
 mlflow: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Trials that Optuna's TPE sampler proposes: near what scored well so far. `pip install optuna` beside this package."""
+"""Trials that Optuna's TPE sampler proposes: near what scored well so far."""
 
 from collections import defaultdict
 from collections.abc import Mapping

@@ -11,13 +11,14 @@ from typing import Any
 
 from groupvit.config import to_dict
 from pipelines import storage
-from pipelines.cli import pretrain_config
-from pipelines.config import flatten
+from pipelines.cli import pretrain_config, sweep_request
+from pipelines.config import ExperimentConfig, flatten
 from pipelines.experiments import debug
 from tests.documentation.stand_ins import SCENES
 
 NOT_RUN: Mapping[str, str] = {
     "groupvit app": "it serves until Ctrl-C: tests/pipelines/app starts it, and visits its page in a browser",
+    "groupvit compare demo-soft": "it needs a server with those runs: tests/pipelines/test_compare.py has one",
 }
 """Beginnings of lines that are not run, and why not."""
 
@@ -34,22 +35,47 @@ def no_more(arguments: Sequence[str]) -> list[str]:
 
 def small_training(arguments: Sequence[str]) -> list[str]:
     """Two steps of a model and batches as small as `debug`'s; another run name where the run's is taken."""
-    asked, small = pretrain_config(arguments), debug()
-    batch = {"num_steps": 2, "global_batch_size": 16, "num_workers": 1, "cpus_per_worker": 1, "device": "auto"}
-    wanted = dataclasses.replace(
+    asked = pretrain_config(arguments)
+    steps = dataclasses.replace(
         asked,
-        model=small.model,
         optimizer=dataclasses.replace(asked.optimizer, warmup_steps=0),
-        ingest=dataclasses.replace(asked.ingest, slice_size=16, window_size=32),
-        training=dataclasses.replace(asked.training, **batch, precision="float32", log_every_n_steps=1),
-        tracking=dataclasses.replace(asked.tracking, system_metrics_every_n_seconds=None),
+        training=dataclasses.replace(asked.training, num_steps=2),
     )
-    before, after = flatten(to_dict(asked)), flatten(to_dict(wanted))
-    flags = [word for name, value in after.items() if value != before[name] for word in _flag(name, value)]
+    flags = _changes(asked, _small(steps))
     name, number = asked.run_name, 2
     while storage.exists(storage.join(asked.training.runs_folder, name)):
         name, number = f"{asked.run_name}-{number}", number + 1
     return flags if name == asked.run_name else [*flags, "--training.run-name", name]
+
+
+def small_sweep(arguments: Sequence[str]) -> list[str]:
+    """One trial of two steps, or two of a population, under another name where the space was searched before."""
+    config, space = sweep_request(arguments)
+    sizes = {"--num-steps": "2", "--rung-every-n-steps": "1", "--num-seeds": "1", "--max-concurrent": "1"}
+    budget = {"--budget": "2" if config.scheduler == "pbt" else "1"}
+    name, number = config.name or f"sweep-{space.name}", 1
+    while storage.exists(storage.join(space.base.training.runs_folder, name)):
+        name, number = f"sweep-{space.name}-{number}", number + 1
+    flags = [word for flag in (sizes | budget | {"--name": name}).items() for word in flag]
+    return [*flags, *_changes(space.base, _small(space.base))]
+
+
+def _small(asked: ExperimentConfig) -> ExperimentConfig:
+    small = debug()
+    batch = {"global_batch_size": 16, "num_workers": 1, "cpus_per_worker": 1, "device": "auto"}
+    return dataclasses.replace(
+        asked,
+        model=small.model,
+        ingest=dataclasses.replace(asked.ingest, slice_size=16, window_size=32),
+        training=dataclasses.replace(asked.training, **batch, precision="float32", log_every_n_steps=1),
+        tracking=dataclasses.replace(asked.tracking, system_metrics_every_n_seconds=None),
+    )
+
+
+def _changes(asked: ExperimentConfig, wanted: ExperimentConfig) -> list[str]:
+    """Flags that make one of the other."""
+    before, after = flatten(to_dict(asked)), flatten(to_dict(wanted))
+    return [word for name, value in after.items() if value != before[name] for word in _flag(name, value)]
 
 
 def measured_run(arguments: Sequence[str]) -> list[str]:
@@ -68,7 +94,9 @@ HOW: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
     "curate": lambda arguments: ["--num-workers", "1"],
     "inspect": no_more,
     "pretrain": small_training,
+    "sweep": small_sweep,
     "evaluate": lambda arguments: ["--num-workers", "1"],
+    "compare": no_more,
     "segment": no_more,
     "import-weights": no_more,
     "export": no_more,

@@ -23,6 +23,7 @@ from pipelines import storage
 from pipelines.cli import main
 from pipelines.experiments import EXPERIMENTS
 from tests.pipelines.benchmarks.miniatures import Photo, png, write_ade20k, write_coco, write_imagenet, write_voc
+from tests.pipelines.evaluation_folder import write_evaluation
 from tests.pipelines.image_server import ImageServer
 from tests.pipelines.test_import_weights import small_hugging_face
 
@@ -93,6 +94,17 @@ class StandIns:
         state = {"step": 100, "train_seconds": 1000.0, "config": to_dict(experiment)}
         save(folder / "checkpoints/step-00000100", small_model(), state=state)
 
+    def _evaluation(self, folder: Path) -> None:
+        seed = ord(folder.name)
+        write_evaluation(folder, {"seen": np.random.default_rng(seed).uniform(0.2, 0.8, 20).tolist()}, seed=seed)
+
+    def _evaluated_run(self, folder: Path) -> None:
+        """Two evaluations, as they lie beside its checkpoints."""
+        for step in (1000, 2000):
+            rng = np.random.default_rng(step + ord(folder.name))
+            scores = {"seen": rng.uniform(0.2, 0.8, 20).tolist()}
+            write_evaluation(folder / f"evaluation/step-{step:08d}", scores, seed=ord(folder.name), step=step)
+
     def _benchmarks(self, folder: Path) -> None:
         photos = _drawn_photos()
         write_voc(folder, photos)
@@ -116,6 +128,9 @@ STAND_INS: Mapping[str, Callable[[StandIns, Path], None]] = {
     r"(?P<root>data/imagenet)$": StandIns._imagenet,
     r"(?P<root>data|s3://bucket/benchmarks)$": StandIns._benchmarks,
     r"(?P<root>(s3://bucket|data)/[\w-]*raw[\w-]*)$": StandIns._raw_shards,
+    r"(?P<root>evaluation/[a-z])$": StandIns._evaluation,
+    r"(?P<root>runs/[a-z])$": StandIns._evaluated_run,
+    r"(?P<root>runs/demo/stamps-seed-0)(/|$)": StandIns._run,
     r"(?P<root>(s3://bucket/|)runs/[\w-]+)(/|$)": StandIns._run,
     r"(?P<root>(s3://bucket|data)/[\w-]+)$": StandIns._dataset,
     r"(?P<root>checkpoints/[\w-]+)$": StandIns._checkpoint,
