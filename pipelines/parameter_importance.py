@@ -58,7 +58,8 @@ def parameter_importance(
     shares = _functional_anova([values[index] for index in order], [scores[index] for index in order], varied)
     if shares is None:
         return Importance(shares={}, note="the scores could not be told apart by any parameter")
-    note = f"share of the variance that a parameter explains alone (fANOVA over {len(scores)} trials, {of})"
+    share = "share that a parameter alone has in what configurations differ by, seeds aside"
+    note = f"{share} (fANOVA over {len(scores)} trials, {of})"
     return Importance(shares=dict(sorted(shares.items(), key=lambda item: (-item[1], item[0]))), note=note)
 
 

@@ -107,7 +107,7 @@ def _parallel_coordinates(report: SweepReport) -> Figure:
     if not report.varied or not scored:
         return _words("No parameter was varied." if not report.varied else "No trial has been scored yet.")
     names = short_names(report.varied)
-    figure, axes = _axes(max(7.0, 2.0 + 1.75 * len(report.varied)), 6.0)
+    figure, axes = _axes(max(9.0, 2.0 + 1.75 * len(report.varied)), 5.0)
     lanes = [_lane([trial.values.get(name) for trial in report.trials]) for name in report.varied]
     scores = [last_score(trial) or 0.0 for trial in scored]
     low, high = min(scores), max(scores)

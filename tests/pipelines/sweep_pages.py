@@ -28,10 +28,11 @@ _OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--window-size=1400,1000",
+    "--window-size=1400,860",
 )
 
 
+_CLOSE_ASSISTANT = "[data-component-id='mlflow.assistant.chat_panel.close']"
 _DESCRIPTION = "//table[.//th[normalize-space()='rank']]"
 
 
@@ -45,9 +46,6 @@ class SweepPages:
         self._runs = f"{uri}/#/experiments/{self._experiment}/runs"
         self._run_id = run_id
         driver.get(uri)
-        for key, value in {"panelOpen_v1": "false", "fab.autoOpenedOnFirstLoad_v1": "true"}.items():
-            driver.execute_script("localStorage.setItem(arguments[0], arguments[1])", f"mlflow.assistant.{key}", value)
-        driver.refresh()
         self._click_when_there("//div[@role='button'][normalize-space()='Model training']")
 
     def open_overview(self) -> None:
@@ -106,6 +104,9 @@ class SweepPages:
 
     def save(self, file: Path) -> None:
         time.sleep(1.5)  # what is drawn slides in
+        for button in self.driver.find_elements(By.CSS_SELECTOR, _CLOSE_ASSISTANT):
+            button.click()
+            time.sleep(1.5)
         self.driver.save_screenshot(str(file))
 
     def _click_when_there(self, xpath: str) -> None:
