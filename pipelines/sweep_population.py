@@ -106,7 +106,7 @@ def read_pointer() -> dict[str, Any] | None:
 def pointer_to(run_name: str, step: int) -> Iterator[ray.tune.Checkpoint]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / _POINTER).write_text(json.dumps({"run": run_name, "step": step}))
-        yield ray.tune.Checkpoint.from_directory(folder)
+        yield ray.tune.Checkpoint(folder)
 
 
 def _copy(source: Path, target: Path) -> None:

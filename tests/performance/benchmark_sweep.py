@@ -3,7 +3,8 @@
     PYTHONPATH=. python tests/performance/benchmark_sweep.py --repeats 3
 
 Both sides train, evaluate and track the same runs, in turns, each in a process and on a Ray of its own. The time is
-that of the whole command, from before Ray starts; Ray is told of as many CPUs as 8 trials ask for, whatever the machine has.
+that of the whole command, from before Ray starts; Ray is told of as many CPUs as 8 trials ask for, whatever the machine
+has.
 """
 
 import argparse
