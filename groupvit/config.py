@@ -148,6 +148,11 @@ class LossConfig:
         if self.num_prompts < 0:
             raise ValueError(f"loss.num_prompts={self.num_prompts} is negative: give 0 for no multi-label loss")
 
+    @property
+    def looks_at_segments(self) -> bool:
+        """Whether a loss compares segments with prompts; without prompts none does."""
+        return self.num_prompts > 0 and self.multi_label_match != "image"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:

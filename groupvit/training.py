@@ -145,9 +145,9 @@ def _tower_features(model: GroupViT, batch: Batch, loss: LossConfig, noise: torc
     image = model.image_encoder(batch.images, noise)
     text_rows = model.text_encoder(batch.token_ids.flatten(0, 1)).unflatten(0, batch.token_ids.shape[:2])
     image_rows, masses = image.pooled[:, None], ()
-    if loss.multi_label_match != "image":
+    if loss.looks_at_segments:
         image_rows = torch.cat([image_rows, image.segment_tokens], dim=1)
-    if loss.multi_label_match == "mixture":
+    if loss.looks_at_segments and loss.multi_label_match == "mixture":
         masses = (image.segment_masses,)
     groups_used = tuple(_groups_used(logits) for logits in image.assignment_logits)
     return _TowerFeatures((image_rows, text_rows, *masses), groups_used)

@@ -20,6 +20,7 @@ LOSSES = {
     "shared positives": LossConfig(shared_positives=True),
     "segments": LossConfig(shared_positives=True, multi_label_match="segments"),
     "mixture": LossConfig(multi_label_match="mixture"),
+    "mixture without prompts": LossConfig(num_prompts=0, multi_label_match="mixture"),
 }
 
 
