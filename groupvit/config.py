@@ -40,6 +40,9 @@ class ImageEncoderConfig:
     assignment: Literal["hard", "soft"] = "hard"
     """`hard`: straight-through Gumbel-softmax in training (the paper). `soft`: plain softmax (the paper's ablation);
     collapses less on narrow data."""
+    tau: float = 1.0
+    """Temperature of the softmax over groups (the paper: 1). Smaller: segments decide for one group sooner; with hard
+    assignment it shapes the gradient alone, with soft assignment also what is segmented."""
     group_residual: bool = True
     """Add the pre-assigned group tokens to what a group gathers (the paper). They have already looked at the whole
     image, so a segment can carry a noun without owning its pixels; without them only owned pixels speak, and masks
@@ -73,6 +76,8 @@ class ImageEncoderConfig:
         for heads in self.num_heads:
             if heads < 1 or self.width % heads:
                 raise ValueError(f"image.num_heads={self.num_heads}: {heads} does not divide image.width={self.width}")
+        if self.tau <= 0:
+            raise ValueError(f"image.tau={self.tau} is no temperature: give a positive number, e.g. 1.0")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image.image_size={self.image_size} is not a multiple of image.patch_size={self.patch_size}"

@@ -35,9 +35,9 @@ class AssignmentAttention(nn.Module):
     segments.
     """
 
-    def __init__(self, width: int, *, hard: bool) -> None:
+    def __init__(self, width: int, *, hard: bool, tau: float = 1.0) -> None:
         super().__init__()
-        self.hard, self.scale = hard, width**-0.5
+        self.hard, self.tau, self.scale = hard, tau, width**-0.5
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -52,8 +52,9 @@ class AssignmentAttention(nn.Module):
         logits = at_least_float32(logits) * self.scale
         if self.hard:
             noisy = logits if noise is None else logits + sample_gumbel(logits.shape, noise)
-            assignment = straight_through_assignment(noisy)
+            assignment = straight_through_assignment(noisy / self.tau)
         else:
+            logits = logits / self.tau
             assignment = logits.softmax(dim=1)
         assignment = assignment / (assignment.sum(dim=2, keepdim=True) + EMPTY_GROUP_MASS)
         averages = assignment.to(segments.dtype) @ segments
@@ -101,6 +102,7 @@ class GroupingBlock(nn.Module):
         mlp_ratio: float,
         token_mixing_ratio: float,
         hard: bool,
+        tau: float = 1.0,
         residual: bool = True,
     ) -> None:
         super().__init__()
@@ -110,7 +112,7 @@ class GroupingBlock(nn.Module):
         self.token_mixing = TokenMixing(num_group_tokens, int(width * token_mixing_ratio), num_output_groups)
         self.mixed_norm = nn.LayerNorm(width)
         self.pre_assignment = PreAssignment(width, num_heads, mlp_ratio)
-        self.assignment = AssignmentAttention(width, hard=hard)
+        self.assignment = AssignmentAttention(width, hard=hard, tau=tau)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio), width)
 

@@ -118,6 +118,7 @@ class Stage(nn.Module):
                 mlp_ratio=config.mlp_ratio,
                 token_mixing_ratio=config.token_mixing_ratio,
                 hard=config.assignment == "hard",
+                tau=config.tau,
                 residual=config.group_residual,
             )
 

@@ -50,9 +50,12 @@ class CheckpointEvaluator:
         folder: Path,
         tracker: Tracker | None,
         say: Callable[[str], None],
+        on_score: Callable[[int, float], None] | None = None,
     ) -> None:
-        """`folder`: on this machine, for the results of each step."""
+        """`folder`: on this machine, for the results of each step. `on_score` is told step and mIoU of each evaluation
+        that is new, in the evaluator's thread, which waits for it; the training does not."""
         self._config, self._run, self._folder, self._tracker, self._say = config, run, folder, tracker, say
+        self._on_score = on_score
         self._training_ended, self._stopped = threading.Event(), threading.Event()
         self._failed_once: set[int] = set()
         self._gauges = EvaluationGauges(config.run_name)
@@ -120,11 +123,14 @@ class CheckpointEvaluator:
                 self._tracker.log_picture(picture, f"evaluation {picture.stem.replace('_', ' ')}", step)
         record = read_record(self._run)
         scored = {**record.scores, step: statistics.fmean(scores.values())}
-        write_record(self._run, dataclasses.replace(record, scores=scored))
+        parts = {**record.part_scores, step: scores}
+        write_record(self._run, dataclasses.replace(record, scores=scored, part_scores=parts))
         self._gauges.set(step, miou=scored[step], best_miou=max(scored.values()))
         best = ", the best so far" if max(scored.values()) == scored[step] else ""
         shown = "  ".join(f"{name} {value:.2f} %" for name, value in scores.items())
         self._say(f"evaluated step {step}: mIoU {shown}{best} ({summary['seconds']:.0f} s)")
+        if self._on_score is not None:
+            self._on_score(step, scored[step])
 
 
 def register_best(

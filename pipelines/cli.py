@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from pipelines.config import ExperimentConfig
+    from pipelines.search_space import Space
+    from pipelines.sweep_config import SweepConfig
 
 from pipelines.partial import PartlyDone
 
@@ -39,8 +41,10 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
+  groupvit sweep debug --base debug --evaluation.root data/shapes/validation   train variants, compare them
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit evaluate --checkpoint runs/debug --root data --benchmark voc21   or all; see docs/evaluation.md
+  groupvit compare RUN RUN                        evaluations side by side, and whether they differ by chance
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
   groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's
   groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
@@ -95,12 +99,72 @@ def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
     return parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
 
 
+def sweep(arguments: Sequence[str]) -> dict[str, Any]:
+    """Train many variants of an experiment and compare them, or go on with that."""
+    from pipelines.spaces import SPACES
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: groupvit sweep SPACE [--base EXPERIMENT] [--FLAG VALUE ...] [--json]\n\nspaces:")
+        for name, function in SPACES.items():
+            print(f"  {name:14} {' '.join((function.__doc__ or '').split())}")
+        print(
+            "\n`groupvit sweep SPACE --help` lists the flags; those of `groupvit pretrain BASE` are understood as well."
+        )
+        if not arguments:
+            raise ValueError("a space is missing: give one of those above")
+        raise SystemExit(0)
+    config, space = sweep_request(arguments)
+    from pipelines.sweep_plan import plan_sweep
+
+    plan_sweep(config, space)  # before Ray is imported, which takes seconds
+
+    from pipelines.sweep import sweep as run
+
+    return run(config, space)
+
+
+def sweep_request(arguments: Sequence[str]) -> "tuple[SweepConfig, Space]":
+    """What is asked for and the space, of a space's name and flags: the sweep's own, and those of its experiment."""
+    from pipelines.config import ExperimentConfig
+    from pipelines.experiments import EXPERIMENTS
+    from pipelines.spaces import SPACES
+    from pipelines.sweep_config import SweepConfig
+    from pipelines.sweep_plan import prepared
+
+    name, *flags = arguments
+    make_space = _one_of(SPACES, name, "space")
+    own, of_experiment = [*_flags(SweepConfig), "-h", "--help"], [*_flags(ExperimentConfig), *_SHORT_FLAGS]
+    given: dict[bool, list[str]] = {True: [], False: []}
+    is_own = True
+    for argument in flags:
+        if argument.startswith("-") and not _is_number(argument):
+            flag = argument.partition("=")[0]
+            if flag not in own and flag.replace("--no-", "--", 1) not in (*own, *of_experiment):
+                _unknown("flag", flag, [*own, *of_experiment])
+            is_own = flag in own
+        given[is_own].append(argument)
+    config = parse(SweepConfig, given[True], prog=f"groupvit sweep {name}")
+    _one_of(EXPERIMENTS, config.base, "base experiment")
+    base = pretrain_config([config.base, *given[False]])
+    return config, make_space(prepared(base, config, EXPERIMENTS[config.base]().training.num_steps))
+
+
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     """Measure how well a checkpoint segments scenes with masks."""
     from pipelines.evaluate_config import EvaluateConfig
 
     config = parse(EvaluateConfig, arguments, prog="groupvit evaluate")
     from pipelines.evaluate import evaluate as run  # after help and mistakes: Ray takes seconds to import
+
+    return run(config)
+
+
+def compare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Set evaluations side by side, and say whether they differ by chance."""
+    from pipelines.compare_config import CompareConfig
+
+    config = parse(CompareConfig, arguments, prog="groupvit compare")
+    from pipelines.compare import compare as run  # after help and mistakes: scipy takes a second to import
 
     return run(config)
 
@@ -235,7 +299,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "curate": curate,
     "inspect": inspect,
     "pretrain": pretrain,
+    "sweep": sweep,
     "evaluate": evaluate,
+    "compare": compare,
     "segment": segment,
     "import-weights": import_weights,
     "export": export,
@@ -340,6 +406,14 @@ def _take(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if "" in values:
         raise ValueError(f"{flag}: a value is missing")
     return rest, values
+
+
+_SHORT_FLAGS = ("--data", "--evaluate-every-n-steps")
+"""Of `pretrain`, which are no fields."""
+
+
+def _is_number(argument: str) -> bool:
+    return re.fullmatch(r"-\d*\.?\d+(e-?\d+)?", argument) is not None
 
 
 def _first_message(box: str) -> str:

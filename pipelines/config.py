@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, SegmentationConfig, to_dict
-from pipelines.benchmarks.catalogue import BenchmarkName, Protocol
+from pipelines.benchmarks.names import BenchmarkName, Protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,9 @@ class TrainingConfig:
     """`auto`: GPUs if the cluster has any. One worker uses one GPU (nccl) or `cpus_per_worker` CPUs (gloo)."""
     cpus_per_worker: int = 1
     """CPUs reserved for, and threads used by, a worker."""
+    gpus_per_worker: float = 1.0
+    """GPUs reserved for a worker, where workers use GPUs. A share, like 0.25, puts several on one GPU, for small
+    models: they share its memory."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32."""
     compile: bool = False
@@ -225,6 +228,12 @@ def validate(config: ExperimentConfig) -> None:
         raise ValueError(
             f"ingest.window_size={ingest.window_size} is not a multiple of ingest.slice_size={ingest.slice_size}: give "
             f"{-(-ingest.window_size // ingest.slice_size) * ingest.slice_size}"
+        )
+    gpus = training.gpus_per_worker
+    if gpus <= 0 or (gpus > 1 and gpus % 1):
+        raise ValueError(
+            f"training.gpus_per_worker={gpus} cannot be reserved: give a share between 0 and 1, or a whole number; "
+            "--training.device cpu uses none"
         )
     if not 0 <= ingest.max_corrupt_fraction <= 1:
         raise ValueError(f"ingest.max_corrupt_fraction={ingest.max_corrupt_fraction} is no share: give 0 to 1")

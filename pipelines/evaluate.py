@@ -23,9 +23,10 @@ from groupvit.config import SegmentationConfig
 from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
 from groupvit.model_card import license_of
-from pipelines.benchmarks.catalogue import BENCHMARKS, Protocol
+from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import SegmentationDataset
 from pipelines.benchmarks.imagenet import open_imagenet
+from pipelines.benchmarks.names import Protocol
 from pipelines.benchmarks.published import PAPER_THRESHOLDS
 from pipelines.checkpoints import local_checkpoint
 from pipelines.classification import ClassifyConfig, classify_images

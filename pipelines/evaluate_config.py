@@ -4,7 +4,7 @@ import dataclasses
 
 from groupvit.captions import TemplateSet
 from groupvit.precision import Precision
-from pipelines.benchmarks.catalogue import BenchmarkName, Protocol
+from pipelines.benchmarks.names import BenchmarkName, Protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ class EvaluationRecord:
 
     scores: Mapping[int, float] = field(default_factory=dict)
     """By step: mIoU in percent, the mean over the parts of the benchmark."""
+    part_scores: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """By step: mIoU in percent of each part."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """By step: why it could not be evaluated."""
 
@@ -30,7 +32,13 @@ class EvaluationRecord:
 
     def summary(self) -> dict[str, Any]:
         """JSON-safe: as it is kept."""
-        return {"best_step": self.best_step, "scores": dict(self.scores), "failures": dict(self.failures)}
+        parts = {step: dict(scores) for step, scores in self.part_scores.items()}
+        return {
+            "best_step": self.best_step,
+            "scores": dict(self.scores),
+            "part_scores": parts,
+            "failures": dict(self.failures),
+        }
 
     def is_done(self, step: int) -> bool:
         return step in self.scores or step in self.failures
@@ -54,6 +62,7 @@ def read_record(run: RunFolder) -> EvaluationRecord:
         return EvaluationRecord()
     return EvaluationRecord(
         scores={int(step): score for step, score in content["scores"].items()},
+        part_scores={int(step): scores for step, scores in content.get("part_scores", {}).items()},
         failures={int(step): reason for step, reason in content["failures"].items()},
     )
 

@@ -1,8 +1,6 @@
 """What an evaluation found: as numbers, as a table for the terminal, as a folder, and in MLflow."""
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import time
@@ -18,6 +16,7 @@ from groupvit.metrics import GroupUsage, SegmentationMetrics, mean_boundary_iou,
 from groupvit.visualize import confusion_picture, page
 from pipelines.benchmarks.published import PUBLISHED
 from pipelines.scoring import Scores
+from pipelines.text_table import aligned, csv_text, markdown, number
 
 LICENSE_TAG = "groupvit.license"
 """MLflow tag that holds the licence notice of imported weights."""
@@ -155,9 +154,9 @@ def table(report: EvaluationReport) -> str:
         lines.append(f"licence of the weights: {report.license}")
     lines += [
         "",
-        *_aligned(["", *names], [[key, *(_number(values.get(f"{name}/{key}")) for name in names)] for key in keys]),
+        *aligned(["", *names], [[key, *(number(values.get(f"{name}/{key}")) for name in names)] for key in keys]),
     ]
-    lines += ["", *_aligned(*_class_rows(report)), ""]
+    lines += ["", *aligned(*_class_rows(report)), ""]
     return "\n".join(lines)
 
 
@@ -167,12 +166,12 @@ def comparison(summaries: Mapping[str, Mapping[str, Any]], left_out: Mapping[str
     rows = []
     for benchmark, summary in summaries.items():
         for part in summary["class_iou"]:
-            numbers = [_number(summary["metrics"].get(f"{part}/{key}")) for key in keys]
+            numbers = [number(summary["metrics"].get(f"{part}/{key}")) for key in keys]
             published = ", ".join(f"{model} {miou}" for model, miou in summary["published"].items())
             name = benchmark if part == benchmark else f"{benchmark}, {part}"
             rows.append([name, summary["protocol"], *numbers, published])
     header = ["benchmark", "protocol", "mIoU", "oracle", "boundary", "pixels", "published mIoU"]
-    lines = _aligned(header, rows)
+    lines = aligned(header, rows)
     lines += ["", *(f"left out: {name}: {reason}" for name, reason in left_out.items())] if left_out else []
     return "\n".join(lines)
 
@@ -183,18 +182,17 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
     """
     out.mkdir(parents=True, exist_ok=True)
     header, rows = _class_rows(report)
-    (out / "per_class.csv").write_text(_csv([header, *rows]))
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    (out / "per_class.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    (out / "per_class.csv").write_text(csv_text([header, *rows]))
+    (out / "per_class.md").write_text(markdown(header, rows))
     per_image = [["scene", "sample_id", "part", "miou", "pixel_accuracy"]]
     for scene, result in sorted(scores.scenes.items()):
-        numbers = [_number(100 * result.mean_iou), _number(100 * result.pixel_accuracy)]
+        numbers = [number(100 * result.mean_iou), number(100 * result.pixel_accuracy)]
         per_image.append([str(scene), result.sample_id, result.part, *numbers])
-    (out / "per_image.csv").write_text(_csv(per_image))
+    (out / "per_image.csv").write_text(csv_text(per_image))
     for name, part in report.parts.items():
         counts = [["truth \\ prediction", *report.classes]]
         counts += [[label, *map(str, row)] for label, row in zip(report.classes, part.confusion.tolist(), strict=True)]
-        (out / f"confusion_{name}.csv").write_text(_csv(counts))
+        (out / f"confusion_{name}.csv").write_text(csv_text(counts))
         confusion_picture(part.confusion, report.classes).save(out / f"confusion_{name}.png")
         if examples := [scores.examples[key] for key in sorted(scores.examples) if key[0] == name]:
             percent = 100 * segmentation_metrics(part.confusion).mean_iou
@@ -248,33 +246,12 @@ def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
 
     def row(index: int, values: Sequence[SegmentationMetrics]) -> list[str]:
         return [
-            _number(100 * float(value))
+            number(100 * float(value))
             for item in values
             for value in (item.class_iou[index], item.class_accuracy[index])
         ]
 
     return header, [[name, *row(index, list(metrics.values()))] for index, name in enumerate(report.classes)]
-
-
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in [header, ["-" * width for width in widths], *rows]
-    ]
-
-
-def _csv(lines: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def _percent(values: NDArray[np.float64]) -> list[float | None]:

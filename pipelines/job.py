@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,24 +45,42 @@ class Job:
             return Path(self.run.uri) / "tracking"
         return Path.home() / ".cache" / "groupvit" / self.run.uri.replace("://", "-").replace("/", "-") / "tracking"
 
-    def start_evaluator(self) -> "CheckpointEvaluator | None":
+    def start_evaluator(self, on_score: Callable[[int, float], None] | None = None) -> "CheckpointEvaluator | None":
         """What evaluates checkpoints beside the training; None if the run has no such evaluation."""
         from pipelines.checkpoint_evaluator import CheckpointEvaluator  # MLflow and more, which no worker needs
 
         if not self.evaluates:
             return None
-        tracker = None
-        if self.identity is not None:
-            identity = dataclasses.replace(self.identity, makes_run=False)
-            tracker = Tracker(identity, self.spool_folder.with_name("tracking-evaluation"))
         results = self.spool_folder.with_name("evaluation")
-        return CheckpointEvaluator(self.config, self.run, results, tracker, lambda line: print(line, flush=True))
+        tracker = self.open_evaluation_tracker()
+        return CheckpointEvaluator(
+            self.config, self.run, results, tracker, lambda line: print(line, flush=True), on_score
+        )
+
+    def open_evaluation_tracker(self) -> Tracker | None:
+        """What sends the evaluator's results; it waits for the run that a training worker makes."""
+        if self.identity is None:
+            return None
+        identity = dataclasses.replace(self.identity, makes_run=False)
+        return Tracker(identity, self.spool_folder.with_name("tracking-evaluation"))
 
     def open_tracker(self, *, system_metrics: bool) -> Tracker | None:
         if self.identity is None:
             return None
         cadence = self.config.tracking.system_metrics_every_n_seconds
         return Tracker(self.identity, self.spool_folder, cadence if system_metrics else None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ties:
+    """What ties a run to the sweep that it is a trial of."""
+
+    job_id: str
+    """Of the trial, at every start; the runs folder may be lost and the MLflow run is found all the same."""
+    tags: Mapping[str, str]
+    """Of its MLflow run."""
+    on_score: Callable[[int, float], None] | None = None
+    """Told step and mIoU in percent of every evaluation, in another thread than the caller's."""
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
@@ -89,14 +107,16 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo]) -> Job:
+def start_or_continue(
+    run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo], ties: Ties | None = None
+) -> Job:
     """The job of a run, with the id that it got at its first start. ValueError if the run was started with another
     config or other data."""
     fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
     description = run.read_description()
     if description is None:
         description = {
-            "job_id": uuid.uuid4().hex,
+            "job_id": uuid.uuid4().hex if ties is None else ties.job_id,
             "fixed": fixed,
             "config": to_dict(config),
             "code_version": code_version(),
@@ -111,7 +131,7 @@ def start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Sequen
     return Job(
         config=config,
         run=run,
-        identity=_identity(config, datasets, description["job_id"]),
+        identity=_identity(config, datasets, description["job_id"], {} if ties is None else ties.tags),
         checkpoint_state={
             "code_version": code_version(),
             "datasets": [
@@ -121,7 +141,9 @@ def start_or_continue(run: RunFolder, config: ExperimentConfig, datasets: Sequen
     )
 
 
-def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id: str) -> RunIdentity | None:
+def _identity(
+    config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id: str, tags: Mapping[str, str]
+) -> RunIdentity | None:
     if config.tracking.uri is None:
         return None
     names = config.data.names or [info.uri.rstrip("/").rpartition("/")[2] for info in datasets]
@@ -134,7 +156,7 @@ def _identity(config: ExperimentConfig, datasets: Sequence[DatasetInfo], job_id:
         if config.tracking.uri.startswith("sqlite")
         else None,
         params=flatten(to_dict(config)),
-        tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain"},
+        tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain", **tags},
         datasets=tuple(
             TrackedDataset(
                 name=name,

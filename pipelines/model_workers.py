@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 from ray.util import ActorPool
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from groupvit.model import GroupViT
 from pipelines.cluster import check_room, ray_cluster
@@ -46,9 +47,14 @@ def model_workers(
     with ray_cluster():
         each = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         check_room("num_workers", num_workers, each, ray.cluster_resources(), "the Ray cluster")
-        actor: Any = ray.remote(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=3, max_task_retries=3)(
-            _ModelWorker
-        )
+        actor: Any = ray.remote(
+            num_cpus=cpus_per_worker,
+            num_gpus=gpus_per_worker,
+            max_restarts=3,
+            max_task_retries=3,
+            # Anywhere: not where the caller is held, which for a trial of a sweep has no room for others.
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
+        )(_ModelWorker)
         device = "cuda" if gpus_per_worker else "cpu"
         actors = [actor.remote(worker, cpus_per_worker, device) for _ in range(num_workers)]
         try:

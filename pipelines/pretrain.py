@@ -7,17 +7,15 @@ before work starts; a worker is a few lines around `train_loop.train`. Checkpoin
 Ray: a run then continues from whatever is whole on disk, whoever wrote it.
 """
 
-import dataclasses
 import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
-import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
@@ -29,22 +27,23 @@ from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines,
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
 from pipelines.gloo import NodeAddressTorchConfig
-from pipelines.ingest import iter_slices, training_slices
-from pipelines.job import Job, start_or_continue, with_absolute_paths
+from pipelines.ingest import iter_slices
+from pipelines.job import Job, Ties, start_or_continue, with_absolute_paths
 from pipelines.progress import RunStoppedError
 from pipelines.ray_metrics import StepGauges
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.storage import StorageError
 from pipelines.train_loop import WorkerContext, train
+from pipelines.training_data import RoundRobin, SlicesFromCheckpoint
 from pipelines.uncurated import open_source
 
 # Seconds Ray may take to start a worker: it imports torch, which on a busy machine takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
-def pretrain(config: ExperimentConfig) -> dict[str, Any]:
-    """Run `config`, or continue it, to its last step; returns the summary that `--json` prints.
+def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, Any]:
+    """Run `config`, or continue it, to its last step; returns the summary that `--json` prints. `ties`: it is a trial.
 
     Raises ValueError, before any work, for whatever the user got wrong; and when too many images turn out to be
     corrupt.
@@ -57,14 +56,14 @@ def pretrain(config: ExperimentConfig) -> dict[str, Any]:
 
         check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
-    job = start_or_continue(run, config, datasets)
+    job = start_or_continue(run, config, datasets, ties)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
-        _train(job)
+        _train(job, None if ties is None else ties.on_score)
     return _summary(job, first_step, read_record(run) if job.evaluates else None)
 
 
-def _train(job: Job) -> None:
+def _train(job: Job, on_score: Callable[[int, float], None] | None) -> None:
     """Trains what is left to train, evaluates beside it and after it."""
     config = job.config
     training, evaluation = config.training, config.evaluation
@@ -78,7 +77,7 @@ def _train(job: Job) -> None:
         resources["CPU"] = resources.get("CPU", 0) - others
         beside = f"{others} for the data and the evaluation" if job.evaluates else "one CPU for the data"
         use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
-        evaluator = job.start_evaluator()
+        evaluator = job.start_evaluator(on_score)
         try:
             if job.run.latest_step() < training.num_steps:
                 with shown_lines() as lines:
@@ -117,7 +116,7 @@ def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], pla
     """Whether the workers use GPUs. ValueError if `place` has no room for them."""
     training = config.training
     use_gpu = training.device == "gpu" or (training.device == "auto" and resources.get("GPU", 0) > 0)
-    each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
+    each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": training.gpus_per_worker} if use_gpu else {})
     check_room("training.num_workers", training.num_workers, each, resources, place)
     return use_gpu
 
@@ -176,7 +175,8 @@ def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.training.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker={"CPU": config.training.cpus_per_worker}
+            | ({"GPU": config.training.gpus_per_worker} if use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name=config.run_name,
@@ -185,8 +185,8 @@ def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
         ),
         # A function, not a data set: Ray calls it for every group of workers it starts, and the data then begin at the
         # checkpoint.
-        datasets={"train": _SlicesFromCheckpoint(job)},
-        dataset_config=_RoundRobin(),
+        datasets={"train": SlicesFromCheckpoint(job)},
+        dataset_config=RoundRobin(),
     )
     error = "the workers failed"
     try:
@@ -240,22 +240,3 @@ def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) ->
         "evaluations": None if evaluations is None else evaluations.summary(),
         "registered_model": registered,
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class _SlicesFromCheckpoint:
-    """The data of the steps that are still to do."""
-
-    job: Job
-
-    def __call__(self) -> ray.data.Dataset:
-        ray.data.DataContext.get_current().enable_progress_bars = False  # ours is one line
-        return training_slices(self.job.config, first_step=self.job.run.latest_step(), stay_open=True)
-
-
-class _RoundRobin(ray.train.DataConfig):
-    """Worker r of W gets the slices with index ≡ r (mod W), in order."""
-
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
-        shards = {name: dataset.streaming_split(world_size, equal=False) for name, dataset in datasets.items()}
-        return [{name: iterators[rank] for name, iterators in shards.items()} for rank in range(world_size)]

@@ -5,7 +5,7 @@ from typing import Any
 from groupvit.config import SegmentationConfig, from_dict
 from groupvit.model import GroupViT
 from groupvit.segmentation import unified_protocol
-from pipelines.benchmarks.catalogue import Protocol
+from pipelines.benchmarks.names import Protocol
 
 
 def protocol_of(

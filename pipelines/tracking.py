@@ -91,6 +91,10 @@ class Tracker:
         """Queue a small text artifact, e.g. the config. Credentials in URIs are removed."""
         self._queue.put({"text": redact(text), "file": artifact_file})
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Queue tags of the run, in place of what they were."""
+        self._queue.put({"tags": {name: redact(value) for name, value in tags.items()}})
+
     def close(self, status: str | None = "FINISHED", timeout: float = 30.0) -> bool:
         """Send what is left, for at most `timeout` seconds. True: all was sent; else the rest stays in the spool.
 
@@ -216,6 +220,9 @@ class _Sender:
                 self._send_picture(record)
             elif "text" in record:
                 self._tolerate_refusal(self._client.log_text, self.run_id, record["text"], record["file"])
+            elif "tags" in record:
+                tags = [RunTag(name, value) for name, value in record["tags"].items()]
+                self._tolerate_refusal(self._client.log_batch, self.run_id, tags=tags)
             elif "status" in record:
                 self._client.set_terminated(self.run_id, record["status"], record["time"])
 

@@ -15,7 +15,8 @@ from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context_labels import PrepareContextConfig
 from pipelines.benchmarks.published import PAPER_THRESHOLDS, PUBLISHED
-from pipelines.cli import COMMANDS, main, parse, pretrain_config
+from pipelines.cli import COMMANDS, main, parse, pretrain_config, sweep_request
+from pipelines.compare_config import CompareConfig
 from pipelines.cost import CostConfig
 from pipelines.curation.config import CurateConfig
 from pipelines.demo.generate import DemoDataConfig
@@ -31,6 +32,7 @@ from pipelines.segment import SegmentConfig
 from pipelines.submit import split_flags
 from pipelines.submit_config import SubmitConfig
 from pipelines.submittable import SUBMITTABLE
+from pipelines.sweep_plan import plan_sweep
 from tests.pipelines.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,7 @@ CONFIGS: dict[str, Any] = {
     "curate": CurateConfig,
     "inspect": InspectConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "segment": SegmentConfig,
     "import-weights": ImportWeightsConfig,
     "export": ExportConfig,
@@ -78,6 +81,9 @@ def test_commands_in_the_documentation_parse(line: str) -> None:
         parse(SubmitConfig, own, prog=line)
         if submitted in SUBMITTABLE:
             SUBMITTABLE[submitted](arguments)
+        return
+    if command == "sweep":
+        plan_sweep(*sweep_request(arguments))
         return
     if command == "cost":
         experiment, *arguments = arguments

@@ -1,7 +1,6 @@
 """All segmentation benchmarks by the names users give. Whether one has a background, the opened data set says."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from pipelines.benchmarks.ade20k import open_ade20k
 from pipelines.benchmarks.cityscapes import open_cityscapes
@@ -10,21 +9,6 @@ from pipelines.benchmarks.context import open_context59, open_context60
 from pipelines.benchmarks.dataset import SegmentationDataset
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.benchmarks.voc import open_voc20, open_voc21
-
-BenchmarkName = Literal[
-    "scenes",
-    "voc21",
-    "voc20",
-    "context60",
-    "context59",
-    "coco-object",
-    "coco-stuff",
-    "cityscapes",
-    "ade20k",
-    "all",
-    "imagenet",
-]
-Protocol = Literal["model", "paper", "unified"]
 
 BENCHMARKS: dict[str, Callable[[str], SegmentationDataset]] = {
     "voc21": open_voc21,

@@ -33,3 +33,18 @@ def test_gumbel_noise_has_its_moments_and_its_own_generator() -> None:
     assert abs(float(noise.var()) - 1.6449) < 0.03  # pi^2 / 6
     torch.manual_seed(1)
     assert torch.equal(noise, sample_gumbel(torch.Size((200_000,)), torch.Generator().manual_seed(0)))
+
+
+def test_tau_sharpens_the_soft_assignment_and_leaves_the_hard_one() -> None:
+    groups = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
+    segments = torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for hard in (False, True):
+        plain = AssignmentAttention(8, hard=hard)
+        sharp = AssignmentAttention(8, hard=hard, tau=0.25)
+        sharp.load_state_dict(plain.state_dict())
+        found[hard] = plain(groups, segments, None), sharp(groups, segments, None)
+    (_, logits), (_, sharp_logits) = found[False]
+    torch.testing.assert_close(sharp_logits, 4 * logits)
+    (update, _), (sharp_update, _) = found[True]
+    torch.testing.assert_close(sharp_update, update)

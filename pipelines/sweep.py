@@ -1,0 +1,237 @@
+"""Sweeps on Ray Tune: which trials, in which order, to the leaderboard.
+
+    groupvit sweep paper_table_1 --base demo --evaluation.root data/stamps/validation
+
+The same command continues a sweep that was stopped or killed, and answers at once when it is complete. The driver plans
+and writes down; a trial is a run of `pretrain` in a Tune function (sweep_trial.py).
+"""
+
+import contextlib
+import functools
+import io
+import logging
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+
+from pipelines import storage
+from pipelines.cluster import check_room, ray_cluster, starts_here
+from pipelines.evaluation_record import read_record
+from pipelines.partial import PartlyDone
+from pipelines.pretrain import open_datasets
+from pipelines.schema import DatasetInfo
+from pipelines.search_space import Space
+from pipelines.sweep_config import SweepConfig
+from pipelines.sweep_folder import SweepFolder, records_of
+from pipelines.sweep_plan import Sweep, TrialSpec, plan_sweep
+from pipelines.sweep_search import TrialSearcher, proposer_of, scheduler_of
+from pipelines.sweep_trial import TrialTask, run_trial
+from pipelines.sweep_watch import Hours, SweepBook, Watch
+
+_SETTLE_EVERY_SECONDS = 5.0
+_QUIET = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which then knows that it was not the end
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial without a rung has none
+}
+
+
+def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
+    """Run the sweep, or continue it, to its end; returns the summary that `--json` prints.
+
+    ValueError, before any work, for whatever the user got wrong. PartlyDone if trials failed in ways that may pass.
+    """
+    from pipelines.checkpoint_evaluator import check_evaluation
+    from pipelines.sweep_optuna import check_optuna
+    from pipelines.sweep_tracking import start_parent
+
+    if config.searcher == "optuna":
+        check_optuna()
+    planned = plan_sweep(config, space)
+    datasets = open_datasets(space.base)
+    check_evaluation(space.base)
+    folder = SweepFolder(planned)
+    sweep_id = folder.start_or_continue()
+    book = SweepBook(planned, folder)
+    summary = folder.read_summary()
+    if summary is not None and not book.may_begin() and all(known.is_over for known in book.known.values()):
+        print(summary["table"])
+        return summary
+    if starts_here():
+        _check_gpus(planned, 0.0 if space.base.training.device == "cpu" else _gpus_here(), "this machine")
+    parent = start_parent(planned, sweep_id)
+    task = TrialTask(sweep=planned, sweep_id=sweep_id, parent_run_id=parent)
+    settler = _Settler(task, folder, book, datasets)
+    try:
+        _run_trials(task, folder, book)
+    finally:
+        settler.finish()
+        folder.write_seconds(book.seconds)
+    return _conclude(task, folder, book)
+
+
+def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
+    planned = task.sweep
+    os.environ.update(_QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    known = book.known
+    pending = [each.spec for each in known.values() if not each.is_over]
+    if not pending and not book.may_begin():
+        return
+    each = planned.resources_per_trial
+    cpus = int(planned.config.max_concurrent * each["CPU"])
+    with ray_cluster(least_cpus=cpus, show_logs=planned.space.base.training.show_ray_logs):
+        resources = ray.cluster_resources()
+        check_room("max_concurrent", planned.config.max_concurrent, each, resources, "the Ray cluster")
+        _check_gpus(planned, resources.get("GPU", 0), "the Ray cluster")
+        proposer = proposer_of(planned, known)
+        for one in known.values():
+            if one.is_over:
+                proposer.learn(one.spec, one.record.score)
+        searcher = TrialSearcher(pending, proposer, book.begin, book.may_begin, lambda spec: folder.current(spec)[1])
+        over = [one for one in known.values() if one.is_over]
+        say = functools.partial(print, file=sys.stdout, flush=True)
+        # What Tune itself prints says nothing that ours does not.
+        with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+            # Of what Tune keeps nothing is needed after a restart. But the pointers of pbt must reach every node.
+            kept = storage.join(planned.uri, "tune") if planned.config.scheduler == "pbt" else scratch
+            ray.tune.Tuner(
+                ray.tune.with_resources(
+                    ray.tune.with_parameters(functools.partial(run_trial), task=task), {"CPU": 0, "memory": 1}
+                ),
+                tune_config=ray.tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=scheduler_of(planned, over),
+                    num_samples=-1,
+                    max_concurrent_trials=planned.config.max_concurrent,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
+                ),
+                run_config=ray.tune.RunConfig(
+                    name=planned.name,
+                    storage_path=kept,
+                    failure_config=ray.tune.FailureConfig(max_failures=planned.config.max_failures),
+                    callbacks=[Watch(planned, book, searcher.running, say)],
+                    stop=Hours(book),
+                    verbose=0,
+                ),
+            ).fit()
+
+
+def _trial_name(trial: Any) -> str:
+    return trial.config["name"]
+
+
+def _gpus_here() -> float:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _check_gpus(planned: Sweep, available: float, place: str) -> None:
+    training = planned.space.base.training
+    if training.device == "gpu" or (training.device == "auto" and available):
+        number = planned.config.max_concurrent * training.num_workers
+        check_room(
+            "max_concurrent x training.num_workers",
+            number,
+            {"GPU": training.gpus_per_worker},
+            {"GPU": available},
+            place,
+        )
+
+
+def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str, Any]:
+    """Report, model and summary of a sweep whose trials are over."""
+    from pipelines.sweep_report import log_report, table, write_report
+    from pipelines.sweep_tracking import end_parent
+
+    planned = task.sweep
+    known = book.known
+    records = records_of(known.values())
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        report = write_report(records, out)
+        for file in sorted(out.iterdir()):
+            storage.write_bytes(storage.join(folder.uri, "report", file.name), file.read_bytes())
+        if task.parent_run_id is not None:
+            log_report(report, out, planned.tracking_uri, task.parent_run_id)
+    shown = table(report)
+    print(shown)
+    broken = [one.record for one in known.values() if one.record.status == "failed"]
+    lasting = [one.record.name for one in known.values() if folder.read_failure(one.spec) is not None]
+    model = None
+    if report.best is not None and report.best.score is not None and planned.tracking_uri and task.parent_run_id:
+        model = _register(known[report.best.name].spec, folder, planned, task.parent_run_id)
+    summary = {
+        "sweep": planned.name,
+        "folder": folder.uri,
+        "space": planned.space.name,
+        "counts": {status: report.count(status) for status in ("finished", "stopped", "failed")},
+        "mlflow_run_id": task.parent_run_id,
+        "registered_model": model,
+        "seconds": round(book.seconds, 1),
+        **report.summary(),
+        "table": shown,
+    }
+    passing = [record for record in broken if record.name not in lasting]
+    end_parent(planned, task.parent_run_id, "FAILED" if passing else "FINISHED", {})
+    if passing:
+        first = passing[0]
+        raise PartlyDone(
+            f"{len(passing)} of {len(records)} trials failed; the same command tries them again; {first.name}: "
+            f"{first.stop_reason}",
+            summary,
+        )
+    folder.write_summary(summary)
+    return summary
+
+
+def _register(best: TrialSpec, folder: SweepFolder, planned: Sweep, run_id: str) -> str | None:
+    from pipelines.checkpoint_evaluator import register_best
+
+    run, base = folder.run(best), planned.space.base
+    return register_best(base, run, read_record(run), run_id, planned.tracking_uri or "")
+
+
+class _Settler:
+    """A thread that tells MLflow how trials ended; Tune need not wait for it."""
+
+    def __init__(self, task: TrialTask, folder: SweepFolder, book: SweepBook, datasets: list[DatasetInfo]) -> None:
+        self._task, self._folder, self._book, self._datasets = task, folder, book, datasets
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="settle", daemon=True)
+        if task.parent_run_id is not None:
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Settles what is left."""
+        self._ended.set()
+        if self._task.parent_run_id is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        waiting: set[str] = set()
+        while True:
+            ended = self._ended.is_set()
+            over = {name for name, one in self._book.known.items() if one.is_over and not one.settled}
+            # One round later: until then the processes of a trial that was stopped may still write.
+            for name in sorted(over if ended else over & waiting):
+                self._settle(name)
+            waiting = over
+            if ended:
+                return
+            self._ended.wait(_SETTLE_EVERY_SECONDS)
+
+    def _settle(self, name: str) -> None:
+        from pipelines.sweep_tracking import settle
+
+        run_id = settle(self._task, self._folder, self._book.known[name], self._datasets)
+        if run_id is not None:
+            self._book.settled(name, run_id)
