@@ -51,8 +51,8 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
   groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 --from-run RUN   hours and money a training will take
-  groupvit submit pretrain EXPERIMENT ... --follow   the same on a cluster; also evaluate, curate, download; see
-                                                  docs/clusters.md
+  groupvit submit pretrain EXPERIMENT ... --follow   the same on a cluster; also sweep, evaluate, curate,
+                                                  download; see docs/clusters.md
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
 output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to mend in what was asked.

@@ -38,9 +38,8 @@ def check_room(demands: Sequence[Demand], machines: Sequence[Machine], place: st
 
 def shares(demand: Demand, machines: Sequence[Machine]) -> tuple[float, float]:
     """CPUs and GPUs of each process of a demand."""
-    if demand.gpus is not None:
-        return demand.cpus, demand.gpus
-    return demand.cpus, 1.0 if any(machine["gpus"] > 0 for machine in machines) else 0.0
+    has_gpus = any(machine["gpus"] > 0 for machine in machines)
+    return demand.cpus, demand.gpus if has_gpus or not demand.gpus_if_any else 0.0
 
 
 def describe(machines: Sequence[Machine]) -> str:

@@ -3,9 +3,12 @@ writes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.cli import parse, pretrain_config
+from pipelines.cli import parse, pretrain_config, sweep_request
+
+if TYPE_CHECKING:
+    from pipelines.config import ExperimentConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +19,9 @@ class Demand:
     """The field that asks for them, or what they are."""
     count: int
     cpus: float
-    gpus: float | None = 0.0
-    """None: one GPU if the cluster has any, else none."""
+    gpus: float = 0.0
+    gpus_if_any: bool = False
+    """Whether the GPUs are only taken if the cluster has any."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,34 +44,62 @@ def _pretrain(arguments: Sequence[str]) -> Submission:
         raise ValueError("an experiment is missing: groupvit submit pretrain EXPERIMENT ...")
     config = pretrain_config(arguments)
     validate(config)
+    return Submission(
+        name=config.run_name,
+        place=f"{config.training.runs_folder.rstrip('/')}/{config.run_name}",
+        uris=_uris(config) | {"tracking.uri": None if config.tracking.uri == "default" else config.tracking.uri},
+        demands=_demands(config, at_a_time=1),
+    )
+
+
+def _sweep(arguments: Sequence[str]) -> Submission:
+    from pipelines.sweep_plan import plan_sweep
+
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("a space is missing: groupvit submit sweep SPACE ...")
+    config, space = sweep_request(arguments)
+    sweep = plan_sweep(config, space)
+    # The sweep has put the default in its place, which there may be another.
+    given = any(argument.startswith("--tracking.uri") for argument in arguments)
+    return Submission(
+        name=sweep.name,
+        place=sweep.uri,
+        uris=_uris(space.base) | {"tracking.uri": sweep.tracking_uri if given else None},
+        demands=_demands(space.base, at_a_time=config.max_concurrent),
+    )
+
+
+def _uris(config: "ExperimentConfig") -> dict[str, str | None]:
     training, evaluation = config.training, config.evaluation
     uris: dict[str, str | None] = {f"data.sources[{index}]": uri for index, uri in enumerate(config.data.sources)}
     uris |= {"training.runs_folder": training.runs_folder, "training.record_samples": training.record_samples}
-    uris["tracking.uri"] = None if config.tracking.uri == "default" else config.tracking.uri
+    if evaluation.every_n_steps is not None:
+        uris |= {"evaluation.root": evaluation.root, "evaluation.calibration": evaluation.calibration}
+    return uris
+
+
+def _demands(config: "ExperimentConfig", *, at_a_time: int) -> tuple[Demand, ...]:
+    """Of so many runs at a time."""
+    training, evaluation = config.training, config.evaluation
     demands = [
         Demand(
-            what="training.num_workers",
-            count=training.num_workers,
+            what="training.num_workers" if at_a_time == 1 else f"max_concurrent={at_a_time} x training.num_workers",
+            count=training.num_workers * at_a_time,
             cpus=training.cpus_per_worker,
-            gpus={"auto": None, "cpu": 0.0, "gpu": 1.0}[training.device],
+            gpus=0.0 if training.device == "cpu" else training.gpus_per_worker,
+            gpus_if_any=training.device == "auto",
         )
     ]
     if evaluation.every_n_steps is not None:
-        uris |= {"evaluation.root": evaluation.root, "evaluation.calibration": evaluation.calibration}
         demands.append(
             Demand(
                 what="evaluation.num_workers",
-                count=evaluation.num_workers,
+                count=evaluation.num_workers * at_a_time,
                 cpus=evaluation.cpus_per_worker,
                 gpus=evaluation.gpus_per_worker,
             )
         )
-    return Submission(
-        name=config.run_name,
-        place=f"{training.runs_folder.rstrip('/')}/{config.run_name}",
-        uris=uris,
-        demands=(*demands, Demand(what="reading the data", count=1, cpus=1)),
-    )
+    return (*demands, Demand(what="reading the data", count=at_a_time, cpus=1))
 
 
 def _evaluate(arguments: Sequence[str]) -> Submission:
@@ -119,6 +151,7 @@ def _download(arguments: Sequence[str]) -> Submission:
 
 SUBMITTABLE: dict[str, Callable[[Sequence[str]], Submission]] = {
     "pretrain": _pretrain,
+    "sweep": _sweep,
     "evaluate": _evaluate,
     "curate": _curate,
     "download": _download,

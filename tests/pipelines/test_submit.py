@@ -47,6 +47,9 @@ S3 = "--data s3://b/data --training.runs-folder s3://b/runs"
         (f"pretrain debug {S3} --env KEY=very-secret", "env=KEY... is no name"),
         (f"pretrain debug {S3} --address nowhere", "address=nowhere is no job server"),
         (f"pretrain debug {S3} --address", "--address: a value is missing"),
+        ("sweep groupin", "unknown space groupin: did you mean grouping?"),
+        (f"sweep grouping {S3} --budget 4", "evaluation.root is missing"),
+        (f"sweep grouping {S3} --budget 0 --evaluation.root s3://b/x", "budget=0 is below one trial"),
         ("evaluate --checkpoint s3://b/runs/x --root s3://b/voc --out here", "out=here is on this machine"),
         ("curate --raw a=/here --out s3://b/x", "raw[0]=/here is on this machine"),
         ("download --url-list s3://b/l.tsv --out s3://b/x", "give --distributor ray"),
@@ -82,7 +85,7 @@ def test_flags_of_submit_may_stand_anywhere() -> None:
 @pytest.mark.parametrize("command", SUBMITTABLE)
 def test_no_command_has_a_flag_of_submit(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([command, *(["debug"] if command == "pretrain" else []), "--help"])
+        main([command, *{"pretrain": ["debug"], "sweep": ["grouping"]}.get(command, []), "--help"])
     flags = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
     assert flags
     assert split_flags(["x", *sorted(flags)])[0] == []
@@ -90,18 +93,32 @@ def test_no_command_has_a_flag_of_submit(command: str, capsys: pytest.CaptureFix
 
 def test_room_is_counted_machine_by_machine() -> None:
     machines = [Machine(cpus=3, gpus=0), Machine(cpus=3, gpus=0), Machine(cpus=8, gpus=2)]
-    workers = Demand(what="training.num_workers", count=2, cpus=2, gpus=None)
+    workers = Demand(what="training.num_workers", count=2, cpus=2, gpus=1, gpus_if_any=True)
     data = Demand(what="reading the data", count=1, cpus=1)
     check_room([workers, data], machines, "the cluster", "")
     check_room([Demand(what="n", count=6, cpus=2)], machines, "the cluster", "")
     with pytest.raises(ValueError, match=r"n=7 with 2 CPU each .* 2 x 3 CPUs, 1 x 8 CPUs and 2 GPUs, with room for 6"):
         check_room([Demand(what="n", count=7, cpus=2)], machines, "the cluster", "")
     with pytest.raises(ValueError, match=r"training.num_workers=3 with 2 CPU and 1 GPU each .* with room for 2"):
-        check_room([Demand(what="training.num_workers", count=3, cpus=2, gpus=None)], machines, "the cluster", "")
+        check_room(
+            [Demand(what="training.num_workers", count=3, cpus=2, gpus=1, gpus_if_any=True)],
+            machines,
+            "the cluster",
+            "",
+        )
     with pytest.raises(ValueError, match=r"n=1 with 9 CPU each"):  # 14 in all
         check_room([Demand(what="n", count=1, cpus=9)], machines, "the cluster", "")
     with pytest.raises(ValueError, match=r"reading the data=1 .* beside what is above it"):
         check_room([Demand(what="n", count=1, cpus=3), data], [Machine(cpus=3, gpus=0)], "the cluster", "")
+
+
+def test_a_sweep_needs_room_for_all_trials_at_a_time() -> None:
+    sweep = f"grouping {S3} --evaluation.root s3://b/x --evaluation.calibration s3://b/y --budget 9 --max-concurrent 3"
+    submission = SUBMITTABLE["sweep"](sweep.split())
+    assert submission.place == "s3://b/runs/sweep-grouping"
+    assert [demand.count for demand in submission.demands] == [6, 3, 3]  # demo trains with 2 workers
+    with pytest.raises(ValueError, match=r"max_concurrent=3 x training.num_workers=6 with 1 CPU each .* room for 5"):
+        check_room(submission.demands, [Machine(cpus=5, gpus=0)], "the cluster", "")
 
 
 class Cluster:
