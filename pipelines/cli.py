@@ -51,6 +51,8 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
   groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 --from-run RUN   hours and money a training will take
+  groupvit submit pretrain EXPERIMENT ... --follow   the same on a cluster; also sweep, evaluate, curate,
+                                                  download; see docs/clusters.md
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
 output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to mend in what was asked.
@@ -242,6 +244,13 @@ def cost(arguments: Sequence[str]) -> dict[str, Any]:
     return estimate(parse(CostConfig, flags, prog=f"groupvit cost {name}"), make_experiment())
 
 
+def submit(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run a command on a cluster, or see to one that runs there."""
+    from pipelines.submit import submit_command  # it parses the submitted command by what is in this module
+
+    return submit_command(arguments)
+
+
 def prepare_context(arguments: Sequence[str]) -> dict[str, Any]:
     """Make the label files of the PASCAL Context benchmark from its annotations."""
     from pipelines.benchmarks.context_labels import PrepareContextConfig
@@ -299,6 +308,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "register": register,
     "app": app,
     "cost": cost,
+    "submit": submit,
     "prepare-context": prepare_context,
 }
 
@@ -330,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PartlyDone as error:
         sys.stdout.flush()
         print(f"groupvit: error: {error}", file=sys.stderr)
-        result, exit_code = error.result, 1
+        result, exit_code = error.result, error.exit_code
     if as_json:
         sys.stdout.flush()
         print(json.dumps(result), flush=True)

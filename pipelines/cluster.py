@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import ray
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @contextmanager
@@ -57,7 +58,9 @@ def check_room(
 @contextmanager
 def shown_lines() -> Iterator[Queue]:
     """A queue whose lines are printed here as they come: progress alone, without the chatter of Ray's own processes."""
-    lines = Queue(actor_options={"num_cpus": 0})
+    # Beside the driver: a queue that went down with some other node would take the job with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def show() -> None:
         while (line := lines.get()) is not None:

@@ -4,8 +4,9 @@ from typing import Any
 
 
 class PartlyDone(Exception):  # noqa: N818 (it is no mistake of the program)
-    """The command ends with exit code 1 and this message; its result is printed all the same."""
+    """The command ends with this message and `exit_code`; its result is printed all the same."""
 
-    def __init__(self, message: str, result: dict[str, Any]) -> None:
+    def __init__(self, message: str, result: dict[str, Any], exit_code: int = 1) -> None:
         super().__init__(message)
         self.result = result
+        self.exit_code = exit_code

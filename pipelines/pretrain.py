@@ -19,13 +19,14 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
 from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
+from pipelines.gloo import NodeAddressTorchConfig
 from pipelines.ingest import iter_slices
 from pipelines.job import Job, Ties, start_or_continue, with_absolute_paths
 from pipelines.progress import RunStoppedError
@@ -170,7 +171,7 @@ def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "lines": lines},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=NodeAddressTorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,
             use_gpu=use_gpu,

@@ -1,5 +1,6 @@
 """What is recorded of where a run comes from: the version of the code, and texts free of credentials."""
 
+import os
 import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,12 @@ def redact(text: str) -> str:
 
 
 def code_version() -> str:
-    """Git commit of the working tree this code runs from (`-dirty` if changed), else the installed version."""
+    """Git commit of the working tree this code runs from (`-dirty` if changed), else the installed version.
+
+    Of code that was packed and sent to a cluster, it is what `groupvit submit` found where it was packed.
+    """
+    if packed := os.environ.get("GROUPVIT_CODE_VERSION"):
+        return packed
     here = Path(__file__).resolve()
     # Installed into an environment that lies in someone else's repository, this file is not one of that repository's.
     if _git(here.parent, "ls-files", "--error-unmatch", here.name):

@@ -29,6 +29,9 @@ from pipelines.import_weights import ImportWeightsConfig
 from pipelines.inspect_dataset import InspectConfig
 from pipelines.register import RegisterConfig
 from pipelines.segment import SegmentConfig
+from pipelines.submit import split_flags
+from pipelines.submit_config import SubmitConfig
+from pipelines.submittable import SUBMITTABLE
 from pipelines.sweep_plan import plan_sweep
 from tests.pipelines.small_checkpoint import write_small_checkpoint
 
@@ -72,6 +75,12 @@ def test_commands_in_the_documentation_parse(line: str) -> None:
     command, *arguments = shlex.split(line)[1:]
     if command == "pretrain":
         pretrain_config(arguments)
+        return
+    if command == "submit":
+        own, (submitted, *arguments) = split_flags(arguments)
+        parse(SubmitConfig, own, prog=line)
+        if submitted in SUBMITTABLE:
+            SUBMITTABLE[submitted](arguments)
         return
     if command == "sweep":
         plan_sweep(*sweep_request(arguments))

@@ -20,3 +20,8 @@ def test_redact(text: str, expected: str) -> None:
 
 def test_code_version_names_a_version() -> None:
     assert code_version()
+
+
+def test_packed_code_is_of_the_version_it_was_packed_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROUPVIT_CODE_VERSION", "0123abcd")
+    assert code_version() == "0123abcd"
