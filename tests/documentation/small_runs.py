@@ -19,6 +19,10 @@ from tests.documentation.stand_ins import SCENES
 NOT_RUN: Mapping[str, str] = {
     "groupvit app": "it serves until Ctrl-C: tests/pipelines/app starts it, and visits its page in a browser",
     "groupvit compare demo-soft": "it needs a server with those runs: tests/pipelines/test_compare.py has one",
+    **{
+        f"groupvit submit {what}": "it needs a cluster with a job server: tests/end_to_end/test_cluster.py has one"
+        for what in ("pretrain", "sweep", "list", "status", "logs", "stop", "resume")
+    },
 }
 """Beginnings of lines that are not run, and why not."""
 
@@ -94,6 +98,7 @@ HOW: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
     "curate": lambda arguments: ["--num-workers", "1"],
     "inspect": no_more,
     "pretrain": small_training,
+    "submit": no_more,
     "sweep": small_sweep,
     "evaluate": lambda arguments: ["--num-workers", "1"],
     "compare": no_more,
