@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ray.train
 import ray.tune
 from ray.tune.schedulers import PopulationBasedTraining
 
@@ -103,7 +104,7 @@ def read_pointer() -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def pointer_to(run_name: str, step: int) -> Iterator[ray.tune.Checkpoint]:
+def pointer_to(run_name: str, step: int) -> Iterator[ray.train.Checkpoint]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / _POINTER).write_text(json.dumps({"run": run_name, "step": step}))
         yield ray.tune.Checkpoint.from_directory(folder)
