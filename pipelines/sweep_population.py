@@ -49,18 +49,18 @@ def population_scheduler(sweep: Sweep) -> PopulationBasedTraining:
 
     def within(parameters: dict[str, Any]) -> dict[str, Any]:
         """Tune multiplies by 0.8 or 1.2, also beyond the range."""
-        point = dict(parameters["point"])
+        point = dict(parameters["trial"]["point"])
         for axis in axes:
             if not isinstance(axis, Choice):
                 point[axis.name] = float(f"{min(max(point[axis.name], axis.low), axis.high):.3g}")
-        return parameters | {"point": point}
+        return parameters | {"trial": parameters["trial"] | {"point": point}}
 
     return PopulationBasedTraining(
         time_attr=TIME,
         metric=METRIC,
         mode="max",
         perturbation_interval=rung,
-        hyperparam_mutations={"point": mutations},
+        hyperparam_mutations={"trial": {"point": mutations}},
         custom_explore_fn=within,
         log_config=False,
     )
