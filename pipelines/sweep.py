@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
     planned = task.sweep
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # a process that is used again keeps what it had begun
     known = book.known
     pending = [each.spec for each in known.values() if not each.is_over]
     if not pending and not book.may_begin():
@@ -96,6 +98,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
                 proposer.learn(one.spec, one.record.score)
         searcher = TrialSearcher(pending, proposer, book.begin, book.may_begin, lambda spec: folder.current(spec)[1])
         over = [one for one in known.values() if one.is_over]
+        population = searcher.suggest_all() if planned.config.scheduler == "pbt" else None
         say = functools.partial(print, file=sys.stdout, flush=True)
         # What Tune itself prints says nothing that ours does not.
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
@@ -105,10 +108,11 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
                 ray.tune.with_resources(
                     ray.tune.with_parameters(functools.partial(run_trial), task=task), {"CPU": 0, "memory": 1}
                 ),
+                param_space=None if population is None else {"trial": ray.tune.grid_search(population)},
                 tune_config=ray.tune.TuneConfig(
-                    search_alg=searcher,
+                    search_alg=searcher if population is None else None,
                     scheduler=scheduler_of(planned, over),
-                    num_samples=-1,
+                    num_samples=-1 if population is None else 1,
                     max_concurrent_trials=planned.config.max_concurrent,
                     trial_name_creator=_trial_name,
                     trial_dirname_creator=_trial_name,
@@ -117,7 +121,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
                     name=planned.name,
                     storage_path=kept,
                     failure_config=ray.tune.FailureConfig(max_failures=planned.config.max_failures),
-                    callbacks=[Watch(planned, book, searcher.running, say)],
+                    callbacks=[Watch(planned, book, say)],
                     stop=Hours(book),
                     verbose=0,
                 ),
@@ -125,7 +129,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
 
 
 def _trial_name(trial: Any) -> str:
-    return trial.config["name"]
+    return trial.config["trial"]["name"]
 
 
 def _gpus_here() -> float:

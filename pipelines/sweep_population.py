@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ray.train
 import ray.tune
 from ray.tune.schedulers import PopulationBasedTraining
 
@@ -48,18 +49,18 @@ def population_scheduler(sweep: Sweep) -> PopulationBasedTraining:
 
     def within(parameters: dict[str, Any]) -> dict[str, Any]:
         """Tune multiplies by 0.8 or 1.2, also beyond the range."""
-        point = dict(parameters["point"])
+        point = dict(parameters["trial"]["point"])
         for axis in axes:
             if not isinstance(axis, Choice):
                 point[axis.name] = float(f"{min(max(point[axis.name], axis.low), axis.high):.3g}")
-        return parameters | {"point": point}
+        return parameters | {"trial": parameters["trial"] | {"point": point}}
 
     return PopulationBasedTraining(
         time_attr=TIME,
         metric=METRIC,
         mode="max",
         perturbation_interval=rung,
-        hyperparam_mutations={"point": mutations},
+        hyperparam_mutations={"trial": {"point": mutations}},
         custom_explore_fn=within,
         log_config=False,
     )
@@ -103,7 +104,7 @@ def read_pointer() -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def pointer_to(run_name: str, step: int) -> Iterator[ray.tune.Checkpoint]:
+def pointer_to(run_name: str, step: int) -> Iterator[ray.train.Checkpoint]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / _POINTER).write_text(json.dumps({"run": run_name, "step": step}))
         yield ray.tune.Checkpoint(folder)

@@ -69,8 +69,7 @@ class TrialSearcher(Unkept, Searcher):
         self._current = current
         super().__init__(metric=METRIC, mode="max")
         self._pending, self._proposer, self._begin, self._may_begin = list(pending), proposer, begin, may_begin
-        self.running: dict[str, TrialSpec] = {}
-        """By Tune's id."""
+        self._running: dict[str, TrialSpec] = {}
 
     def suggest(self, trial_id: str) -> Any:
         if self._pending:
@@ -82,11 +81,18 @@ class TrialSearcher(Unkept, Searcher):
             if spec is None:
                 return Searcher.FINISHED
             self._begin(spec)
-        self.running[trial_id] = spec
-        return {"name": spec.name, "point": dict(self._current(spec).point), "seed": spec.seed}
+        self._running[trial_id] = spec
+        return {"trial": {"name": spec.name, "point": dict(self._current(spec).point), "seed": spec.seed}}
+
+    def suggest_all(self) -> list[dict[str, Any]]:
+        """Every trial at once, for pbt: Tune lets it have no searcher."""
+        found: list[dict[str, Any]] = []
+        while (suggested := self.suggest(str(len(found)))) != Searcher.FINISHED:
+            found.append(suggested["trial"])
+        return found
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        spec = self.running.pop(trial_id)
+        spec = self._running.pop(trial_id)
         self._proposer.learn(spec, None if error or result is None else result.get(METRIC))
 
     def save(self, checkpoint_path: str) -> None:

@@ -47,8 +47,8 @@ class TrialTask:
 
 def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
     """Trains the trial to its end, unless Tune ends it at a rung. `parameters` are what the searcher suggested."""
-    sweep, name = task.sweep, parameters["name"]
-    spec = sweep.spec(parameters["point"], parameters["seed"])
+    sweep, given = task.sweep, parameters["trial"]
+    name, spec = given["name"], sweep.spec(given["point"], given["seed"])
     run_name, report = name, _report
     if sweep.config.scheduler == "pbt":
         from pipelines.sweep_population import exploited_run, read_pointer

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune import Callback, Stopper
@@ -102,54 +102,53 @@ class SweepBook:
 class Watch(Unkept, Callback):
     """What Tune calls when something happens."""
 
-    def __init__(
-        self, sweep: Sweep, book: SweepBook, running: Mapping[str, TrialSpec], say: Callable[[str], None]
-    ) -> None:
-        """`running`: trials that Tune runs, by its id."""
-        self._say = say
-        self._sweep, self._book, self._running = sweep, book, running
+    def __init__(self, sweep: Sweep, book: SweepBook, say: Callable[[str], None]) -> None:
+        self._sweep, self._book, self._say = sweep, book, say
         self._start, self._shown = time.monotonic(), float("-inf")
         self._steps_before = self._num_steps_done()
-        self._specs: dict[str, TrialSpec] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._specs[trial.trial_id] = self._running[trial.trial_id]
-        self._show()
+        self._show(trials)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         if METRIC in result:
-            self._book.reached(self._specs[trial.trial_id], result[TIME], result[METRIC])
-            self._show()
+            self._book.reached(self._spec(trial), result[TIME], result[METRIC])
+            self._show(trials)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(self._book.end(self._specs[trial.trial_id], error=None))
+        self._ended(trials, self._book.end(self._spec(trial), error=None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.status == "ERROR":  # else it is tried again
             text = str(trial.get_error() or "its process died").strip().rpartition("\n")[2]
-            self._ended(self._book.end(self._specs[trial.trial_id], error=text))
+            self._ended(trials, self._book.end(self._spec(trial), error=text))
 
-    def _ended(self, record: TrialRecord) -> None:
+    def _spec(self, trial: Any) -> TrialSpec:
+        return self._book.known[_name(trial)].spec
+
+    def _ended(self, trials: list[Any], record: TrialRecord) -> None:
         score = "no mIoU" if record.score is None else f"mIoU {record.score:.2f} %"
         reason = "" if record.stop_reason is None else f" {record.stop_reason}"
         self._say(f"{record.name} {record.status}: {score}{reason}  ({shown(record)})")
-        self._show(always=True)
+        self._show(trials, always=True)
 
     def _num_steps_done(self) -> int:
         return sum(max(known.record.scores, default=0) for known in self._book.known.values())
 
-    def _show(self, *, always: bool = False) -> None:
+    def _show(self, trials: list[Any], *, always: bool = False) -> None:
         now = time.monotonic()
         if now - self._shown < _SHOW_EVERY_SECONDS and not always:
             return
         self._shown = now
         records = [known.record for known in self._book.known.values()]
         over = sum(record.status != "running" for record in records)
+        over_by_name = {record.name for record in records if record.status != "running"}
+        running = sum(trial.status == "RUNNING" and _name(trial) not in over_by_name for trial in trials)
         total = self._sweep.num_trials
         parts = [
-            f"{self._sweep.name}: {over} of {total or 'any number of'} trials done, {len(self._running)} running",
+            f"{self._sweep.name}: {over} of {total or 'any number of'} trials done, {running} running",
             *([f"best {text}"] if (text := _best(records)) else []),
         ]
         steps = self._num_steps_done()
@@ -160,6 +159,10 @@ class Watch(Unkept, Callback):
             left = total * self._sweep.num_steps - saved - steps
             parts.append(f"ETA {duration(left * (now - self._start) / (steps - self._steps_before))}")
         self._say("  ".join(parts))
+
+
+def _name(trial: Any) -> str:
+    return trial.config["trial"]["name"]
 
 
 class Hours(Unkept, Stopper):

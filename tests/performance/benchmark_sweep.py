@@ -90,17 +90,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder))
         for turn in range(arguments.repeats):
-            found = {}
+            seconds = {}
             for side in ("sweep", "alone") if turn % 2 else ("alone", "sweep"):
-                found[side] = measure(Path(folder), side, arguments.trials, arguments.num_steps)
-            ratios.append(found["alone"]["seconds"] / found["sweep"]["seconds"])
-            for side, values in found.items():
-                seconds = values["seconds"]
+                found = measure(Path(folder), side, arguments.trials, arguments.num_steps)
+                seconds[side] = found["seconds"]
                 print(
-                    f"{side:6} {seconds:6.1f} s  {images / seconds:6.1f} images/s  "
-                    f"{60 * arguments.trials / seconds:.2f} trials/min  {values['peak_mb']:,} MB",
+                    f"{side:6} {seconds[side]:6.1f} s  {images / seconds[side]:6.1f} images/s  "
+                    f"{60 * arguments.trials / seconds[side]:.2f} trials/min  {found['peak_mb']:,} MB",
                     flush=True,
                 )
+            ratios.append(seconds["alone"] / seconds["sweep"])
             print(f"turn {turn + 1}: ratio {ratios[-1]:.2f}", flush=True)
     ratio = statistics.median(ratios)
     print(f"sweep over alone, median of {len(ratios)}: {ratio:.2f} (bar {BAR})")
