@@ -172,6 +172,7 @@ def test_a_job_survives_a_node_that_is_cut_off(network: Network, tmp_path: Path)
     # The newer autoscaler counts the head among machines that are there, and leaves one of the workers out (Ray 2.60).
     # All the machines together have the processors of one: threads that wait for others must not hold them.
     sooner |= {"RAY_enable_autoscaler_v2": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    sooner |= {"RAY_memory_monitor_refresh_ms": "0"}  # nor is what others use of its memory a node's affair
     settings.write_text("".join(f"{name}={value}\n" for name, value in (store_variables | sooner).items()))
     cluster_file = user.home / "cluster.yaml"
     cluster_file.write_text(
