@@ -28,7 +28,7 @@ STORE_PORT, MLFLOW_PORT = 8333, 5000
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(missing_for_machines() is not None, reason=str(missing_for_machines())),
 ]
 
@@ -224,7 +224,7 @@ def test_a_job_survives_a_node_that_is_cut_off(network: Network, tmp_path: Path)
 
 
 def wait_for_nodes(type_in: Any, expected: dict[str, float]) -> None:
-    deadline, found = time.monotonic() + 240, {}
+    deadline, found = time.monotonic() + 400, {}
     while found != expected:
         assert time.monotonic() < deadline, f"the cluster has {found}"
         with contextlib.suppress(AssertionError):  # the tunnel is not there yet
