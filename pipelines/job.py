@@ -122,8 +122,9 @@ def start_or_continue(
             "code_version": code_version(),
         }
         run.write_description(description)
+    added_since = fixes_the_result(ExperimentConfig(name=config.name))  # fields that the run's first version had not
     for name, value in fixed.items():
-        if (before := description["fixed"].get(name)) != value:
+        if (before := description["fixed"].get(name, added_since.get(name))) != value:
             raise ValueError(
                 f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
                 f"{before}: continue it with that value, or give another --training.run-name"
