@@ -187,10 +187,8 @@ def test_a_sweep_from_grid_to_leaderboard(
     assert summary["registered_model"] == f"models:/debug/{version.version}"
 
     # The same again answers at once, with the same; another value is refused.
-    start = time.monotonic()
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
-    assert time.monotonic() - start < 60
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary  # its seconds, too: nothing was done
     assert main([*command, "--optimizer.weight-decay", "0.5"]) == 2
     assert "optimizer.weight_decay=0.5, but sweep 'sweep-debug' was started with 0.05" in capsys.readouterr().err
 
