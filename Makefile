@@ -22,9 +22,8 @@ demo-s3: $(INSTALLED)
 	@. ./object-store/environment && $(BIN)/groupvit demo --store s3://groupvit/demo --out runs/demo-s3 --json; \
 		status=$$?; infra/object_store/stop; exit $$status
 
-# Two processes: many tests wait, for servers to start or for what they killed. A file's tests stay together.
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check

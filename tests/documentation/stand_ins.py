@@ -22,7 +22,6 @@ from groupvit.model import GroupViT
 from pipelines import storage
 from pipelines.cli import main
 from pipelines.experiments import EXPERIMENTS
-from tests.documentation.pages import ROOT
 from tests.pipelines.benchmarks.miniatures import Photo, png, write_ade20k, write_coco, write_imagenet, write_voc
 from tests.pipelines.evaluation_folder import write_evaluation
 from tests.pipelines.image_server import ImageServer
@@ -106,9 +105,6 @@ class StandIns:
             scores = {"seen": rng.uniform(0.2, 0.8, 20).tolist()}
             write_evaluation(folder / f"evaluation/step-{step:08d}", scores, seed=ord(folder.name), step=step)
 
-    def _cluster_file(self, file: Path) -> None:
-        shutil.copy(ROOT / file.name, file)
-
     def _benchmarks(self, folder: Path) -> None:
         photos = _drawn_photos()
         write_voc(folder, photos)
@@ -142,7 +138,6 @@ STAND_INS: Mapping[str, Callable[[StandIns, Path], None]] = {
     r"(?P<root>.+\.pth)$": StandIns._released_weights,
     r"(?P<root>.+\.jpg)$": StandIns._photo,
     r"(?P<root>.+\.tsv)$": StandIns._url_list,
-    r"(?P<root>ray-cluster\.yaml)$": StandIns._cluster_file,
 }
 KNOWN_BY: Mapping[Callable[[StandIns, Path], None], tuple[str, ...]] = {StandIns._benchmarks: ("VOCdevkit",)}
 """What shows that it is there, where the folder may hold other things as well."""
