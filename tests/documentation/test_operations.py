@@ -76,7 +76,7 @@ def test_quoted_messages_come(quote: str, provoke: Callable[[Path], None], tmp_p
 
 def test_what_may_change_in_mid_run_may(tmp_path: Path) -> None:
     start(tmp_path)
-    flags = ["--training.num-workers 2", "--ingest.max-corrupt-fraction 0.05", "--ingest.max-tasks 1"]
+    flags = ["--training.num-workers 2", "--ingest.max-corrupt-fraction 0.05", "--ingest.max-processes 1"]
     flags += ["--ingest.prefetch-slices 1", "--training.keep-checkpoints 5", "--training.max-failures 9"]
     flags += ["--training.checkpoint-every-n-steps 5", "--training.device cpu"]
     assert not [flag for flag in flags if flag.split()[0] not in PAGE]
