@@ -107,12 +107,17 @@ print(write_noise("s3://bucket/data"))
 WHERE_WORKERS_ARE = """
 import json, time
 from ray.util.state import list_actors, list_nodes
+from ray.util.state.exception import RayStateApiException
 address, places = "http://127.0.0.1:8265", []
-nodes = {node.node_id: node.node_ip for node in list_nodes(address=address)}
 while len(places) < 2:
     time.sleep(0.5)
-    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
-    places = [nodes[actor.node_id] for actor in actors if actor.class_name == "RayTrainWorker"]
+    try:
+        nodes = {node.node_id: node.node_ip for node in list_nodes(address=address)}
+        actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], detail=True)
+    except RayStateApiException:  # a busy machine answers late
+        continue
+    found = [actor.node_id for actor in actors if actor.class_name == "RayTrainWorker"]
+    places = [nodes[node] for node in found if node in nodes]
 print(json.dumps(places))
 """
 
@@ -197,7 +202,9 @@ def test_a_job_survives_a_node_that_is_cut_off(network: Network, tmp_path: Path)
     # Steps are soon done: where the workers are has to be known before the first.
     looking = user.start(PYTHON, "-c", WHERE_WORKERS_ARE, cwd=str(ROOT), variables=variables)
     followed = user.start(*following, log=log, cwd=str(ROOT), variables=variables)
-    addresses = last_line(looking.communicate(timeout=300)[0])
+    seen = looking.communicate(timeout=300)[0]
+    assert looking.returncode == 0, seen
+    addresses = last_line(seen)
     cut = next(worker for worker in workers if worker.address == addresses[0])
     wait_for_step(log, CUT_AT, followed)
     cut.unplug()
