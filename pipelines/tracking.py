@@ -210,7 +210,8 @@ class _Sender:
                 Metric(key, float(value), record["time"], record["step"]) for key, value in record["metrics"].items()
             ]
         if metrics:
-            tags = [RunTag(LAST_STEP_TAG, str(last_step))]
+            # Only who trains knows its last step: beside it, evaluations are sent by a process that does not.
+            tags = [RunTag(LAST_STEP_TAG, str(last_step))] if last_step > self._last_training_step else []
             self._tolerate_refusal(self._client.log_batch, self.run_id, metrics=metrics, tags=tags)
             self._last_training_step = last_step
         for record in records:

@@ -107,6 +107,26 @@ def test_restarted_job_continues_its_run_and_shows_each_step_once(server: Mlflow
     assert history(server.uri, "restart", "train/loss") == [(step, float(step)) for step in range(9)]
 
 
+def test_an_evaluation_beside_it_does_not_hide_how_far_the_training_was(server: MlflowServer, tmp_path: Path) -> None:
+    training = Tracker(identity(server.uri, "evaluated"), tmp_path / "training")
+    while training.run_id is None:
+        time.sleep(0.1)
+    evaluation = Tracker(identity(server.uri, "evaluated", makes_run=False), tmp_path / "evaluation")
+    while evaluation.run_id is None:  # it has seen the run before the first step
+        time.sleep(0.1)
+    for step in range(3):
+        training.log_metrics({"train/loss": float(step)}, step, training=True)
+    assert training.close(None)
+    evaluation.log_metrics({"evaluation/miou": 50.0}, 2)
+    assert evaluation.close(None)
+
+    again = Tracker(identity(server.uri, "evaluated"), tmp_path / "training")
+    for step in range(1, 4):
+        again.log_metrics({"train/loss": float(step)}, step, training=True)
+    assert again.close()
+    assert [step for step, _ in history(server.uri, "evaluated", "train/loss")] == [0, 1, 2, 3]
+
+
 def test_next_process_sends_what_a_killed_one_left(server: MlflowServer, tmp_path: Path) -> None:
     script = (
         "import sys, time, pathlib\n"
