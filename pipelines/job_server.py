@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from ray.util.state.exception import RayStateApiException
 
 from pipelines.cluster_room import Machine
 
+_SECONDS_TO_BEGIN = 30.0
+"""A cluster has no machine at all for at most so long."""
+
 
 def connect(address: str) -> JobSubmissionClient:
     """A client of the job server. ValueError if there is none, or if it does not let us in."""
@@ -26,10 +30,15 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def machines(address: str) -> list[Machine]:
-    """The machines of the cluster, with what they can give."""
-    with explained(address):
-        nodes: list[Any] = list_nodes(address=address, limit=10_000, detail=True)
-    alive = [node.resources_total or {} for node in nodes if node.state == "ALIVE"]
+    """The machines of the cluster, with what they can give. Of a cluster that has just begun, those that came first."""
+    deadline = time.monotonic() + _SECONDS_TO_BEGIN
+    while True:
+        with explained(address):
+            nodes: list[Any] = list_nodes(address=address, limit=10_000, detail=True)
+        alive = [node.resources_total or {} for node in nodes if node.state == "ALIVE"]
+        if alive or time.monotonic() > deadline:  # the job server answers before its own machine is in the list
+            break
+        time.sleep(0.5)
     return [Machine(cpus=node.get("CPU", 0.0), gpus=node.get("GPU", 0.0)) for node in alive]
 
 

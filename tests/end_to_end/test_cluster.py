@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -249,11 +250,23 @@ def wait_for_step(log: Path, step: int, alive: subprocess.Popen[str]) -> None:
 def test_nothing_is_left_of_a_network(tmp_path: Path) -> None:
     with Network(tmp_path / "machines") as network:
         machine = network.add("one")
-        machine.start("sleep", "1234.5")
-        held = [Path(f"/proc/{one.init}/ns/net").readlink() for one in network.machines]
-    names = {str(name) for name in held}
-    for process in Path("/proc").glob("[0-9]*/ns/net"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            assert str(process.readlink()) not in names
+        sleeping = machine.start("sleep", "1234.5")
+        inside = processes_in(Path(f"/proc/{machine.init}/ns/net").readlink())
+        assert len(inside) >= 2
+    assert sleeping.wait(timeout=60) == -signal.SIGKILL  # not one that is left: ours to reap
+    deadline = time.monotonic() + 60
+    while left := [process for process in inside if process.exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
     assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(tmp_path) in line]
     shutil.rmtree(tmp_path / "machines")
+
+
+def processes_in(network: Path) -> list[Path]:
+    """Folders in /proc of the processes in a network namespace."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/ns/net"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if link.readlink() == network:
+                found.append(link.parent.parent)
+    return found

@@ -108,12 +108,9 @@ def new_run(uri: str) -> str:
 @contextlib.contextmanager
 def tracking_at(uri: str) -> Iterator[None]:
     """The process's own tracking URI, for what has no other way to be told."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)  # set_tracking_uri would set it for good
         yield
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 def segmenter(checkpoint: Path) -> Segmenter:
