@@ -8,6 +8,8 @@ import dataclasses
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
+Precision = Literal["float32", "bfloat16"]
+"""Which arithmetic matrix products use; see groupvit/precision.py."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

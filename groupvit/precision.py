@@ -1,11 +1,9 @@
 """Which arithmetic a step uses: float32, or bfloat16 where it is safe (autocast), with float32 where sums need it."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Precision = Literal["float32", "bfloat16"]
+from groupvit.config import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

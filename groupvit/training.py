@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from groupvit.config import LossConfig
+from groupvit.config import LossConfig, Precision
 from groupvit.losses import (
     clamped_scale,
     image_text_contrastive_loss,
@@ -24,7 +24,7 @@ from groupvit.losses import (
     segment_mixture_loss,
 )
 from groupvit.model import GroupViT
-from groupvit.precision import Precision, autocast
+from groupvit.precision import autocast
 from groupvit.transformer import Block
 
 

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit.config import SegmentationConfig
+from groupvit.config import Precision, SegmentationConfig
 from groupvit.image_encoder import ImageFeatures
 from groupvit.model import GroupViT
-from groupvit.precision import Precision, autocast
+from groupvit.precision import autocast
 from groupvit.transforms import resize_short_side, to_tensor
 
 TOKENS_PER_PASS = 1024

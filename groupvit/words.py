@@ -1,10 +1,12 @@
 """The words an image is segmented by, as people give them: read from a text, and checked before they cost anything."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from groupvit.zero_shot import Tokenize
+if TYPE_CHECKING:
+    from groupvit.zero_shot import Tokenize
 
 BACKGROUND = "background"
 MAX_WORDS = 254
@@ -42,7 +44,7 @@ def check_words(words: Sequence[str], *, background: bool) -> None:
         seen[key] = word
 
 
-def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: Tokenize, context_length: int) -> None:
+def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: "Tokenize", context_length: int) -> None:
     """ValueError for a word that does not fit the text encoder's context with every template, or has no token at all.
 
     The encoder would not see the rest of such a word, and with it the end of the template.
@@ -69,7 +71,7 @@ def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: Toke
             )
 
 
-def _lengths(texts: Sequence[str], tokenize: Tokenize) -> list[int]:
+def _lengths(texts: Sequence[str], tokenize: "Tokenize") -> list[int]:
     """Tokens of each text, without the start and the end."""
     roomy = 2 + 4 * max(len(text.encode()) for text in texts)  # mending may lengthen a text; a token is a byte or more
     token_ids = tokenize(texts, roomy)

@@ -16,10 +16,8 @@ from typing import Any
 
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.config import ExperimentConfig
-from pipelines.evaluate import evaluate
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_record import EvaluationRecord, missing_steps, read_record, write_record
-from pipelines.model_flavour import log_model_to_mlflow, registered_miou
 from pipelines.ray_metrics import EvaluationGauges
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import Tracker
@@ -99,6 +97,8 @@ class CheckpointEvaluator:
             return []
 
     def _evaluate(self, step: int) -> None:
+        from pipelines.evaluate import evaluate  # torch, for which the driver has no use before
+
         out = self._folder / f"step-{step:08d}"
         asked = _evaluate_config(self._config, checkpoint=self._run.checkpoint_uri(step), out=str(out))
         try:
@@ -141,6 +141,8 @@ def register_best(
 
     ValueError if MLflow refuses or cannot be reached.
     """
+    from pipelines.model_flavour import log_model_to_mlflow, registered_miou  # torch and MLflow's part for models
+
     step, name = record.best_step, config.evaluation.registered_model
     if step is None or name is None:
         return None

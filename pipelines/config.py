@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, SegmentationConfig, to_dict
+from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, Precision, SegmentationConfig, to_dict
 from pipelines.benchmarks.names import BenchmarkName, Protocol
 
 
@@ -80,7 +80,7 @@ class TrainingConfig:
     gpus_per_worker: float = 1.0
     """GPUs reserved for a worker, where workers use GPUs. A share, like 0.25, puts several on one GPU, for small
     models: they share its memory."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32."""
     compile: bool = False
     """Compile the towers with torch.compile: minutes at the start, faster steps on GPUs."""

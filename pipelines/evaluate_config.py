@@ -3,7 +3,7 @@
 import dataclasses
 
 from groupvit.captions import TemplateSet
-from groupvit.precision import Precision
+from groupvit.config import Precision
 from pipelines.benchmarks.names import BenchmarkName, Protocol
 
 

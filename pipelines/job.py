@@ -47,10 +47,10 @@ class Job:
 
     def start_evaluator(self, on_score: Callable[[int, float], None] | None = None) -> "CheckpointEvaluator | None":
         """What evaluates checkpoints beside the training; None if the run has no such evaluation."""
-        from pipelines.checkpoint_evaluator import CheckpointEvaluator  # MLflow and more, which no worker needs
-
         if not self.evaluates:
             return None
+        from pipelines.checkpoint_evaluator import CheckpointEvaluator  # what no worker needs
+
         results = self.spool_folder.with_name("evaluation")
         tracker = self.open_evaluation_tracker()
         return CheckpointEvaluator(

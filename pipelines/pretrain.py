@@ -3,38 +3,29 @@
     groupvit pretrain debug --training.num-workers 2
 
 The same command (same run name) continues a run that was stopped or killed. The driver checks what can be checked
-before work starts; a worker is a few lines around `train_loop.train`. Checkpoints are kept by `RunFolder`, not by
+before work starts; what a worker does is in train_worker.py. Checkpoints are kept by `RunFolder`, not by
 Ray: a run then continues from whatever is whole on disk, whoever wrote it.
 """
 
-import json
-import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 import ray.train
-import torch
-import torch.distributed as dist
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Queue
 
-from groupvit.config import to_dict
-from pipelines.cluster import LineHandler, check_room, ray_cluster, shown_lines, starts_here
+from pipelines.cluster import check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
-from pipelines.gloo import NodeAddressTorchConfig
-from pipelines.ingest import iter_slices
+from pipelines.ingest import message_of
 from pipelines.job import Job, Ties, start_or_continue, with_absolute_paths
-from pipelines.progress import RunStoppedError
-from pipelines.ray_metrics import StepGauges
+from pipelines.process_group import ProcessGroup
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.storage import StorageError
-from pipelines.train_loop import WorkerContext, train
 from pipelines.training_data import RoundRobin, SlicesFromCheckpoint
 from pipelines.uncurated import open_source
 
@@ -68,7 +59,7 @@ def _train(job: Job, on_score: Callable[[int, float], None] | None) -> None:
     config = job.config
     training, evaluation = config.training, config.evaluation
     if starts_here():
-        _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, "this machine")
+        _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": gpus_here(config)}, "this machine")
     # More CPUs than the workers take: what reads the data, and evaluates, needs a place on small machines too.
     others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if job.evaluates else 0)
     least_cpus = training.num_workers * training.cpus_per_worker + others
@@ -112,6 +103,15 @@ def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
     return datasets
 
 
+def gpus_here(config: ExperimentConfig) -> int:
+    """GPUs of this machine that the config may use."""
+    if config.training.device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], place: str) -> bool:
     """Whether the workers use GPUs. ValueError if `place` has no room for them."""
     training = config.training
@@ -121,57 +121,18 @@ def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], pla
     return use_gpu
 
 
-def train_worker(settings: dict[str, Any]) -> str | None:
-    """One training process, as Ray Train runs it: gather what the loop needs, run the loop. Returns what the user
-    must mend."""
-    job: Job = settings["job"]
-    lines: Queue = settings["lines"]
-    logging.getLogger("pipelines").addHandler(LineHandler(lines))
-    ray_context, device = ray.train.get_context(), get_device()
-    rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
-    torch.set_num_threads(job.config.training.cpus_per_worker)
-    first_step = job.run.latest_step()
-    tracker = job.open_tracker(system_metrics=True) if rank == 0 else None
-    gauges = StepGauges(job.config.run_name)
-    batch = job.config.training.global_batch_size
-    shard = ray.train.get_dataset_shard("train")
-    assert shard is not None
-    context = WorkerContext(
-        rank=rank,
-        world_size=world_size,
-        device=device,
-        group=dist.group.WORLD if world_size > 1 else None,
-        first_step=first_step,
-        slices=iter_slices(shard, prefetch_slices=job.config.ingest.prefetch_slices),
-        say=lines.put,
-        tracker=tracker,
-        watch=lambda done, values: gauges.set(done, values, global_batch_size=batch),
-        checkpoint_state=job.checkpoint_state,
-    )
-    if rank == 0:
-        started = f"from step {first_step}" if first_step else "from the start"
-        lines.put(f"{job.config.run_name}: training {started} on {world_size} x {device.type}")
-    try:
-        if tracker is not None:
-            tracker.log_text(json.dumps(to_dict(job.config), indent=2), "config.json")
-        train(job.config, job.run, context)
-    except RunStoppedError as error:  # starting again would not help
-        return str(error)
-    except Exception as error:
-        lines.put(f"rank {rank} failed: {_message(error)}")
-        raise
-    finally:
-        if tracker is not None:
-            tracker.close(None)  # the driver knows whether the run has ended
-    return None
+def _train_worker(settings: dict[str, Any]) -> str | None:
+    from pipelines.train_worker import train_worker  # torch, for which a driver has no use
+
+    return train_worker(settings)
 
 
 def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
     config = job.config
-    trainer = TorchTrainer(
-        train_worker,
+    trainer = DataParallelTrainer(
+        _train_worker,
         train_loop_config={"job": job, "lines": lines},
-        torch_config=NodeAddressTorchConfig(backend="nccl" if use_gpu else "gloo"),
+        backend_config=ProcessGroup("nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,
             use_gpu=use_gpu,
@@ -196,18 +157,12 @@ def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
         known = [cause for cause in causes if isinstance(cause, (ValueError, StorageError))]
         if not known:
             raise
-        error = _message(known[0])
+        error = message_of(known[0])
     finally:
         if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
             tracker.close("FAILED")
     if error is not None:
         raise ValueError(error)
-
-
-def _message(error: Exception) -> str:
-    """One line. An error that comes from a task of the ingest says more: a traceback, and advice on Ray."""
-    found = re.findall(r"^\s*(?:ValueError|pipelines\.storage\.StorageError): (.+)$", str(error), re.MULTILINE)
-    return found[-1] if found else str(error).strip().rpartition("\n")[2]
 
 
 def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) -> dict[str, Any]:

@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit.config import SegmentationConfig
+from groupvit.config import Precision, SegmentationConfig
 from groupvit.metrics import GroupUsage, boundary_counts, confusion_matrix, segmentation_metrics
 from groupvit.model import GroupViT
-from groupvit.precision import Precision
 from groupvit.segmentation import Words, label, oracle, predict_groups, usage
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import Example, encode_labels, label_palette

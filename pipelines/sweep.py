@@ -25,7 +25,7 @@ from pipelines import storage
 from pipelines.cluster import check_room, ray_cluster, starts_here
 from pipelines.evaluation_record import read_record
 from pipelines.partial import PartlyDone
-from pipelines.pretrain import open_datasets
+from pipelines.pretrain import gpus_here, open_datasets
 from pipelines.schema import DatasetInfo
 from pipelines.search_space import Space
 from pipelines.sweep_config import SweepConfig
@@ -65,7 +65,7 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
         print(summary["table"])
         return summary
     if starts_here():
-        _check_gpus(planned, 0.0 if space.base.training.device == "cpu" else _gpus_here(), "this machine")
+        _check_gpus(planned, gpus_here(space.base), "this machine")
     parent = start_parent(planned, sweep_id)
     task = TrialTask(sweep=planned, sweep_id=sweep_id, parent_run_id=parent)
     settler = _Settler(task, folder, book, datasets)
@@ -130,12 +130,6 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
 
 def _trial_name(trial: Any) -> str:
     return trial.config["trial"]["name"]
-
-
-def _gpus_here() -> float:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _check_gpus(planned: Sweep, available: float, place: str) -> None:

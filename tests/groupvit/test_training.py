@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from groupvit.config import LossConfig, OptimizerConfig
+from groupvit.config import LossConfig, OptimizerConfig, Precision
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, set_learning_rate
-from groupvit.precision import Precision
 from groupvit.training import Batch, compute_gradients, train_step
 from tests.groupvit.small import SMALL, random_batch, small_model
 from tests.groupvit.workers import run_workers

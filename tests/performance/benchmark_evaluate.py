@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GroupViTConfig, GroupViTModel
 
-from groupvit.config import ModelConfig, SegmentationConfig
+from groupvit.config import ModelConfig, Precision, SegmentationConfig
 from groupvit.interop import to_hugging_face
 from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label
-from groupvit.training import Precision
 from groupvit.transforms import resize_short_side, to_tensor
 from groupvit.windows import encode_views, windows
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import GroupViTConfig, GroupViTModel
 
 from groupvit.captions import draw_prompts, mine_nouns
-from groupvit.config import LossConfig, ModelConfig, OptimizerConfig
+from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, Precision
 from groupvit.losses import image_text_contrastive_loss, multi_label_contrastive_loss
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, set_learning_rate
 from groupvit.tokenizer import Tokenizer
-from groupvit.training import Batch, Precision, train_step
+from groupvit.training import Batch, train_step
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()
 BARS: dict[tuple[int, Precision], float] = {

@@ -5,7 +5,7 @@ import os
 import pytest
 import ray
 
-from pipelines.gloo import choose_interface, interface_of
+from pipelines.process_group import choose_interface, interface_of
 
 
 def test_the_interface_of_an_address() -> None:
