@@ -40,6 +40,7 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which then knows that it was not the end
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial without a rung has none
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a line for every trial that ends
 }
 
 
@@ -66,6 +67,7 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
         return summary
     if starts_here():
         _check_gpus(planned, gpus_here(space.base), "this machine")
+        warn_of_crowd(planned, os.cpu_count() or 1)
     parent = start_parent(planned, sweep_id)
     task = TrialTask(sweep=planned, sweep_id=sweep_id, parent_run_id=parent)
     settler = _Settler(task, folder, book, datasets)
@@ -130,6 +132,18 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
 
 def _trial_name(trial: Any) -> str:
     return trial.config["trial"]["name"]
+
+
+def warn_of_crowd(planned: Sweep, cores: int) -> None:
+    """A cluster that is started here has CPUs on paper; many trials on few cores take longer than one by one."""
+    training, at_a_time = planned.space.base.training, planned.config.max_concurrent
+    busy = at_a_time * training.num_workers * training.cpus_per_worker
+    if busy > cores:
+        print(
+            f"max_concurrent={at_a_time}: training workers would keep {busy} cores busy, and this machine has {cores}: "
+            "fewer trials at a time are done sooner",
+            file=sys.stderr,
+        )
 
 
 def _check_gpus(planned: Sweep, available: float, place: str) -> None:

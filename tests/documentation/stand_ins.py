@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pyarrow import fs
 
 from groupvit.checkpoint import save
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, to_dict
@@ -45,7 +46,7 @@ class StandIns:
         for pattern, make in STAND_INS.items():
             if found := re.match(pattern, place):
                 root = found["root"]
-                if storage.exists(storage.join(root, *KNOWN_BY.get(make, ()))):
+                if _holds_files(storage.join(root, *KNOWN_BY.get(make, ()))):
                     return
                 made = self._cache / make.__name__.strip("_") / Path(root).name
                 if not made.exists():
@@ -170,6 +171,15 @@ def _drawn_photos() -> list[Photo]:
         labels, jpeg = png(values), png(pixels)
         photos.append(Photo(f"2011_{index:06d}", jpeg, labels))
     return photos
+
+
+def _holds_files(place: str) -> bool:
+    """Whether a file is there, or a folder with some: SeaweedFS shows a folder for a while after its last file went."""
+    filesystem, path = storage.resolve(place)
+    found = [filesystem.get_file_info(path)]
+    if found[0].type == fs.FileType.Directory:
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    return any(info.type == fs.FileType.File for info in found)
 
 
 def _copy(made: Path, root: str) -> None:

@@ -21,6 +21,7 @@ from pipelines.cli import main, sweep_request
 from pipelines.evaluation_record import EvaluationRecord, read_record, write_record
 from pipelines.run_folder import RunFolder
 from pipelines.search_space import Choice, Range
+from pipelines.sweep import warn_of_crowd
 from pipelines.sweep_folder import Known, SweepFolder
 from pipelines.sweep_optuna import OptunaTrials
 from pipelines.sweep_plan import METRIC, TIME, Sweep, TrialSpec, plan_sweep
@@ -55,6 +56,15 @@ def make_sweep(flags: list[str], runs: Path, *more: str, **changes: Any) -> Swee
     given = [*flags, "--training.runs-folder", str(runs), "--num-steps", "9", "--rung-every-n-steps", "1", *more]
     config, space = sweep_request(["debug", *given])
     return plan_sweep(config, dataclasses.replace(space, **changes))
+
+
+def test_more_trials_than_cores_are_warned_of(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_crowd(make_sweep(flags, tmp_path, "--max-concurrent", "2"), cores=2)
+    assert not capsys.readouterr().err
+    warn_of_crowd(make_sweep(flags, tmp_path, "--max-concurrent", "8"), cores=2)
+    assert "max_concurrent=8: training workers would keep 8 cores busy" in capsys.readouterr().err
 
 
 def write_state(step: int, folder: Path) -> None:
