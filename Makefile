@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo demo-s3 test check format docs mlflow
+.PHONY: demo demo-s3 test test-slow check format docs mlflow
 .DEFAULT_GOAL := check
 
 # Draws scenes, trains for some minutes, segments by words; the last line is a JSON object with the results.
@@ -22,8 +22,13 @@ demo-s3: $(INSTALLED)
 	@. ./object-store/environment && $(BIN)/groupvit demo --store s3://groupvit/demo --out runs/demo-s3 --json; \
 		status=$$?; infra/object_store/stop; exit $$status
 
+# The tests that take seconds each; all of them under 20 minutes on 2 cores
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not slow"
+
+# The others: clusters, killed processes, runs from end to end, every command of the documentation; 45 minutes
+test-slow: $(INSTALLED)
+	@$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check

@@ -1,4 +1,4 @@
-"""The process group of the training workers, made by Ray's own functions, in the workers alone.
+"""The process group of the training workers, made in the workers alone.
 
 Ray's TorchConfig does the same, but imports torch into the driver and the controller, which have no use for it: 300 MB
 and seconds of each run, many times over in a sweep.
@@ -9,18 +9,20 @@ reaches it.
 """
 
 import dataclasses
+import datetime
 import logging
 import os
+import socket
 from typing import Any
 
 import psutil
 import ray
-from ray._common.network_utils import build_address  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import GetTimeoutError
-from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
 _SECONDS_TO_LEAVE = 30.0
+_TIMEOUT = datetime.timedelta(minutes=30)
+"""Of a collective: as long as Ray gives it."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +46,7 @@ class _Workers(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        url = f"tcp://{build_address(*worker_group.execute_single(0, get_address_and_port))}"
-        size = len(worker_group)
+        url, size = worker_group.execute_single(0, _meeting_place), len(worker_group)
         joining = [
             worker_group.execute_single_async(rank, _join, backend_config.backend, rank, size, url)
             for rank in range(size)
@@ -59,12 +60,21 @@ class _Workers(Backend):
             logger.warning("the workers did not leave their process group within %g s", _SECONDS_TO_LEAVE)
 
 
+def _meeting_place() -> str:
+    """URL at which this worker, of rank 0, is to wait for the others."""
+    address = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return f"tcp://[{address}]:{port}" if family == socket.AF_INET6 else f"tcp://{address}:{port}"
+
+
 def _join(backend: str, rank: int, size: int, url: str) -> None:
-    from ray.train.torch import config
+    import torch.distributed as dist
 
     choose_interface()
-    config._set_torch_distributed_env_vars()
-    config._setup_torch_process_group(backend, rank, size, url)
+    dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=_TIMEOUT)
 
 
 def _leave() -> None:
