@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from scipy import stats
 
 from pipelines.cli import main
-from pipelines.significance import holm, paired_test
+from pipelines.significance import holm, paired_test, welch_p_value
 from tests.pipelines.evaluation_folder import CLASSES, write_evaluation
 from tests.pipelines.mlflow_server import MlflowServer
 
@@ -104,6 +105,16 @@ def test_holm_is_that_of_the_paper() -> None:
     # Step down: the smallest times m, the next times m - 1, …, never falling.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_seeds_that_nearly_agree_are_compared_without_a_warning() -> None:
+    """Scores of a sweep whose models learnt nothing."""
+    nearly = [6.087945087139423, 6.087945087139425, 6.087945087139424]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        p_value = welch_p_value([10.3, 10.49, 12.88], nearly)
+    assert p_value is not None and 0.01 < p_value < 0.05
+    assert welch_p_value(nearly[:1], nearly) is None
 
 
 def test_a_pair_that_does_not_differ_is_seldom_called_different() -> None:
