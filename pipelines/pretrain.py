@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # Ray's developer API; TorchTrainer brings torch
 from ray.util.queue import Queue
 
 from pipelines.cluster import check_room, ray_cluster, shown_lines, starts_here

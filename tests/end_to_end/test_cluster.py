@@ -250,11 +250,11 @@ def test_nothing_is_left_of_a_network(tmp_path: Path) -> None:
     with Network(tmp_path / "machines") as network:
         machine = network.add("one")
         sleeping = machine.start("sleep", "1234.5")
-        inside = processes_in(Path(f"/proc/{machine.init}/ns/net").readlink())
-        assert len(inside) >= 2
+        held = Path(f"/proc/{machine.init}/ns/net").readlink()
+        assert len(processes_in(held)) >= 2
     assert sleeping.wait(timeout=60)  # killed, and ours to reap: it is not what is left
     deadline = time.monotonic() + 60
-    while left := [process for process in inside if process.exists()]:
+    while left := processes_in(held):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(tmp_path) in line]
