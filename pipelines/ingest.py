@@ -154,17 +154,19 @@ def iter_slices(shard: ray.data.DataIterator, *, prefetch_slices: int = 2) -> It
 def _split_by_window(
     batch: Mapping[str, npt.NDArray[Any]], slices_per_window: int, stay_open: bool = False
 ) -> Iterator[dict[str, list[int]]]:
-    """Cut the range of slices at the borders of windows: one row for each window; kept open, also for slices beyond."""
+    """Cut the range of slices at the borders of windows: one row for each window; kept open, then empty ones."""
     first, last = int(batch["first"][0]), int(batch["end"][0])
     while first < last:
         end = min(first - first % slices_per_window + slices_per_window, last)
         yield {"first": [first], "end": [end]}
         first = end
+    pause = 0.5
     while stay_open:  # until the execution is shut down with the workers it serves
-        time.sleep(0.5)
-        # The order has no end. A row leaves Ray's output buffer when the next one comes: the last ones need these.
-        yield {"first": [first], "end": [first + 1]}
-        first += 1
+        time.sleep(pause)
+        # A row leaves Ray's output buffer when the next one comes: the last ones need these, which are empty. Each
+        # costs Ray a task, and a slow run may wait for long.
+        yield {"first": [last], "end": [last]}
+        pause = min(2 * pause, 30.0)
 
 
 def _free_cpus(config: "ExperimentConfig") -> int:
@@ -192,8 +194,12 @@ class _SliceLoader:
         self._cpu = threading.Lock()
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        first, end = int(batch["first"][0]), int(batch["end"][0])
+        if first == end:  # nobody takes it
+            yield {"position": np.full((1, 1), -1)}
+            return
         with self._cpu:
-            pieces = self._load_slices(self._plan, int(batch["first"][0]), int(batch["end"][0]))
+            pieces = self._load_slices(self._plan, first, end)
         for piece in pieces:
             row = {name: column[None] for name, column in piece.items() if column.size}
             row["sample_id"] = np.empty(1, dtype=object)

@@ -9,7 +9,8 @@ Ray: a run then continues from whatever is whole on disk, whoever wrote it.
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -50,11 +51,11 @@ def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, An
     job = start_or_continue(run, config, datasets, ties)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
-        _train(job, None if ties is None else ties.on_score)
+        _train(job, ties)
     return _summary(job, first_step, read_record(run) if job.evaluates else None)
 
 
-def _train(job: Job, on_score: Callable[[int, float], None] | None) -> None:
+def _train(job: Job, ties: Ties | None) -> None:
     """Trains what is left to train, evaluates beside it and after it."""
     config = job.config
     training, evaluation = config.training, config.evaluation
@@ -68,10 +69,11 @@ def _train(job: Job, on_score: Callable[[int, float], None] | None) -> None:
         resources["CPU"] = resources.get("CPU", 0) - others
         beside = f"{others} for the data and the evaluation" if job.evaluates else "one CPU for the data"
         use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
-        evaluator = job.start_evaluator(on_score)
+        evaluator = job.start_evaluator(None if ties is None else ties.on_score)
         try:
             if job.run.latest_step() < training.num_steps:
-                with shown_lines() as lines:
+                # What a trial has to say goes to Ray's logs; the sweep has a line of its own.
+                with shown_lines() if ties is None else nullcontext() as lines:
                     _fit(job, lines, use_gpu=use_gpu)
         except BaseException:
             if evaluator is not None:
@@ -127,7 +129,7 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
     return train_worker(settings)
 
 
-def _fit(job: Job, lines: Queue, *, use_gpu: bool) -> None:
+def _fit(job: Job, lines: Queue | None, *, use_gpu: bool) -> None:
     config = job.config
     trainer = DataParallelTrainer(
         _train_worker,

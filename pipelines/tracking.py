@@ -25,6 +25,11 @@ from pipelines.system_metrics import SystemMetrics
 JOB_TAG = "groupvit.job_id"
 LAST_STEP_TAG = "groupvit.last_training_step"
 _RETRY_SECONDS = 2.0
+_MOST_TIME_SENDING = 0.05
+"""Of the time: a database needs tens of milliseconds for a request, however few metrics are in it, and takes them from
+the training."""
+_LONGEST_PAUSE = 10.0
+"""Seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +117,21 @@ class Tracker:
 
     def _run(self) -> None:
         system_metrics = SystemMetrics(self._system_metrics_every)
-        retry_at = 0.0
+        send_at = 0.0
         while True:
             closing = self._closing.is_set()
             try:
                 self._take_queue(wait=0.0 if closing else 0.5)
                 self._spool.append(system_metrics.due())
-                if time.monotonic() >= retry_at or closing:
+                if time.monotonic() >= send_at or closing:
+                    start = time.monotonic()
                     self._send()
+                    took = time.monotonic() - start
+                    send_at = start + min(took / _MOST_TIME_SENDING, _LONGEST_PAUSE)
             except Exception as error:
                 if not isinstance(error, _NoRunYetError):
                     self._warn(error)
-                retry_at = time.monotonic() + _RETRY_SECONDS
+                send_at = time.monotonic() + _RETRY_SECONDS
                 if closing:
                     time.sleep(0.2)
             if closing and self._queue.empty() and self._spool.num_unsent_bytes() == 0:

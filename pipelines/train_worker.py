@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import ray.train
@@ -23,8 +24,10 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     """One training process, as Ray Train runs it: gather what the loop needs, run the loop. Returns what the user
     must mend."""
     job: Job = settings["job"]
-    lines: Queue = settings["lines"]
-    logging.getLogger("pipelines").addHandler(LineHandler(lines))
+    lines: Queue | None = settings["lines"]
+    say: Callable[[str], None] = print if lines is None else lines.put
+    if lines is not None:
+        logging.getLogger("pipelines").addHandler(LineHandler(lines))
     ray_context, device = ray.train.get_context(), get_device()
     rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
     torch.set_num_threads(job.config.training.cpus_per_worker)
@@ -41,14 +44,14 @@ def train_worker(settings: dict[str, Any]) -> str | None:
         group=dist.group.WORLD if world_size > 1 else None,
         first_step=first_step,
         slices=iter_slices(shard, prefetch_slices=job.config.ingest.prefetch_slices),
-        say=lines.put,
+        say=say,
         tracker=tracker,
         watch=lambda done, values: gauges.set(done, values, global_batch_size=batch),
         checkpoint_state=job.checkpoint_state,
     )
     if rank == 0:
         started = f"from step {first_step}" if first_step else "from the start"
-        lines.put(f"{job.config.run_name}: training {started} on {world_size} x {device.type}")
+        say(f"{job.config.run_name}: training {started} on {world_size} x {device.type}")
     try:
         if tracker is not None:
             tracker.log_text(json.dumps(to_dict(job.config), indent=2), "config.json")
@@ -56,7 +59,7 @@ def train_worker(settings: dict[str, Any]) -> str | None:
     except RunStoppedError as error:  # starting again would not help
         return str(error)
     except Exception as error:
-        lines.put(f"rank {rank} failed: {message_of(error)}")
+        say(f"rank {rank} failed: {message_of(error)}")
         raise
     finally:
         if tracker is not None:
