@@ -174,6 +174,13 @@ def test_prompt_keys_are_equal_where_prompts_name_the_same(config):
     assert draw_prompts(["dog"], "x", 2, np.random.default_rng(0))[1] == ["dog", "x"]
 
 
+def test_a_data_set_that_stays_open_gives_empty_rows_after_its_last_slice(cluster, config):
+    (shard,) = training_slices(config, first_step=5, stay_open=True).streaming_split(1, equal=False)
+    slices = iter_slices(shard)
+    assert_same(list(itertools.islice(slices, SLICES_PER_STEP)), read_without_ray(config, 5))
+    assert next(slices)["position"].tolist() == [-1]
+
+
 def test_without_prompts(cluster, config):
     config = dataclasses.replace(config, loss=LossConfig(num_prompts=0))
     (slices,) = read_with_ray(config, 1, first_step=5)
