@@ -17,17 +17,22 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 
 class FaultyProxy(ThreadingHTTPServer):
-    """Passes requests on to http://127.0.0.1:`port`, and spoils `share` of them; `faults` counts how."""
+    """Passes requests on to http://127.0.0.1:`port`, and spoils one of every `every`, at a place drawn by `seed`.
+
+    The kinds of FAULTS take turns in an order drawn anew for every round; `faults` counts them.
+    """
 
     daemon_threads = True
 
-    def __init__(self, port: int, *, share: float, seed: int) -> None:
+    def __init__(self, port: int, *, every: int, seed: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream_port = port
-        self.share = share
+        self.every = every
         self.num_requests = 0
         self.faults: collections.Counter[str] = collections.Counter()
         self._random = random.Random(seed)
+        self._place = 0
+        self._kinds: list[str] = []
         self._lock = threading.Lock()
 
     @property
@@ -36,10 +41,14 @@ class FaultyProxy(ThreadingHTTPServer):
 
     def draw_fault(self) -> str | None:
         with self._lock:
+            if self.num_requests % self.every == 0:
+                self._place = self._random.randrange(self.every)
+            spoiled = self.num_requests % self.every == self._place
             self.num_requests += 1
-            if self._random.random() >= self.share:
+            if not spoiled:
                 return None
-            fault = self._random.choice(FAULTS)
+            self._kinds = self._kinds or self._random.sample(FAULTS, len(FAULTS))
+            fault = self._kinds.pop()
             self.faults[fault] += 1
             return fault
 
