@@ -137,8 +137,11 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
         )
 
 
-def iter_slices(shard: ray.data.DataIterator, *, prefetch_slices: int = 2) -> Iterator[Slice]:
-    """The slices of one worker, from its part of the split data set. Arrays are read-only, in Ray's shared memory."""
+def iter_slices(shard: ray.data.DataIterator | ray.data.Dataset, *, prefetch_slices: int = 2) -> Iterator[Slice]:
+    """The slices of one worker, from its part of the split data set, or from the whole if it is alone.
+
+    Arrays are read-only, in Ray's shared memory.
+    """
     blocks = shard.iter_batches(
         batch_size=None,  # pyright: ignore[reportArgumentType]
         batch_format="numpy",

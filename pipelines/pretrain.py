@@ -9,8 +9,8 @@ Ray: a run then continues from whatever is whole on disk, whoever wrote it.
 
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -72,15 +72,32 @@ def _train(job: Job, ties: Ties | None) -> None:
         evaluator = job.start_evaluator(None if ties is None else ties.on_score)
         try:
             if job.run.latest_step() < training.num_steps:
-                # What a trial has to say goes to Ray's logs; the sweep has a line of its own.
-                with shown_lines() if ties is None else nullcontext() as lines:
-                    _fit(job, lines, use_gpu=use_gpu)
+                with _known_end(job):
+                    if ties is not None and trains_in_place(config):
+                        from pipelines.train_worker import train_here
+
+                        error = train_here(job)
+                    else:
+                        # What a trial has to say goes to Ray's logs; the sweep has a line of its own.
+                        with shown_lines() if ties is None else nullcontext() as lines:
+                            error = _fit(job, lines, use_gpu=use_gpu)
+                    if error is not None:
+                        raise ValueError(error)
         except BaseException:
             if evaluator is not None:
                 evaluator.stop()
             raise
         if evaluator is not None:
             evaluator.finish()
+
+
+def trains_in_place(config: ExperimentConfig) -> bool:
+    """Whether a trial of `config` trains in the process that Ray Tune gives it, which must then have what a worker has.
+
+    The processes by which Ray Train starts workers, starts them again and makes them wait for each other are six, and
+    take a quarter of a tiny trial's CPU time. One worker has nobody to wait for, and Tune starts a trial again.
+    """
+    return config.training.num_workers == 1
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
@@ -114,10 +131,15 @@ def gpus_here(config: ExperimentConfig) -> int:
     return torch.cuda.device_count()
 
 
+def uses_gpu(config: ExperimentConfig, available: float) -> bool:
+    """Whether training workers take GPUs where so many are available."""
+    return config.training.device == "gpu" or (config.training.device == "auto" and available > 0)
+
+
 def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], place: str) -> bool:
     """Whether the workers use GPUs. ValueError if `place` has no room for them."""
     training = config.training
-    use_gpu = training.device == "gpu" or (training.device == "auto" and resources.get("GPU", 0) > 0)
+    use_gpu = uses_gpu(config, resources.get("GPU", 0))
     each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": training.gpus_per_worker} if use_gpu else {})
     check_room("training.num_workers", training.num_workers, each, resources, place)
     return use_gpu
@@ -129,7 +151,8 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
     return train_worker(settings)
 
 
-def _fit(job: Job, lines: Queue | None, *, use_gpu: bool) -> None:
+def _fit(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
+    """Trains on workers of Ray Train; returns what the user must mend."""
     config = job.config
     trainer = DataParallelTrainer(
         _train_worker,
@@ -151,20 +174,25 @@ def _fit(job: Job, lines: Queue | None, *, use_gpu: bool) -> None:
         datasets={"train": SlicesFromCheckpoint(job)},
         dataset_config=RoundRobin(),
     )
-    error = "the workers failed"
     try:
-        error = trainer.fit().return_value
+        return trainer.fit().return_value
     except ray.train.WorkerGroupError as failure:
         causes = failure.worker_failures.values()
         known = [cause for cause in causes if isinstance(cause, (ValueError, StorageError))]
         if not known:
             raise
-        error = message_of(known[0])
-    finally:
-        if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
+        raise ValueError(message_of(known[0])) from None
+
+
+@contextmanager
+def _known_end(job: Job) -> Iterator[None]:
+    """A run whose training fails is marked so in MLflow."""
+    try:
+        yield
+    except BaseException:
+        if (tracker := job.open_tracker(system_metrics=False)) is not None:
             tracker.close("FAILED")
-    if error is not None:
-        raise ValueError(error)
+        raise
 
 
 def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipelines import storage
 from pipelines.cluster import check_room, ray_cluster, starts_here
 from pipelines.evaluation_record import read_record
 from pipelines.partial import PartlyDone
-from pipelines.pretrain import gpus_here, open_datasets
+from pipelines.pretrain import gpus_here, open_datasets, trains_in_place, uses_gpu
 from pipelines.schema import DatasetInfo
 from pipelines.search_space import Space
 from pipelines.sweep_config import SweepConfig
@@ -93,7 +93,8 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
     with ray_cluster(least_cpus=cpus, show_logs=planned.space.base.training.show_ray_logs):
         resources = ray.cluster_resources()
         check_room("max_concurrent", planned.config.max_concurrent, each, resources, "the Ray cluster")
-        _check_gpus(planned, resources.get("GPU", 0), "the Ray cluster")
+        gpus = resources.get("GPU", 0)
+        _check_gpus(planned, gpus, "the Ray cluster")
         proposer = proposer_of(planned, known)
         for one in known.values():
             if one.is_over:
@@ -108,7 +109,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
             kept = storage.join(planned.uri, "tune") if planned.config.scheduler == "pbt" else scratch
             ray.tune.Tuner(
                 ray.tune.with_resources(
-                    ray.tune.with_parameters(functools.partial(run_trial), task=task), {"CPU": 0, "memory": 1}
+                    ray.tune.with_parameters(functools.partial(run_trial), task=task), _of_trial_process(planned, gpus)
                 ),
                 param_space=None if population is None else {"trial": ray.tune.grid_search(population)},
                 tune_config=ray.tune.TuneConfig(
@@ -130,6 +131,15 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
             ).fit()
 
 
+def _of_trial_process(planned: Sweep, gpus: float) -> dict[str, float]:
+    """What Tune reserves for the process of a trial: a worker's share if it is the worker, else nothing."""
+    training = planned.space.base.training
+    if not trains_in_place(planned.space.base):
+        return {"CPU": 0, "memory": 1}  # Tune wants something: a byte
+    share = {"CPU": float(training.cpus_per_worker)}
+    return share | ({"GPU": training.gpus_per_worker} if uses_gpu(planned.space.base, gpus) else {})
+
+
 def _trial_name(trial: Any) -> str:
     return trial.config["trial"]["name"]
 
@@ -148,7 +158,7 @@ def warn_of_crowd(planned: Sweep, cores: int) -> None:
 
 def _check_gpus(planned: Sweep, available: float, place: str) -> None:
     training = planned.space.base.training
-    if training.device == "gpu" or (training.device == "auto" and available):
+    if uses_gpu(planned.space.base, available):
         number = planned.config.max_concurrent * training.num_workers
         check_room(
             "max_concurrent x training.num_workers",

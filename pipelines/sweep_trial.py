@@ -1,4 +1,6 @@
-"""One trial, as Ray Tune runs it: a whole pretraining run on Ray Train, whose evaluations are reported as rungs.
+"""One trial, as Ray Tune runs it: a whole pretraining run, whose evaluations are reported as rungs.
+
+With several workers it is a run of Ray Train. A single worker is the process of the trial itself.
 
 A trial is a run like any other, under a name that follows from its values and seed. So a trial that is started again,
 by Tune after a lost node or by the next start of the sweep, goes on from its newest checkpoint; evaluations that are on
@@ -63,7 +65,7 @@ def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
 
     try:
         # The evaluator's thread reports. Tune answers when its scheduler has decided: to go on, or by ending this
-        # process, and with it the controller, workers and data tasks that it owns; until then the training goes on.
+        # process, and with it whatever it owns of workers and data tasks; until then the training goes on.
         pretrain(config, dataclasses.replace(task.ties(name, spec), on_score=report))
     except ValueError as error:  # to start it again would not help; the other trials go on
         content = json.dumps({"reason": " ".join(str(error).split())}) + "\n"

@@ -1,10 +1,12 @@
-"""One training worker: gathers what `train_loop.train` needs from Ray Train, and runs it."""
+"""One training worker: gathers what `train_loop.train` needs, and runs it."""
 
 import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
+import ray
+import ray.data
 import ray.train
 import torch
 import torch.distributed as dist
@@ -18,25 +20,48 @@ from pipelines.job import Job
 from pipelines.progress import RunStoppedError
 from pipelines.ray_metrics import StepGauges
 from pipelines.train_loop import WorkerContext, train
+from pipelines.training_data import SlicesFromCheckpoint
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
-    """One training process, as Ray Train runs it: gather what the loop needs, run the loop. Returns what the user
-    must mend."""
+    """One training process, as Ray Train runs it. Returns what the user must mend."""
     job: Job = settings["job"]
     lines: Queue | None = settings["lines"]
-    say: Callable[[str], None] = print if lines is None else lines.put
+    say: Callable[[str], None] = print
     if lines is not None:
+        say = lines.put
         logging.getLogger("pipelines").addHandler(LineHandler(lines))
-    ray_context, device = ray.train.get_context(), get_device()
-    rank, world_size = ray_context.get_world_rank(), ray_context.get_world_size()
+    of_train = ray.train.get_context()
+    shard = ray.train.get_dataset_shard("train")
+    assert shard is not None
+    rank, world_size = of_train.get_world_rank(), of_train.get_world_size()
+    return _work(job, shard, say, rank=rank, world_size=world_size, device=get_device())
+
+
+def train_here(job: Job) -> str | None:
+    """The same in this process, which is the only worker; what it has to say goes to standard output."""
+    device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")  # only the own GPUs are visible
+    try:
+        return _work(job, SlicesFromCheckpoint(job)(), print, rank=0, world_size=1, device=device)
+    except ValueError as error:
+        return message_of(error)
+
+
+def _work(
+    job: Job,
+    shard: ray.data.DataIterator | ray.data.Dataset,
+    say: Callable[[str], None],
+    *,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+) -> str | None:
+    """Gathers what the loop needs, and runs it."""
     torch.set_num_threads(job.config.training.cpus_per_worker)
     first_step = job.run.latest_step()
     tracker = job.open_tracker(system_metrics=True) if rank == 0 else None
     gauges = StepGauges(job.config.run_name)
     batch = job.config.training.global_batch_size
-    shard = ray.train.get_dataset_shard("train")
-    assert shard is not None
     context = WorkerContext(
         rank=rank,
         world_size=world_size,

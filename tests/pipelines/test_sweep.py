@@ -1,11 +1,13 @@
 """Sweeps: what the searchers and schedulers remember, and real ones on a real Ray, with a real MLflow database."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import io
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from pipelines.cli import main, sweep_request
 from pipelines.evaluation_record import EvaluationRecord, read_record, write_record
+from pipelines.pretrain import pretrain
 from pipelines.run_folder import RunFolder
 from pipelines.search_space import Choice, Range
 from pipelines.sweep import warn_of_crowd
@@ -30,6 +33,9 @@ from pipelines.sweep_search import ListedTrials, scheduler_of
 from pipelines.trial_record import TrialRecord
 from tests.pipelines.dataset_folder import make_dataset
 from tests.pipelines.scenes_folder import write_scenes
+
+OF_TRIALS = ("ray::ImplicitFunc", "ray::MapWorker(MapBatches(_SliceLoader)")
+"""How the titles of the processes begin that train a trial with one worker and load its data."""
 
 pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy
 
@@ -65,6 +71,15 @@ def test_more_trials_than_cores_are_warned_of(
     assert not capsys.readouterr().err
     warn_of_crowd(make_sweep(flags, tmp_path, "--max-concurrent", "8"), cores=2)
     assert "max_concurrent=8: training workers would keep 8 cores busy" in capsys.readouterr().err
+
+
+def names_of_processes() -> list[str]:
+    """The title of every process below this one."""
+    names = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            names += process.cmdline()[:1]
+    return names
 
 
 def write_state(step: int, folder: Path) -> None:
@@ -204,6 +219,28 @@ def test_a_sweep_from_grid_to_leaderboard(
 
 
 @pytest.mark.slow
+def test_a_trial_trains_as_the_run_it_is(
+    flags: list[str], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its own process with one worker, on workers of Ray Train with two: the weights of `pretrain`, bit by bit."""
+    for num_workers in ("1", "2"):
+        name = f"of-{num_workers}"
+        more = ["--num-steps", "4", "--rung-every-n-steps", "4", "--budget", "1", "--name", name]
+        more += ["--training.num-workers", num_workers, "--ingest.slice-size", "8"]
+        assert main(["sweep", "debug", *flags, "--training.runs-folder", str(tmp_path), *more, "--json"]) == 0
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert summary["counts"] == {"finished": 1, "stopped": 0, "failed": 0}
+        sweep = make_sweep(flags, tmp_path, *more)
+        [spec] = sweep.grid()
+        alone = pretrain(sweep.experiment(spec, "alone"))
+        weights = [
+            Path(folder, "model.safetensors").read_bytes()
+            for folder in (alone["checkpoint"], SweepFolder(sweep).run(spec).checkpoint_uri(4))
+        ]
+        assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
 def test_a_trial_that_is_stopped_ends_with_all_its_processes(
     flags: list[str], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +253,21 @@ def test_a_trial_that_is_stopped_ends_with_all_its_processes(
     for number, spec in enumerate(others):
         folder.write_known(ended(spec, {10: 101.0, 20_000: 101.0}), number)
     command = ["sweep", "debug", *flags, "--training.runs-folder", str(tmp_path), *more, "--json"]
-    assert main(command) == 0
+    seen: set[str] = set()
+    ended_itself = threading.Event()
+
+    def watch() -> None:
+        while not ended_itself.wait(0.5):
+            seen.update(names_of_processes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        assert main(command) == 0
+    finally:
+        ended_itself.set()
+        watcher.join()
+    assert all(any(name.startswith(kind) for name in seen) for kind in OF_TRIALS), seen
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["counts"] == {"finished": 3, "stopped": 1, "failed": 0}
     _, [child] = parent_and_children(tmp_path, summary)
@@ -224,8 +275,7 @@ def test_a_trial_that_is_stopped_ends_with_all_its_processes(
     assert "is not among the best 1/3 of this rung (asha)" in child.data.tags["groupvit.stop_reason"]
 
     def left() -> list[str]:
-        names = [process.cmdline()[:1] for process in psutil.Process().children(recursive=True) if process.is_running()]
-        return [name[0] for name in names if name and ("RayTrainWorker" in name[0] or "_load_slices" in name[0])]
+        return [name for name in names_of_processes() if name.startswith(OF_TRIALS)]
 
     deadline = time.monotonic() + 120
     while left() and time.monotonic() < deadline:
