@@ -205,11 +205,13 @@ def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows
     """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if the manifest or one of its files is missing."""
     try:
         content = storage.read_bytes(storage.join(uri, "manifest.parquet"))
-        manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
     except FileNotFoundError as error:
         raise ValueError(f"{uri}: manifest.parquet is missing; write the data set again") from error
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{uri}: manifest.parquet is damaged ({error}); write the data set again") from error
+    try:
+        manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
+    except (pa.ArrowException, OSError, KeyError) as error:  # OSError: its metadata cannot be decoded
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{uri}: manifest.parquet is damaged ({reason}); write the data set again") from error
     present = {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))}
     missing = sorted(set(manifest.column("file").unique().to_pylist()) - present)
     if missing:

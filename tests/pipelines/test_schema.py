@@ -83,6 +83,9 @@ def damage(folder, how):
             (folder / "manifest.parquet").unlink()
         case "damaged manifest":
             (folder / "manifest.parquet").write_bytes(b"PAR1")
+        case "zeros in the manifest":
+            content = (folder / "manifest.parquet").read_bytes()
+            (folder / "manifest.parquet").write_bytes(content[:100] + bytes(len(content) - 112) + content[-12:])
         case "empty":
             manifest = pq.read_table(folder / "manifest.parquet")
             pq.write_table(manifest.slice(0, 0), folder / "manifest.parquet")
@@ -102,6 +105,7 @@ def damage(folder, how):
         ("other count", "counts 60 samples, dataset.json 99"),
         ("no manifest", r"manifest\.parquet is missing"),
         ("damaged manifest", r"manifest\.parquet is damaged"),
+        ("zeros in the manifest", r"manifest\.parquet is damaged"),
         ("empty", "the data set is empty"),
         ("shuffled manifest", "does not list the row groups file by file"),
         ("missing file", r"data/part-000001\.parquet"),
