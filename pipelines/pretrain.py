@@ -9,8 +9,8 @@ Ray: a run then continues from whatever is whole on disk, whoever wrote it.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -72,17 +72,7 @@ def _train(job: Job, ties: Ties | None) -> None:
         evaluator = job.start_evaluator(None if ties is None else ties.on_score)
         try:
             if job.run.latest_step() < training.num_steps:
-                with _known_end(job):
-                    if ties is not None and trains_in_place(config):
-                        from pipelines.train_worker import train_here
-
-                        error = train_here(job)
-                    else:
-                        # What a trial has to say goes to Ray's logs; the sweep has a line of its own.
-                        with shown_lines() if ties is None else nullcontext() as lines:
-                            error = _fit(job, lines, use_gpu=use_gpu)
-                    if error is not None:
-                        raise ValueError(error)
+                _fit(job, ties, use_gpu=use_gpu)
         except BaseException:
             if evaluator is not None:
                 evaluator.stop()
@@ -95,7 +85,7 @@ def trains_in_place(config: ExperimentConfig) -> bool:
     """Whether a trial of `config` trains in the process that Ray Tune gives it, which must then have what a worker has.
 
     The processes by which Ray Train starts workers, starts them again and makes them wait for each other are six, and
-    take a quarter of a tiny trial's CPU time. One worker has nobody to wait for, and Tune starts a trial again.
+    take over half of a tiny trial's CPU time. One worker has nobody to wait for, and Tune starts a trial again.
     """
     return config.training.num_workers == 1
 
@@ -136,12 +126,17 @@ def uses_gpu(config: ExperimentConfig, available: float) -> bool:
     return config.training.device == "gpu" or (config.training.device == "auto" and available > 0)
 
 
+def resources_per_worker(config: ExperimentConfig, *, use_gpu: bool) -> dict[str, float]:
+    """What Ray reserves for a training worker."""
+    training = config.training
+    return {"CPU": float(training.cpus_per_worker)} | ({"GPU": training.gpus_per_worker} if use_gpu else {})
+
+
 def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], place: str) -> bool:
     """Whether the workers use GPUs. ValueError if `place` has no room for them."""
-    training = config.training
     use_gpu = uses_gpu(config, resources.get("GPU", 0))
-    each = {"CPU": float(training.cpus_per_worker)} | ({"GPU": training.gpus_per_worker} if use_gpu else {})
-    check_room("training.num_workers", training.num_workers, each, resources, place)
+    each = resources_per_worker(config, use_gpu=use_gpu)
+    check_room("training.num_workers", config.training.num_workers, each, resources, place)
     return use_gpu
 
 
@@ -151,7 +146,26 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
     return train_worker(settings)
 
 
-def _fit(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
+def _fit(job: Job, ties: Ties | None, *, use_gpu: bool) -> None:
+    """Trains to the last step. A run that fails is marked so in MLflow; ValueError for what the user must mend."""
+    error = "the workers failed"
+    try:
+        if ties is not None and trains_in_place(job.config):
+            from pipelines.train_worker import train_here
+
+            error = train_here(job)
+        else:
+            # What a trial has to say goes to Ray's logs; the sweep has a line of its own.
+            with shown_lines() if ties is None else nullcontext() as lines:
+                error = _fit_on_workers(job, lines, use_gpu=use_gpu)
+    finally:
+        if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
+            tracker.close("FAILED")
+    if error is not None:
+        raise ValueError(error)
+
+
+def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
     """Trains on workers of Ray Train; returns what the user must mend."""
     config = job.config
     trainer = DataParallelTrainer(
@@ -161,8 +175,7 @@ def _fit(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.training.num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.training.cpus_per_worker}
-            | ({"GPU": config.training.gpus_per_worker} if use_gpu else {}),
+            resources_per_worker=resources_per_worker(config, use_gpu=use_gpu),
         ),
         run_config=ray.train.RunConfig(
             name=config.run_name,
@@ -181,18 +194,7 @@ def _fit(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
         known = [cause for cause in causes if isinstance(cause, (ValueError, StorageError))]
         if not known:
             raise
-        raise ValueError(message_of(known[0])) from None
-
-
-@contextmanager
-def _known_end(job: Job) -> Iterator[None]:
-    """A run whose training fails is marked so in MLflow."""
-    try:
-        yield
-    except BaseException:
-        if (tracker := job.open_tracker(system_metrics=False)) is not None:
-            tracker.close("FAILED")
-        raise
+        return message_of(known[0])
 
 
 def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) -> dict[str, Any]:

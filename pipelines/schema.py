@@ -202,7 +202,7 @@ def open_dataset(uri: str) -> DatasetInfo:
 
 
 def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
-    """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if the manifest or one of its files is missing."""
+    """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if it is damaged, or one of its files missing."""
     try:
         content = storage.read_bytes(storage.join(uri, "manifest.parquet"))
     except FileNotFoundError as error:

@@ -25,7 +25,7 @@ from pipelines import storage
 from pipelines.cluster import check_room, ray_cluster, starts_here
 from pipelines.evaluation_record import read_record
 from pipelines.partial import PartlyDone
-from pipelines.pretrain import gpus_here, open_datasets, trains_in_place, uses_gpu
+from pipelines.pretrain import gpus_here, open_datasets, resources_per_worker, trains_in_place, uses_gpu
 from pipelines.schema import DatasetInfo
 from pipelines.search_space import Space
 from pipelines.sweep_config import SweepConfig
@@ -133,11 +133,10 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
 
 def _of_trial_process(planned: Sweep, gpus: float) -> dict[str, float]:
     """What Tune reserves for the process of a trial: a worker's share if it is the worker, else nothing."""
-    training = planned.space.base.training
-    if not trains_in_place(planned.space.base):
+    base = planned.space.base
+    if not trains_in_place(base):
         return {"CPU": 0, "memory": 1}  # Tune wants something: a byte
-    share = {"CPU": float(training.cpus_per_worker)}
-    return share | ({"GPU": training.gpus_per_worker} if uses_gpu(planned.space.base, gpus) else {})
+    return resources_per_worker(base, use_gpu=uses_gpu(base, gpus))
 
 
 def _trial_name(trial: Any) -> str:
@@ -145,13 +144,13 @@ def _trial_name(trial: Any) -> str:
 
 
 def warn_of_crowd(planned: Sweep, cores: int) -> None:
-    """A cluster that is started here has CPUs on paper; many trials on few cores take longer than one by one."""
+    """A cluster that is started here has CPUs on paper; many trials on few cores share them, and need memory."""
     training, at_a_time = planned.space.base.training, planned.config.max_concurrent
     busy = at_a_time * training.num_workers * training.cpus_per_worker
     if busy > cores:
         print(
             f"max_concurrent={at_a_time}: training workers would keep {busy} cores busy, and this machine has {cores}: "
-            "fewer trials at a time are done sooner",
+            "fewer trials at a time need less memory and may be done as soon",
             file=sys.stderr,
         )
 
