@@ -187,7 +187,19 @@ def _averaged_rows(
 
 def pixel_groups(window: Window) -> Tensor:
     """The group of the last stage that each pixel of a window belongs to: [h, w]."""
-    return full_maps(window).argmax(dim=0)
+    return best_groups(full_maps(window))
+
+
+def best_groups(maps: Tensor) -> Tensor:
+    """The first of the groups that own most of a pixel: maps [G, h, w] → [h, w].
+
+    What `argmax(dim=0)` gives, which on CPUs takes ten times as long.
+    """
+    best, groups = maps[0].clone(), torch.zeros(maps.shape[1:], dtype=torch.long, device=maps.device)
+    for group in range(1, len(maps)):
+        groups.masked_fill_(maps[group] > best, group)
+        torch.maximum(best, maps[group], out=best)
+    return groups
 
 
 def full_maps(window: Window) -> Tensor:

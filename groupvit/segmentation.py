@@ -18,7 +18,7 @@ from torch import Tensor
 
 from groupvit import pamr
 from groupvit.config import SegmentationConfig
-from groupvit.label_maps import combined_hard, combined_soft, decide, full_maps, pixel_groups, resized_rows
+from groupvit.label_maps import best_groups, combined_hard, combined_soft, decide, full_maps, pixel_groups, resized_rows
 from groupvit.metrics import GroupUsage, best_classes, group_usage
 from groupvit.model import GroupViT
 from groupvit.windows import View, Window, encode_views, encode_window
@@ -248,7 +248,7 @@ def _masks(window: Window, config: SegmentationConfig) -> Tensor | None:
         return None
     maps = full_maps(window)
     if config.masks == "hard":
-        maps = torch.zeros_like(maps).scatter_(0, maps.argmax(dim=0, keepdim=True), 1.0)
+        maps = torch.zeros_like(maps).scatter_(0, best_groups(maps)[None], 1.0)
     if config.pamr_iterations is not None:
         maps = pamr.refined(window.pixels.to(maps.device), maps, config.pamr_iterations)
     return maps

@@ -151,3 +151,8 @@ def test_the_oracle_finds_masks_that_the_groups_have(model: GroupViT) -> None:
     worse = truth.copy()
     worse[:, ::2] = 1
     assert 0.2 < (oracle(view, worse, 4) == worse).mean() < 1
+
+
+def test_the_first_of_equal_groups_has_the_pixel() -> None:
+    maps = torch.randint(0, 3, (5, 40, 60), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(label_maps.best_groups(maps), maps.argmax(dim=0))
