@@ -41,19 +41,15 @@ def runs_of(info: DatasetInfo, groups: npt.NDArray[np.int64]) -> Iterator[Run]:
 
 
 def read_columns(info: DatasetInfo, run: Run, columns: Sequence[str]) -> pa.Table:
-    """`columns` of the row groups of `run`. ValueError, one line, if they cannot be read."""
+    """`columns` of the row groups of `run`. ValueError, one line, if they are damaged."""
     uri = storage.join(info.uri, info.files[run.file])
     row_groups = [group - int(info.first_groups[run.file]) for group in run.groups]
 
     def read() -> pa.Table:
         return storage.open_parquet(uri).read_row_groups(row_groups, columns=list(columns), use_threads=False)
 
-    try:
+    with storage.naming_damage(uri, "`groupvit inspect --verify` tells what is damaged"):
         return storage.retry(read, uri)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{uri}: cannot be read ({error}); `groupvit inspect --verify` tells what is damaged"
-        ) from error
 
 
 def in_threads(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:

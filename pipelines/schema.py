@@ -203,15 +203,9 @@ def open_dataset(uri: str) -> DatasetInfo:
 
 def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
     """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if it is damaged, or one of its files missing."""
-    try:
+    with storage.naming_damage(storage.join(uri, "manifest.parquet"), "write the data set again"):
         content = storage.read_bytes(storage.join(uri, "manifest.parquet"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{uri}: manifest.parquet is missing; write the data set again") from error
-    try:
         manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
-    except (pa.ArrowException, OSError, KeyError) as error:  # OSError: its metadata cannot be decoded
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{uri}: manifest.parquet is damaged ({reason}); write the data set again") from error
     present = {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))}
     missing = sorted(set(manifest.column("file").unique().to_pylist()) - present)
     if missing:

@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,6 +127,21 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """A Parquet file, its footer read; columns that lie side by side come by one ranged read. Close it."""
     filesystem, path = resolve(uri)
     return retry(lambda: pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True), uri)
+
+
+@contextlib.contextmanager
+def naming_damage(uri: str, mend: str) -> Iterator[None]:
+    """ValueError, one line, for a Parquet file that turns out in the context to be damaged or missing; `mend` says what
+    to do. Storage that fails stays a StorageError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri}: is missing; {mend}") from error
+    except Exception as error:  # Arrow raises errors of every kind on damaged files
+        if isinstance(error, OSError) and is_of_storage(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{uri}: is damaged or half-written ({reason}); {mend}") from error
 
 
 def list_files(uri: str) -> list[str]:

@@ -73,16 +73,15 @@ def complete(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _count_rows(uri: str) -> list[int]:
     """Of each row group, the samples that arrived."""
-    try:
-        with storage.open_parquet(uri) as file:
-            missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise ValueError(
-                    f"{uri}: has no column {missing[0]}; raw shards are what img2dataset writes as parquet"
-                )
+    advice = "download it again"
+    with storage.naming_damage(uri, advice):
+        file = storage.open_parquet(uri)
+    with file:
+        missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"{uri}: has no column {missing[0]}; raw shards are what img2dataset writes as parquet")
+        with storage.naming_damage(uri, advice):
             groups = [file.read_row_group(index, columns=["caption", "status"]) for index in range(file.num_row_groups)]
-    except pa.ArrowException as error:
-        raise ValueError(f"{uri}: is half-written or damaged ({error}); download it again") from error
     return [_arrived(group).to_pylist().count(True) for group in groups]
 
 

@@ -22,6 +22,7 @@ from pipelines import storage
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
 
 SCHEMA_VERSION = 1
+_MEND = "write the folder again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class SceneDataset(SegmentationDataset):
     def read(self, block: SceneBlock) -> Iterator[Scene]:
         columns = ["sample_id", "image", "mask", "caption", "part"]
         uri = storage.join(self.uri, "data", block.file)
-        with storage.open_parquet(uri) as file:
+        with storage.naming_damage(uri, _MEND), storage.open_parquet(uri) as file:
             table = storage.retry(lambda: file.read_row_group(block.row_group, columns=columns), uri)
         for index, row in zip(block.indexes, table.take(block.rows).to_pylist(), strict=True):
             try:
@@ -106,7 +107,8 @@ def open_scenes(uri: str) -> SceneDataset:
     for name in storage.list_files(storage.join(uri, "data")):
         if not name.endswith(".parquet"):
             continue
-        with storage.open_parquet(storage.join(uri, "data", name)) as parquet:
+        place = storage.join(uri, "data", name)
+        with storage.naming_damage(place, _MEND), storage.open_parquet(place) as parquet:
             part_of_scene += parquet.read(columns=["part"]).column("part").to_pylist()
             row_groups += [
                 (name, group, parquet.metadata.row_group(group).num_rows) for group in range(parquet.num_row_groups)

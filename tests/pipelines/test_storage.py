@@ -106,3 +106,13 @@ def test_attempts_are_bounded(monkeypatch, uri, error, num_calls):
     with pytest.raises(type(error)):
         storage.retry(flaky, uri)
     assert flaky.num_calls == num_calls
+
+
+def test_failing_storage_is_not_called_damage():
+    failing = storage.StorageError("s3://bucket: the server fails")
+    with (
+        pytest.raises(storage.StorageError) as caught,
+        storage.naming_damage("s3://bucket/x.parquet", "write it again"),
+    ):
+        raise failing
+    assert caught.value is failing

@@ -70,6 +70,21 @@ def test_damaged_scenes_are_named(tmp_path: Path, column: str, value: bytes, mes
     assert rows[1]["sample_id"] in str(caught.value)
 
 
+@pytest.mark.parametrize("first", [0, 100])
+def test_a_damaged_file_is_named(tmp_path: Path, first: int) -> None:
+    file = write_scenes(tmp_path / "scenes", 4) / "data" / "00000.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:first] + bytes(200))
+    with pytest.raises(ValueError, match=r"00000\.parquet: is damaged or half-written") as caught:
+        open_scenes(str(tmp_path / "scenes"))
+    assert "\n" not in str(caught.value)
+    file.write_bytes(content)
+    dataset = open_scenes(str(tmp_path / "scenes"))
+    file.unlink()
+    with pytest.raises(ValueError, match=r"00000\.parquet: is missing; write the folder again"):
+        list(dataset.read(dataset.blocks([1], 1)[0]))
+
+
 def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "scenes", 4)
     description = json.loads((folder / "scenes.json").read_text()) | {"classes": ["background"]}
