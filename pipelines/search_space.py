@@ -97,7 +97,7 @@ class Space:
                     near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
                     raise ValueError(f"space {self.name}: unknown parameter {field}: did you mean {near[0]}?")
                 if field in _OF_THE_SWEEP or field in taken:
-                    reason = "two axes set it" if field in taken else "the sweep itself sets it"
+                    reason = "two axes set it" if field in taken else "the sweep itself sets it, for all trials"
                     raise ValueError(f"space {self.name}: parameter {field} cannot be searched: {reason}")
             taken |= set(axis.fields)
 
@@ -142,9 +142,11 @@ def with_values(config: Config, values: Values) -> Config:
     return dataclasses.replace(config, **own, **parts)  # type: ignore[type-var]
 
 
-_OF_THE_SWEEP = frozenset(
-    ("name", "training.seed", "data.seed", "training.run_name", "training.runs_folder", "training.num_steps")
-)
+_TOLD_APART = {"name", "training.seed", "data.seed", "training.run_name", "training.runs_folder", "training.num_steps"}
+_RESERVED = {f"training.{name}" for name in ("num_workers", "cpus_per_worker", "gpus_per_worker", "device")}
+_RESERVED |= {f"evaluation.{name}" for name in ("num_workers", "cpus_per_worker", "gpus_per_worker")}
+_OF_THE_SWEEP = frozenset(_TOLD_APART | _RESERVED | {"ingest.max_processes"})
+"""What tells trials apart, how long they are, and what every one of them reserves."""
 
 
 def _rounded(value: float) -> float:

@@ -83,6 +83,10 @@ def test_the_papers_tables_on_the_demo_leave_the_rest_of_it_alone() -> None:
         ((Choice.of("loss.num_prompts"),), "space mine is empty: axis loss.num_prompts has no option"),
         ((Choice.of("loss.num_promts", 1),), "unknown parameter loss.num_promts: did you mean loss.num_prompts?"),
         ((Choice.of("training.seed", 1),), "training.seed cannot be searched: the sweep itself sets it"),
+        (
+            (Choice.of("training.num_workers", 1, 2),),
+            "training.num_workers cannot be searched: the sweep itself sets it",
+        ),
         ((Choice.of("loss.num_prompts", 1),) * 2, "loss.num_prompts cannot be searched: two axes set it"),
         (
             (Range(name="loss.multi_label_weight", low=0.0, high=1.0, log=True),),
