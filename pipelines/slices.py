@@ -117,10 +117,16 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
     file = int(np.searchsorted(plan.first_groups[source], group, side="right")) - 1
     uri = storage.join(plan.uris[source], plan.files[source][file])
     row_group = group - int(plan.first_groups[source][file])
-    if plan.is_raw[source]:
-        return storage.retry(lambda: read_raw_row_group(_open_parquet(uri), row_group), uri)
-    columns = ["sample_id", "image", "caption", "nouns"]
-    return storage.retry(lambda: _open_parquet(uri).read_row_group(row_group, columns=columns, use_threads=False), uri)
+
+    def read() -> pa.Table:
+        if plan.is_raw[source]:
+            return read_raw_row_group(_open_parquet(uri), row_group)
+        columns = ["sample_id", "image", "caption", "nouns"]
+        return _open_parquet(uri).read_row_group(row_group, columns=columns, use_threads=False)
+
+    mend = "download it again" if plan.is_raw[source] else "`groupvit inspect --verify` tells what else is"
+    with storage.naming_damage(uri, mend):
+        return storage.retry(read, uri)
 
 
 @functools.lru_cache(maxsize=64)

@@ -47,7 +47,8 @@ _QUIET = {
 def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
     """Run the sweep, or continue it, to its end; returns the summary that `--json` prints.
 
-    ValueError, before any work, for whatever the user got wrong. PartlyDone if trials failed in ways that may pass.
+    ValueError, before any work, for whatever the user got wrong. PartlyDone if trials failed in ways that may pass,
+    or all of them in ways that do not.
     """
     from pipelines.checkpoint_evaluator import check_evaluation
     from pipelines.sweep_optuna import check_optuna
@@ -202,7 +203,8 @@ def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str
         "table": shown,
     }
     passing = [record for record in broken if record.name not in lasting]
-    end_parent(planned, task.parent_run_id, "FAILED" if passing else "FINISHED", {})
+    in_vain = len(broken) == len(records)
+    end_parent(planned, task.parent_run_id, "FAILED" if passing or in_vain else "FINISHED", {})
     if passing:
         first = passing[0]
         raise PartlyDone(
@@ -210,6 +212,10 @@ def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str
             f"{first.stop_reason}",
             summary,
         )
+    if in_vain:
+        first = broken[0]
+        reason = f"{first.name}: {first.stop_reason}; when that is mended, give the sweep another --name"
+        raise PartlyDone(f"no trial could go on; {reason}", summary)
     folder.write_summary(summary)
     return summary
 

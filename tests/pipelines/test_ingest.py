@@ -195,6 +195,18 @@ def test_a_window_without_a_good_image_is_an_error(tmp_path, config):
         load_slices(plan_ingest(config), 0, 1)
 
 
+def test_a_file_damaged_since_it_was_written_is_named(tmp_path, config):
+    info = make_dataset(tmp_path, 24, groups_per_file=8)
+    config = dataclasses.replace(config, data=DataConfig(sources=(str(tmp_path),)))
+    plan = plan_ingest(config)
+    file = tmp_path / info.files[0]
+    content = file.read_bytes()
+    file.write_bytes(content[:100] + bytes(1000) + content[1100:])
+    with pytest.raises(ValueError, match=r"part-000000\.parquet: is damaged or half-written .* --verify") as caught:
+        [load_slices(plan, index, index + 1) for index in range(6)]  # every sample
+    assert "\n" not in str(caught.value)
+
+
 def test_the_length_of_the_run_does_not_delay_its_first_slice(cluster, config):
     # A run of 10¹² samples, from the start and from its middle: setting up a task per window would never end.
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, num_steps=10**11))

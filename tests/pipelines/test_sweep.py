@@ -241,6 +241,30 @@ def test_a_trial_trains_as_the_run_it_is(
 
 
 @pytest.mark.slow
+def test_a_trial_that_cannot_go_on_says_why_in_one_line(
+    flags: list[str], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images that cannot be decoded, and a file that is damaged since it was written; with one worker and with two."""
+    blurred = make_dataset(tmp_path / "blurred", 64, corrupt=range(0, 64, 2))
+    damaged = make_dataset(tmp_path / "damaged", 64)
+    for file in Path(damaged.uri, "data").iterdir():
+        content = file.read_bytes()
+        file.write_bytes(content[:100] + bytes(1000) + content[1100:])
+    expected = {blurred.uri: "images were corrupt", damaged.uri: "is damaged or half-written"}
+    for number, (uri, num_workers) in enumerate([(blurred.uri, "1"), (damaged.uri, "1"), (damaged.uri, "2")]):
+        more = ["--data", uri, "--training.runs-folder", str(tmp_path), "--num-steps", "4", "--budget", "1"]
+        more += ["--training.num-workers", num_workers, "--ingest.slice-size", "8", "--name", f"fails-{number}"]
+        more += ["--training.max-failures", "0"]
+        assert main(["sweep", "debug", *flags, *more, "--json"]) == 1
+        shown = capsys.readouterr()
+        [line] = [line for line in shown.out.splitlines() if line.startswith("failed: ")]
+        assert expected[uri] in line
+        [error] = [line for line in shown.err.splitlines() if "no trial could go on; " in line]
+        assert expected[uri] in error and "another --name" in error
+        assert "Traceback" not in shown.out + shown.err
+
+
+@pytest.mark.slow
 def test_a_trial_that_is_stopped_ends_with_all_its_processes(
     flags: list[str], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
