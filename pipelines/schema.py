@@ -203,8 +203,9 @@ def open_dataset(uri: str) -> DatasetInfo:
 
 def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
     """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if it is damaged, or one of its files missing."""
-    with storage.naming_damage(storage.join(uri, "manifest.parquet"), "write the data set again"):
-        content = storage.read_bytes(storage.join(uri, "manifest.parquet"))
+    place = storage.join(uri, "manifest.parquet")
+    with storage.naming_damage(place, "write the data set again"):
+        content = storage.read_bytes(place)
         manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
     present = {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))}
     missing = sorted(set(manifest.column("file").unique().to_pylist()) - present)

@@ -132,13 +132,13 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 @contextlib.contextmanager
 def naming_damage(uri: str, mend: str) -> Iterator[None]:
     """ValueError, one line, for a Parquet file that turns out in the context to be damaged or missing; `mend` says what
-    to do. Storage that fails stays a StorageError."""
+    to do. Storage that fails stays a StorageError, memory that runs out a MemoryError."""
     try:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"{uri}: is missing; {mend}") from error
     except Exception as error:  # Arrow raises errors of every kind on damaged files
-        if isinstance(error, OSError) and is_of_storage(error):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and is_of_storage(error)):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{uri}: is damaged or half-written ({reason}); {mend}") from error

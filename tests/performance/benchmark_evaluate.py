@@ -1,4 +1,4 @@
-"""Speed of scoring images beside a straightforward sliding window, with the same weights and the same masks.
+"""Speed of scoring images beside a straightforward sliding window, with the same weights.
 
     python tests/performance/benchmark_evaluate.py [voc21 ade20k ...] [--threads 1] [--images 4] [--repeats 3] [--json]
 

@@ -36,3 +36,11 @@ def make_dataset(folder: Path, num_samples, *, seed=0, corrupt=(), rows_per_grou
         rows_per_group=rows_per_group,
         groups_per_file=groups_per_file,
     )
+
+
+def damage_files(info: DatasetInfo) -> None:
+    """Zeros over the beginning of every file's first row group; footers and manifest stay as they are."""
+    for name in info.files:
+        file = Path(info.uri, name)
+        content = file.read_bytes()
+        file.write_bytes(content[:100] + bytes(1000) + content[1100:])

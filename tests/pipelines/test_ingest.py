@@ -14,7 +14,7 @@ from pipelines.experiments import debug
 from pipelines.ingest import iter_slices, plan_ingest, training_slices
 from pipelines.sampling import slices_of_step
 from pipelines.slices import load_slices
-from tests.pipelines.dataset_folder import make_dataset, make_samples
+from tests.pipelines.dataset_folder import damage_files, make_dataset, make_samples
 
 NUM_STEPS = 6
 SLICES_PER_STEP = 4
@@ -199,9 +199,7 @@ def test_a_file_damaged_since_it_was_written_is_named(tmp_path, config):
     info = make_dataset(tmp_path, 24, groups_per_file=8)
     config = dataclasses.replace(config, data=DataConfig(sources=(str(tmp_path),)))
     plan = plan_ingest(config)
-    file = tmp_path / info.files[0]
-    content = file.read_bytes()
-    file.write_bytes(content[:100] + bytes(1000) + content[1100:])
+    damage_files(info)
     with pytest.raises(ValueError, match=r"part-000000\.parquet: is damaged or half-written .* --verify") as caught:
         [load_slices(plan, index, index + 1) for index in range(6)]  # every sample
     assert "\n" not in str(caught.value)

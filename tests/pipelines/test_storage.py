@@ -108,10 +108,10 @@ def test_attempts_are_bounded(monkeypatch, uri, error, num_calls):
     assert flaky.num_calls == num_calls
 
 
-def test_failing_storage_is_not_called_damage():
-    failing = storage.StorageError("s3://bucket: the server fails")
+@pytest.mark.parametrize("failing", [storage.StorageError("s3://bucket: the server fails"), MemoryError("no room")])
+def test_failing_storage_is_not_called_damage(failing):
     with (
-        pytest.raises(storage.StorageError) as caught,
+        pytest.raises(type(failing)) as caught,
         storage.naming_damage("s3://bucket/x.parquet", "write it again"),
     ):
         raise failing

@@ -31,7 +31,7 @@ from pipelines.sweep_plan import METRIC, TIME, Sweep, TrialSpec, plan_sweep
 from pipelines.sweep_population import current_run, exploited_run
 from pipelines.sweep_search import ListedTrials, scheduler_of
 from pipelines.trial_record import TrialRecord
-from tests.pipelines.dataset_folder import make_dataset
+from tests.pipelines.dataset_folder import damage_files, make_dataset
 from tests.pipelines.scenes_folder import write_scenes
 
 OF_TRIALS = ("ray::ImplicitFunc", "ray::MapWorker(MapBatches(_SliceLoader)")
@@ -247,9 +247,7 @@ def test_a_trial_that_cannot_go_on_says_why_in_one_line(
     """Images that cannot be decoded, and a file that is damaged since it was written; with one worker and with two."""
     blurred = make_dataset(tmp_path / "blurred", 64, corrupt=range(0, 64, 2))
     damaged = make_dataset(tmp_path / "damaged", 64)
-    for file in Path(damaged.uri, "data").iterdir():
-        content = file.read_bytes()
-        file.write_bytes(content[:100] + bytes(1000) + content[1100:])
+    damage_files(damaged)
     expected = {blurred.uri: "images were corrupt", damaged.uri: "is damaged or half-written"}
     for number, (uri, num_workers) in enumerate([(blurred.uri, "1"), (damaged.uri, "1"), (damaged.uri, "2")]):
         more = ["--data", uri, "--training.runs-folder", str(tmp_path), "--num-steps", "4", "--budget", "1"]
