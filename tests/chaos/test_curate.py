@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from pipelines.schema import open_dataset
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.raw_shards import good_rows, raw_row, write_shards
 
 NUM_KILLS = 10
@@ -24,9 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """One cluster for all drivers: to start one for each would take most of the time."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    with local_cluster(2):
+        yield ray.get_runtime_context().gcs_address
 
 
 def files_of(out: Path) -> list[Path]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipelines import storage
 from pipelines.config import ExperimentConfig
@@ -24,6 +23,7 @@ from tests.chaos.small_run import (
     write_noise,
 )
 from tests.pipelines.faulty_proxy import FAULTS, FaultyProxy
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.object_store import ObjectStore
 from tests.pipelines.raw_shards import good_rows, raw_row, write_shards
 
@@ -47,9 +47,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 def from_disk(runs: Path) -> Path:
     """The folder of a run without object storage."""
     data = write_noise(str(runs / "data"))
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    pretrain(make_config(data, runs, "from-disk", num_workers=2))
-    ray.shutdown()
+    with local_cluster(3):
+        pretrain(make_config(data, runs, "from-disk", num_workers=2))
     return runs / "from-disk"
 
 

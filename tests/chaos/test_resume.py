@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from mlflow import MlflowClient
 
 from pipelines.config import ExperimentConfig
@@ -27,6 +26,7 @@ from tests.chaos.small_run import (
     wait_for_step,
     write_noise,
 )
+from tests.pipelines.local_cluster import local_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -43,9 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=5, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(5):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipelines import storage
 from pipelines.cli import main, pretrain_config
@@ -13,6 +12,7 @@ from tests.documentation.pages import PAGES, lines_of, name_of
 from tests.documentation.small_runs import HOW, NOT_RUN, places_read, words_of
 from tests.documentation.stand_ins import StandIns
 from tests.pipelines.image_server import image_server
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.object_store import ObjectStore
 
 COMMANDS = {page: [line for line in lines_of(page) if line.startswith("groupvit ")] for page in PAGES}
@@ -34,11 +34,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStor
             patch.setenv(name, value)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-        try:
+        with local_cluster(4):
             yield StandIns(folder, site)
-        finally:
-            ray.shutdown()
 
 
 @pytest.mark.slow

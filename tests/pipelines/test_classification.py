@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -28,6 +27,7 @@ from pipelines.benchmarks.class_lists import read_imagenet_classes
 from pipelines.benchmarks.imagenet import open_imagenet
 from pipelines.classification import TEMPLATES, ClassifyConfig, classify_images
 from tests.pipelines.benchmarks.miniatures import Photo
+from tests.pipelines.local_cluster import local_cluster
 
 NUM_IMAGES = 40
 RANKS = (0, 4, 5, 0, 30)
@@ -36,9 +36,8 @@ RANKS = (0, 4, 5, 0, 30)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(3):
+        yield
 
 
 @pytest.fixture(scope="module")

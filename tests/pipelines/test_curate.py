@@ -20,6 +20,7 @@ from pipelines.dataset_card import read_card
 from pipelines.schema import open_dataset, sample_id
 from tests.pipelines.curation.test_images import png_that_promises
 from tests.pipelines.dataset_folder import make_dataset
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
 
 NUM_GOOD = 300
@@ -78,9 +79,8 @@ def planted_rows(rows):
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(2):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
@@ -28,6 +27,7 @@ from pipelines.benchmarks.scenes import open_scenes
 from pipelines.evaluate import CANDIDATE_THRESHOLDS, evaluate
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.protocols import protocol_of
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.scenes_folder import CLASSES, write_scenes
 
 WHOLE = SegmentationConfig(short_side=64, window=None, background_threshold=0.12)
@@ -36,9 +36,8 @@ NUM_SCENES = 40
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(3):
+        yield
 
 
 @pytest.fixture(scope="module")

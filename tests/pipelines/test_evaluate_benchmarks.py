@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 import torch.nn.functional as F
 from mlflow import MlflowClient
@@ -36,6 +35,7 @@ from tests.pipelines.benchmarks.miniatures import (
     write_voc,
 )
 from tests.pipelines.independent_scores import NUM_CLASSES, numbers, read_predictions, read_truths
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.small_checkpoint import write_small_checkpoint
 
 WITH_BACKGROUND = {"voc21": 0.95, "context60": 0.35, "coco-object": 0.95}
@@ -46,9 +46,8 @@ SLIDING = SegmentationConfig(short_side=128, window=64, stride=32)
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(3):
+        yield
 
 
 @pytest.fixture(scope="module")

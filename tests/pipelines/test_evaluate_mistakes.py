@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from pipelines.cli import main
 from tests.pipelines.benchmarks.miniatures import Photo, png, write_voc
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.small_checkpoint import write_small_checkpoint
 
 NAME = "2011_000006"
@@ -21,9 +21,8 @@ IMAGE, LABELS = f"VOCdevkit/VOC2012/JPEGImages/{NAME}.jpg", f"VOCdevkit/VOC2012/
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(2):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import ray
 
 from groupvit.captions import draw_prompts
 from groupvit.config import LossConfig
@@ -15,6 +14,7 @@ from pipelines.ingest import iter_slices, plan_ingest, training_slices
 from pipelines.sampling import slices_of_step
 from pipelines.slices import load_slices
 from tests.pipelines.dataset_folder import damage_files, make_dataset, make_samples
+from tests.pipelines.local_cluster import local_cluster
 
 NUM_STEPS = 6
 SLICES_PER_STEP = 4
@@ -22,9 +22,8 @@ SLICES_PER_STEP = 4
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(2):
+        yield
 
 
 @pytest.fixture(scope="module")

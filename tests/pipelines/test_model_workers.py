@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import ray
 import torch
 
 from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
@@ -18,6 +17,7 @@ from groupvit.model import GroupViT
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.model_workers import model_workers
 from pipelines.scoring import SCENES_PER_BLOCK, Method, Scorer, Scores, Task, score_all
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.scenes_folder import write_scenes
 
 NUM_SCENES = 10 * SCENES_PER_BLOCK
@@ -25,9 +25,8 @@ NUM_SCENES = 10 * SCENES_PER_BLOCK
 
 @pytest.fixture(autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(2):
+        yield
 
 
 def workers_of_this_test() -> list[psutil.Process]:

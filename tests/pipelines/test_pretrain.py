@@ -14,15 +14,15 @@ from pipelines.config import ExperimentConfig
 from pipelines.experiments import debug
 from pipelines.pretrain import pretrain
 from tests.pipelines.dataset_folder import make_dataset
+from tests.pipelines.local_cluster import local_cluster
 
 pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(3):
+        yield
 
 
 def make_config(data: str, runs: Path, /, **changes: dict[str, Any]) -> ExperimentConfig:

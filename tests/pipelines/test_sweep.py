@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 from mlflow import MlflowClient
 from ray.tune.schedulers import TrialScheduler
 
@@ -32,6 +31,7 @@ from pipelines.sweep_population import current_run, exploited_run
 from pipelines.sweep_search import ListedTrials, scheduler_of
 from pipelines.trial_record import TrialRecord
 from tests.pipelines.dataset_folder import damage_files, make_dataset
+from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.scenes_folder import write_scenes
 
 OF_TRIALS = ("ray::ImplicitFunc", "ray::MapWorker(MapBatches(_SliceLoader)")
@@ -53,9 +53,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=7, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_cluster(7):
+        yield
 
 
 def make_sweep(flags: list[str], runs: Path, *more: str, **changes: Any) -> Sweep:
