@@ -8,6 +8,8 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export NO_ALBUMENTATIONS_UPDATE := 1
 export RAY_USAGE_STATS_ENABLED := 0
+# A crash in a library says where.
+export PYTHONFAULTHANDLER := 1
 
 .PHONY: demo demo-s3 test test-slow check format docs mlflow
 .DEFAULT_GOAL := check
