@@ -33,7 +33,7 @@ from pipelines.sweep_folder import SweepFolder, records_of
 from pipelines.sweep_plan import Sweep, TrialSpec, plan_sweep
 from pipelines.sweep_search import TrialSearcher, proposer_of, scheduler_of
 from pipelines.sweep_trial import TrialTask, run_trial
-from pipelines.sweep_watch import Hours, SweepBook, Watch
+from pipelines.sweep_watch import Ends, SweepBook, Watch
 
 _SETTLE_EVERY_SECONDS = 5.0
 _QUIET = {
@@ -126,7 +126,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
                     storage_path=kept,
                     failure_config=ray.tune.FailureConfig(max_failures=planned.config.max_failures),
                     callbacks=[Watch(planned, book, say)],
-                    stop=Hours(book),
+                    stop=Ends(planned, book),
                     verbose=0,
                 ),
             ).fit()
@@ -141,6 +141,7 @@ def _of_trial_process(planned: Sweep, gpus: float) -> dict[str, float]:
 
 
 def _trial_name(trial: Any) -> str:
+    """Of one that Tune makes; it keeps that name."""
     return trial.config["trial"]["name"]
 
 

@@ -52,6 +52,10 @@ class TrialSpec:
         """The same at every start: it is how a trial finds its run again."""
         return f"{self.configuration}-s{self.seed}"
 
+    @staticmethod
+    def seed_of(name: str) -> int:
+        return int(name.rpartition("-s")[2])
+
     @property
     def configuration(self) -> str:
         """Common to the seeds of the same values."""

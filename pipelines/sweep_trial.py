@@ -49,8 +49,10 @@ class TrialTask:
 
 def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
     """Trains the trial to its end, unless Tune ends it at a rung. `parameters` are what the searcher suggested."""
-    sweep, given = task.sweep, parameters["trial"]
-    name, spec = given["name"], sweep.spec(given["point"], given["seed"])
+    sweep = task.sweep
+    # Not by `parameters`: with pbt they are those of the trial whose checkpoint this one takes.
+    name = ray.tune.get_context().get_trial_name()
+    spec = sweep.spec(parameters["trial"]["point"], TrialSpec.seed_of(name))
     run_name, report = name, _report
     if sweep.config.scheduler == "pbt":
         from pipelines.sweep_population import exploited_run, read_pointer

@@ -162,17 +162,19 @@ class Watch(Unkept, Callback):
 
 
 def _name(trial: Any) -> str:
-    return trial.config["trial"]["name"]
+    return str(trial)  # not by its config, which pbt takes from another trial
 
 
-class Hours(Unkept, Stopper):
-    """Ends every trial at its next rung once the budget's hours are used up."""
+class Ends(Unkept, Stopper):
+    """Ends every trial at its next rung once the budget's hours are used up, and one of a population at its last rung:
+    there it would only be made a copy of a better one."""
 
-    def __init__(self, book: SweepBook) -> None:
+    def __init__(self, sweep: Sweep, book: SweepBook) -> None:
+        self._last_rung = sweep.num_steps if sweep.config.scheduler == "pbt" else float("inf")
         self._book = book
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self._book.is_late()
+        return self._book.is_late() or result.get(TIME, 0) >= self._last_rung
 
     def stop_all(self) -> bool:
         """Never at once: a rung is waited for."""

@@ -262,6 +262,38 @@ def test_a_trial_that_cannot_go_on_says_why_in_one_line(
 
 
 @pytest.mark.slow
+def test_a_population_goes_on_from_its_best(
+    flags: list[str], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four trials, two at a time: weak ones go on from a strong one's checkpoint, and each stays one run in MLflow."""
+    command = ["sweep", "debug", *flags, "--training.runs-folder", str(tmp_path), "--scheduler", "pbt", "--num-steps"]
+    command += ["8", "--rung-every-n-steps", "2", "--training.log-every-n-steps", "1", "--max-concurrent", "2"]
+    command += ["--name", "population", "--json"]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out.splitlines()[-1])
+    assert summary["counts"] == {"finished": 4, "stopped": 0, "failed": 0}
+    folder = tmp_path / "population"
+    names = {trial["name"] for trial in summary["trials"]}
+    lineages = {file.stem: json.loads(file.read_text()) for file in (folder / "lineage").iterdir()}
+    assert lineages and set(lineages) <= names
+    for name, lineage in lineages.items():
+        for number, one in enumerate(lineage, 1):
+            assert one["run"] == f"{name}-g{number}" and not one["from"].startswith(name)
+            assert one["step"] in read_record(RunFolder(str(folder / one["run"]))).scores
+        assert RunFolder(str(folder / lineage[-1]["run"])).latest_step() == 8
+
+    _, children = parent_and_children(tmp_path, summary)
+    assert {run.info.run_name for run in children} == names
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for run in children:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == list(range(1, 9)), "each step once, and in order"
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+
+
+@pytest.mark.slow
 def test_a_trial_that_is_stopped_ends_with_all_its_processes(
     flags: list[str], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
