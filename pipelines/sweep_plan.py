@@ -54,6 +54,7 @@ class TrialSpec:
 
     @staticmethod
     def seed_of(name: str) -> int:
+        """The seed of the trial of that name."""
         return int(name.rpartition("-s")[2])
 
     @property

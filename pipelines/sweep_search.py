@@ -82,7 +82,7 @@ class TrialSearcher(Unkept, Searcher):
                 return Searcher.FINISHED
             self._begin(spec)
         self._running[trial_id] = spec
-        return {"trial": {"name": spec.name, "point": dict(self._current(spec).point), "seed": spec.seed}}
+        return {"trial": {"name": spec.name, "point": dict(self._current(spec).point)}}
 
     def suggest_all(self) -> list[dict[str, Any]]:
         """Every trial at once, for pbt: Tune lets it have no searcher."""

@@ -162,7 +162,7 @@ class Watch(Unkept, Callback):
 
 
 def _name(trial: Any) -> str:
-    return str(trial)  # not by its config, which pbt takes from another trial
+    return str(trial)  # what Tune made it under: pbt may since have given it another trial's config
 
 
 class Ends(Unkept, Stopper):
