@@ -10,7 +10,9 @@ whole. Paths are local; object storage is the caller's business.
 
 import json
 import os
+import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def load(folder: str | Path) -> GroupViT:
     """The model of a checkpoint: float32, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: not a checkpoint, written by a newer version, or its tensors do not fit its config.
+        ValueError: not a checkpoint, written by a newer version, its tensors do not fit its config, or are not finite.
     """
     folder = Path(folder)
     try:
@@ -88,7 +90,7 @@ def load_weights(model: GroupViT, folder: str | Path) -> None:
     """Copy a checkpoint's weights and batch statistics into a model of the same config, on the model's device.
 
     Raises:
-        ValueError: not a checkpoint, or its tensors are not exactly those of the model.
+        ValueError: not a checkpoint, or its tensors are not exactly those of the model, or are not finite.
     """
     path = Path(folder) / MODEL_FILE
     try:
@@ -98,6 +100,7 @@ def load_weights(model: GroupViT, folder: str | Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from None
     check_tensors(weights, model.state_dict(), source=str(path))
+    check_finite(weights, source=str(path), advice="use another checkpoint")
     model.load_state_dict(weights)
 
 
@@ -130,12 +133,18 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
     """The optimiser's `state_dict` of a checkpoint, on the CPU.
 
     Raises:
-        ValueError: the checkpoint was saved without one.
+        ValueError: the checkpoint was saved without one, it is damaged, or it has numbers that are not finite.
     """
     path = Path(folder) / OPTIMIZER_FILE
     if not path.exists():
         raise ValueError(f"{folder} has no {OPTIMIZER_FILE}: training cannot be continued from it")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"{path} is damaged ({reason}): use another checkpoint") from None
+    check_finite(_tensors_of(state), source=str(path), advice="use another checkpoint")
+    return state
 
 
 def check_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, source: str) -> None:
@@ -150,6 +159,26 @@ def check_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tens
     if problems:
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise ValueError(f"{source} {problems[0]}{more}: it does not fit the model's config")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], *, source: str, advice: str) -> None:
+    """ValueError (one line) that names the first tensor with NaN or infinite numbers, if there is one."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            count = tensor.numel() - int(finite.sum())
+            value = tensor[~finite][0].item()
+            raise ValueError(f"{source} has {name}, in which {count} of {tensor.numel()} numbers are {value}: {advice}")
+
+
+def _tensors_of(value: Any, name: str = "") -> dict[str, torch.Tensor]:
+    """The tensors in nested dictionaries and lists, by the path that leads to each."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found: dict[str, torch.Tensor] = {}
+    for key, entry in entries:
+        found |= _tensors_of(entry, f"{name}.{key}" if name else str(key))
+    return found
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groupvit.checkpoint import check_tensors
+from groupvit.checkpoint import check_finite, check_tensors
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.weight_names import name_rows
@@ -118,6 +118,9 @@ def _filled(config: ModelConfig, weights: dict[str, Tensor], *, source: str) -> 
     check_tensors(weights, expected, source=source)
     model = GroupViT(config)
     model.load_state_dict(weights)
+    # As they are in float32: a larger number of float64 is infinite there.
+    advice = "fetch the weights again, or take those of an earlier step"
+    check_finite(model.state_dict(), source=source, advice=advice)
     return model.eval()
 
 

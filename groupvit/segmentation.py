@@ -112,7 +112,12 @@ def affinity(
 
 
 def segment_scores(window: Window, words: Words, config: SegmentationConfig) -> PixelScores:
-    """The scores of a window's segments (its groups; without grouping, its image tokens): [C, G] and [P, G]."""
+    """The scores of a window's segments (its groups; without grouping, its image tokens): [C, G] and [P, G].
+
+    ValueError if a score or a mask of the groups is not finite.
+    """
+    if window.group_maps and not window.group_maps[-1].isfinite().all():
+        raise ValueError("the masks of the groups are not finite: use another checkpoint")
     texts = words.classes if words.background is None else torch.cat([words.classes, words.background])
     scores = affinity(window.segments, window.embedding, texts, words.logit_scale, config.top_classes).T
     num_classes = len(words.classes)

@@ -29,8 +29,8 @@ def class_embeddings(
     A class is a word, or several for the same thing: then the mean is over all of them, each with all templates.
 
     Returns float32 [num_classes, D] of unit length on the model's device. The mean of *un-normalised* embeddings is
-    what the released models were evaluated with; CLIP normalises before the mean. Raises ValueError for empty lists and
-    for a template without `{}`.
+    what the released models were evaluated with; CLIP normalises before the mean. Raises ValueError for empty lists,
+    for a template without `{}`, and for an embedding that is not finite.
     """
     words = [(entry,) if isinstance(entry, str) else entry for entry in classes]
     if not words or not all(words) or not templates:
@@ -44,12 +44,30 @@ def class_embeddings(
     embedded = torch.cat([model.encode_text(part.to(device)) for part in token_ids.split(TEXTS_PER_BATCH)]).float()
     texts_per_class = [len(synonyms) * len(templates) for synonyms in words]
     means = torch.stack([part.mean(dim=0) for part in embedded.split(texts_per_class)])
+    finite = _has_length(means).flatten()
+    if not finite.all():
+        raise ValueError(
+            f"the embedding of class {classes[int(finite.int().argmin())]!r} is not finite: use another checkpoint"
+        )
     return F.normalize(means, dim=-1)
 
 
 def classify(image_embeddings: Tensor, class_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
     """Logits [..., C] of embeddings [..., D] of any length, for unit class embeddings [C, D]: scaled cosine similarity.
 
-    logit_scale: 0-D, log space, capped at 100 as in training.
+    logit_scale: 0-D, log space, capped at 100 as in training. ValueError for a logit that is not finite, and for an
+    embedding too long for float32, which would be equally similar to all classes.
     """
-    return clamped_scale(logit_scale) * F.normalize(image_embeddings.float(), dim=-1) @ class_embeddings.T
+    logits = clamped_scale(logit_scale) * F.normalize(image_embeddings.float(), dim=-1) @ class_embeddings.T
+    finite = logits.isfinite() & _has_length(image_embeddings)
+    if not finite.all():
+        raise ValueError(
+            f"{logits.numel() - int(finite.sum())} of {logits.numel()} scores are not finite, the first of class "
+            f"number {int((~finite).nonzero()[0, -1])}: use another checkpoint"
+        )
+    return logits
+
+
+def _has_length(embeddings: Tensor) -> Tensor:
+    """Whether the length of each embedding [..., D] is a finite number: [..., 1]."""
+    return embeddings.float().norm(dim=-1, keepdim=True).isfinite()

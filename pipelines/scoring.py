@@ -129,7 +129,10 @@ class Scorer:
             words = self._words(task, method.segmentation)
             for scene, views in zip(scenes, encoded, strict=True):
                 size = (scene.mask.shape[0], scene.mask.shape[1])
-                maps = label(views, words, size, method.segmentation, method.thresholds)
+                try:
+                    maps = label(views, words, size, method.segmentation, method.thresholds)
+                except ValueError as error:
+                    raise ValueError(f"image {scene.sample_id}: {error}") from None
                 matrices = [confusion_matrix(scene.mask, labels, len(task.dataset.classes)) for labels in maps]
                 of_scene = Scores(confusion={(scene.part, method.name): np.stack(matrices)})
                 if task.details and method is task.methods[0]:

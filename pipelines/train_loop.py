@@ -104,7 +104,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         totals.share()
         totals.check(config.ingest.max_corrupt_fraction)
         values = {name: value.item() for name, value in metrics.items()}
-        _check_finite(values["loss"], done)
+        _check_finite("loss", values["loss"], done)
+        _check_finite("norm of the gradient", values["grad_norm"], done)  # the weights are as finite as it is
 
         if log:
             clock.lap(done)
@@ -192,16 +193,23 @@ def _kept_for_evaluation(config: ExperimentConfig, run: RunFolder) -> frozenset[
 def _restore(
     run: RunFolder, step: int, model: GroupViT, optimizer: torch.optim.Optimizer, average: GroupViT | None
 ) -> dict[str, Any]:
-    """Bring everything back to the state after `step` steps; returns the checkpoint's state.json."""
+    """Bring everything back to the state after `step` steps; returns the checkpoint's state.json.
+
+    RunStoppedError for a checkpoint that cannot be used: starting again would read it again.
+    """
     with run.local_checkpoint(step) as folder:
-        saved = checkpoint.load_optimizer_state(folder)
-        optimizer.load_state_dict(saved["optimizer"])
-        if average is None:
-            checkpoint.load_weights(model, folder)
-        else:
-            checkpoint.load_weights(average, folder)
-            model.load_state_dict(saved["raw_model"])
-        return checkpoint.load_state(folder)
+        try:
+            saved = checkpoint.load_optimizer_state(folder)
+            optimizer.load_state_dict(saved["optimizer"])
+            if average is None:
+                checkpoint.load_weights(model, folder)
+            else:
+                checkpoint.load_weights(average, folder)
+                model.load_state_dict(saved["raw_model"])
+            return checkpoint.load_state(folder)
+        except ValueError as error:
+            uri = run.checkpoint_uri(step)
+            raise RunStoppedError(f"{error}; without {uri} the run goes on from the checkpoint before it") from None
 
 
 def _record_samples(folder: Path, context: WorkerContext, step: int, slices: list[Slice]) -> None:
@@ -214,9 +222,9 @@ def _record_samples(folder: Path, context: WorkerContext, step: int, slices: lis
             file.write(json.dumps(line) + "\n")
 
 
-def _check_finite(loss: float, done: int) -> None:
-    if not math.isfinite(loss):
+def _check_finite(name: str, value: float, done: int) -> None:
+    if not math.isfinite(value):
         raise RunStoppedError(
-            f"the loss is {loss} at step {done}: start under another --training.run-name with a lower "
+            f"the {name} is {value} at step {done}: start under another --training.run-name with a lower "
             "optimizer.learning_rate or a longer optimizer.warmup_steps"
         )

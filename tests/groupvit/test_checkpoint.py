@@ -1,6 +1,7 @@
 """Checkpoints come back exactly, or say in one line why not."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,35 @@ def test_tensors_that_do_not_fit(saved: Path) -> None:
     save_file({**weights, "text_encoder.norm.bias": norm[:-1].clone()}, path)
     with pytest.raises(ValueError, match=r"shape \(15,\) where \(16,\) is expected"):
         groupvit.load(saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["text_encoder.norm.bias", "image_projector.norm.running_var", "logit_scale"])
+def test_weights_that_are_not_finite_are_refused_and_named(saved: Path, name: str, value: float) -> None:
+    weights = load_file(saved / "model.safetensors")
+    weights[name].view(-1)[-1] = value
+    save_file(weights, saved / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors has {re.escape(name)}, in which 1 of \d+ .* {value}: use"
+    ):
+        groupvit.load(saved)
+
+
+def test_an_optimizer_state_that_is_not_finite_is_refused_and_named(model: GroupViT, tmp_path: Path) -> None:
+    state = {"optimizer": {"state": {3: {"exp_avg": torch.tensor([1.0, float("inf"), 2.0])}}, "param_groups": [{}]}}
+    checkpoint.save(tmp_path / "step_1", model, optimizer_state=state)
+    with pytest.raises(
+        ValueError, match=r"optimizer\.pt has optimizer\.state\.3\.exp_avg, in which 1 of 3 numbers are inf"
+    ):
+        checkpoint.load_optimizer_state(tmp_path / "step_1")
+
+
+def test_a_damaged_optimizer_state_is_named(model: GroupViT, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "step_1", model, optimizer_state={"a": torch.ones(100)})
+    path = tmp_path / "step_1" / "optimizer.pt"
+    whole = path.read_bytes()
+    for damaged in (whole[:-50], whole[: len(whole) // 2], b"", b"version https://git-lfs.github.com/spec/v1\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"optimizer\.pt is damaged \(.+\): use another checkpoint") as caught:
+            checkpoint.load_optimizer_state(path.parent)
+        assert "\n" not in str(caught.value)

@@ -172,3 +172,24 @@ def test_a_threshold_out_of_range_is_refused(segmenter: Segmenter, picture: np.n
     for threshold in (1.5, float("nan")):
         with pytest.raises(ValueError, match="give a number from 0 to 1"):
             segmenter.segment(picture, WORDS, background_threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("image", "tensor", "message"),
+    [
+        (IMAGE, "image_projector.out.bias", "scores are not finite"),
+        (UNGROUPED, "image_projector.out.bias", "scores are not finite"),
+        (IMAGE, "logit_scale", "scores are not finite"),
+        (IMAGE, "text_projector.out.bias", "the embedding of class 'dog' is not finite"),
+        # Hard assignment makes finite segments of it, but no masks.
+        (IMAGE, "image_encoder.stages.1.grouping.assignment.key.bias", "masks of the groups are not finite"),
+    ],
+)
+def test_a_result_that_is_not_finite_is_an_error(
+    picture: np.ndarray, image: ImageEncoderConfig, tensor: str, message: str
+) -> None:
+    segmenter = segmenter_of(image)
+    with torch.no_grad():
+        segmenter.model.get_parameter(tensor).view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=message):
+        segmenter.segment(picture, WORDS)

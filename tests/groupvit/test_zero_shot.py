@@ -1,5 +1,7 @@
 """Class embeddings against the definition, with real tokens and random weights."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,28 @@ def test_a_class_of_several_words_is_the_mean_over_all_of_them(model: GroupViT, 
         embedded = model.encode_text(ids)
     expected = torch.stack([embedded[:2].mean(dim=0), embedded.mean(dim=0)])
     torch.testing.assert_close(together, F.normalize(expected, dim=-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_scores_that_are_not_finite_are_refused(value: float) -> None:
+    embeddings = torch.ones(2, 3)
+    embeddings[1, 2] = value  # 1e30 is finite, and its square is not: the length is infinite, all similarities are 0
+    with pytest.raises(ValueError, match="4 of 8 scores are not finite, the first of class number 0"):
+        classify(embeddings, torch.eye(4, 3), torch.tensor(0.0))
+    with pytest.raises(ValueError, match="1 of 4 scores are not finite, the first of class number 3"):
+        classify(torch.ones(3), torch.cat([torch.eye(3), torch.full((1, 3), torch.nan)]), torch.tensor(0.0))
+    with pytest.raises(ValueError, match="6 of 6 scores are not finite"):
+        classify(torch.ones(2, 3), torch.eye(3), torch.tensor(torch.nan))
+
+
+def test_the_class_whose_embedding_is_not_finite_is_named(model: GroupViT, tokenizer: Tokenizer) -> None:
+    broken = copy.deepcopy(model)
+    _, cat, _ = tokenizer(["cat"], 3)[0]  # between start and end
+    with torch.no_grad():
+        broken.text_encoder.token_embedding.weight[int(cat)] = torch.nan
+    with pytest.raises(ValueError, match=r"the embedding of class \('dog', 'cat'\) is not finite"):
+        class_embeddings(broken, tokenizer, ["dog", ("dog", "cat"), "cat"])
+    with torch.no_grad():
+        broken.text_projector.out.weight.fill_(1e30)  # finite, but the length of the embedding is not
+    with pytest.raises(ValueError, match="the embedding of class 'dog' is not finite"):
+        class_embeddings(broken, tokenizer, ["dog"])

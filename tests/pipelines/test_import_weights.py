@@ -192,6 +192,12 @@ def without(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tens
     [
         (lambda w: without(w, "img_encoder.norm.weight"), "", "lacks image_encoder.norm.weight"),
         (lambda w: without(w, "img_encoder.pos_embed"), "", "it lacks img_encoder.pos_embed"),
+        (lambda w: {**w, "logit_scale": torch.tensor(torch.nan)}, "", "logit_scale, in which 1 of 1 numbers are nan"),
+        (
+            lambda w: {**w, "img_encoder.norm.bias": torch.full((32,), -1e300, dtype=torch.float64)},
+            "",
+            "image_encoder.norm.bias, in which 32 of 32 numbers are -inf",
+        ),
         (lambda w: {**w, "extra": torch.ones(1)}, "", "has an unknown tensor extra"),
         (lambda w: {**w, "img_encoder.norm.bias": torch.ones(3)}, "", "with shape (3,) where (32,) is expected"),
         (lambda w: {**w, "img_encoder.pos_embed": torch.ones(3)}, "", "too few or too many axes"),
