@@ -31,6 +31,7 @@ from img2dataset.writer import ParquetSampleWriter
 from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 
+from groupvit.image_metadata import without_metadata
 from pipelines import storage
 
 TEMPORARY = "_tmp"
@@ -93,7 +94,8 @@ def as_fetched(
     content = image.getvalue()
     width = height = None
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as opened:
+        pixels = io.BytesIO(without_metadata(content))  # Pillow refuses files for what else is in them
+        with warnings.catch_warnings(action="ignore"), Image.open(pixels) as opened:
             width, height = opened.size
     except Image.DecompressionBombError:
         pass

@@ -18,6 +18,7 @@ from torchvision.transforms import Compose
 
 from groupvit import transforms
 from groupvit.transforms import TrainTransform, center_crop, finish, normalize, resize_short_side, to_tensor
+from tests.groupvit.image_files import encoded
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -277,3 +278,20 @@ def test_resizing_without_averaging_is_opencvs_bilinear() -> None:
         theirs = cv2.resize(blocks, (ours.shape[1], ours.shape[0]), interpolation=cv2.INTER_LINEAR)
         assert np.abs(ours.astype(int) - theirs).max() <= 1  # OpenCV rounds its weights to 11 bits
     assert not np.array_equal(ours, resize_short_side(blocks, 128))
+
+
+def test_training_sees_a_picture_as_everyone_does():
+    """Upright, on white, in 8 bits: raw shards hold files as they came, and curated ones were decoded by the same."""
+    grey = Image.fromarray(np.linspace(0, 65535, 40 * 30).reshape(30, 40).astype(np.uint16))
+    clear = Image.new("RGBA", (40, 30), (200, 0, 0, 0))
+    exif = Image.Exif()
+    exif[274] = 6
+    lying = Image.fromarray(np.arange(40, dtype=np.uint8).repeat(3 * 30).reshape(40, 30, 3))
+    turned = np.asarray(lying.transpose(Image.Transpose.ROTATE_270))
+    transform = TrainTransform(image_size=16, recipe="crop_flip")
+    for data, pixels in (
+        (encoded(grey, "PNG"), np.stack([np.asarray(grey) >> 8] * 3, axis=-1).astype(np.uint8)),
+        (encoded(clear, "PNG"), np.full((30, 40, 3), 255, np.uint8)),
+        (encoded(lying, "PNG", exif=exif), turned),
+    ):
+        np.testing.assert_array_equal(transform(data, 3).image, transform(pixels, 3).image)

@@ -95,7 +95,7 @@ def test_sees_animation_and_single_frames(kind):
 def test_takes_the_first_picture_of_what_phones_write():
     data = encoded(picture(1), "MPO", save_all=True, append_images=[picture(2)], quality=90)
     header = read_header(data)
-    assert header.format == "MPO" and not header.animated and fits(header, 256)
+    assert header.format == "JPEG" and not header.animated and fits(header, 256)
     assert np.array_equal(pixels_of(data), np.asarray(Image.open(io.BytesIO(encoded(picture(1), quality=90)))))
 
 
