@@ -1,11 +1,10 @@
-"""Benchmarks that lie as pairs of files, an image and a label file (an 8-bit image whose pixel values are labels).
+"""Benchmarks that lie as pairs of files, an image and a label file (a PNG whose samples are labels).
 
 What the benchmarks differ in is which files they are, and what a value of a label file means: `label_of_value`.
 The folder may be a local path or an s3:// URI.
 """
 
 import hashlib
-import io
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +13,12 @@ from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from groupvit.decode import MAX_PIXELS, decode_image
+from groupvit.decode import decode_image
 from pipelines import storage
 from pipelines.benchmarks.class_lists import LabelClass
 from pipelines.benchmarks.dataset import BACKGROUND, Scene, SegmentationDataset
+from pipelines.benchmarks.label_files import decode_labels
 
 IGNORED = 255
 ILLEGAL = -1
@@ -41,12 +40,16 @@ class FileDataset(SegmentationDataset):
         for index in block:
             image_file, label_file = self.files[index]
             image_uri, label_uri = storage.join(self.uri, image_file), storage.join(self.uri, label_file)
+            content = storage.read_bytes(image_uri)
             try:
-                image = decode_image(storage.read_bytes(image_uri))
+                image = decode_image(content)
             except ValueError as error:
                 raise ValueError(f"{image_uri}: {error}") from error
             try:
-                mask = self._labels(storage.read_bytes(label_uri), image.shape[:2])
+                mask = self._labels(storage.read_bytes(label_uri))
+                if mask.shape == image.shape[1::-1] != image.shape[:2]:
+                    image = decode_image(content, upright=False)  # its labels were drawn on it as it lies in the file
+                _check_sizes(mask, image)
             except ValueError as error:
                 raise ValueError(f"{label_uri}: {error}") from error
             path = PurePosixPath(image_file)
@@ -54,13 +57,11 @@ class FileDataset(SegmentationDataset):
                 index=index, sample_id=path.stem, image=image, mask=mask, caption=path.name, part=self.benchmark
             )
 
-    def _labels(self, content: bytes, size: tuple[int, ...]) -> NDArray[np.uint8]:
-        values = _decode_values(content)
-        if values.shape != size:
-            raise ValueError(
-                f"{values.shape[1]}×{values.shape[0]} pixels, but its image has {size[1]}×{size[0]}: they must agree"
-            )
-        labels = np.array(self.label_of_value)[values]
+    def _labels(self, content: bytes) -> NDArray[np.uint8]:
+        values = decode_labels(content)
+        labels = np.full(values.shape, ILLEGAL)
+        known = values < len(self.label_of_value)
+        labels[known] = np.array(self.label_of_value)[values[known]]
         if (labels == ILLEGAL).any():
             raise ValueError(f"holds the value {values[labels == ILLEGAL][0]}, which is no class of {self.benchmark}")
         return labels.astype(np.uint8)
@@ -166,16 +167,7 @@ def _sizes(uri: str, folders: set[str]) -> dict[str, int]:
     }
 
 
-def _decode_values(content: bytes) -> NDArray[np.uint8]:
-    """Pixel values [H, W] of an 8-bit image of one channel; of one with a palette, the indexes. ValueError if not."""
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            if file.mode not in ("L", "P"):
-                raise ValueError(f"is an image of mode {file.mode}, 8 bits in one channel are expected")
-            if file.width * file.height > MAX_PIXELS:
-                raise ValueError(f"has {file.width}×{file.height} pixels, more than {MAX_PIXELS:,}: no label file")
-            return np.array(file)
-    except UnidentifiedImageError:  # whose message is an address in memory
-        raise ValueError("cannot be decoded as an image: it is no image file of a known format") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNGs
-        raise ValueError(f"cannot be decoded as an image ({error})") from error
+def _check_sizes(mask: NDArray[np.uint8], image: NDArray[np.uint8]) -> None:
+    (height, width), (image_height, image_width) = mask.shape, image.shape[:2]
+    if (height, width) != (image_height, image_width):
+        raise ValueError(f"{width}×{height} pixels, but its image has {image_width}×{image_height}: they must agree")

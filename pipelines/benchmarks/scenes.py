@@ -1,25 +1,24 @@
 """Reads a scenes folder: images with masks and captions, as `groupvit demo-data` writes them.
 
-    DIR/data/*.parquet   sample_id, image (JPEG or PNG), mask (8-bit PNG: class index, 255 = ignored), caption, part,
+    DIR/data/*.parquet   sample_id, image (JPEG or PNG), mask (grey PNG: class index, 255 = ignored), caption, part,
                          width, height
     DIR/scenes.json      written last: schema_version, classes (class 0 may be "background"), parts, counts, digest
 
 The folder may be a local path or an s3:// URI.
 """
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from groupvit.decode import decode_image
 from groupvit.words import BACKGROUND
 from pipelines import storage
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
+from pipelines.benchmarks.label_files import decode_labels
 
 SCHEMA_VERSION = 1
 _MEND = "write the folder again"
@@ -71,19 +70,16 @@ class SceneDataset(SegmentationDataset):
     def _decode(self, index: int, row: dict[str, Any]) -> Scene:
         image = decode_image(row["image"])
         try:
-            with Image.open(io.BytesIO(row["mask"])) as file:
-                mask, mode = np.array(file), file.mode
-        except OSError as error:
-            raise ValueError(f"the mask is no image ({error})") from error
-        if mode not in ("L", "P") or mask.shape != image.shape[:2]:
-            raise ValueError(
-                f"its mask is {mode} of shape {mask.shape}, 8-bit with one channel {image.shape[:2]} expected"
-            )
+            mask = decode_labels(row["mask"])
+        except ValueError as error:
+            raise ValueError(f"its mask {error}") from error
+        if mask.shape != image.shape[:2]:
+            raise ValueError(f"its mask has the shape {mask.shape}, its image {image.shape[:2]}: they must agree")
         labels = np.unique(mask)
         if len(wrong := labels[(labels >= len(self.classes)) & (labels != 255)]):
             raise ValueError(f"its mask holds {wrong[0]}, but there are {len(self.classes)} classes")
         fields = {name: row[name] for name in ("sample_id", "caption", "part")}
-        return Scene(index=index, image=image, mask=mask, **fields)
+        return Scene(index=index, image=image, mask=mask.astype(np.uint8), **fields)
 
 
 def open_scenes(uri: str) -> SceneDataset:

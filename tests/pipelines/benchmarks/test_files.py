@@ -1,6 +1,5 @@
 """Every benchmark in its official layout, in miniature; and what is said of folders that are not one."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from PIL import Image
 from pipelines import storage
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
+from tests.groupvit.image_files import encoded, write_png
 from tests.pipelines.benchmarks.miniatures import (
     Photo,
     png,
@@ -223,26 +223,21 @@ def test_a_miniature_is_noted_and_no_error(
     assert written.err.startswith(f"{benchmark}: 3 of the ") and written.err.count("\n") == 1 and not written.out
 
 
-def as_png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (png(np.full((338, 500), 21, np.uint8)), "holds the value 21, which is no class of voc21"),
         (png(np.zeros((10, 500), np.uint8)), "500×10 pixels, but its image has 500×338"),
         (png(np.zeros((338, 500, 3), np.uint8)), "mode RGB"),
-        (as_png(Image.new("1", (500, 338))), "mode 1"),
-        (as_png(Image.new("L", (9000, 9000))), "has 9000×9000 pixels, more than"),
-        (as_png(Image.new("L", (14000, 14000))), "cannot be decoded as an image"),
+        (png(np.full((338, 500), 300, np.uint16)), "holds the value 300, which is no class of voc21"),
+        (encoded(Image.new("L", (500, 338)), "JPEG"), "is a JPEG file: a PNG of labels is expected"),
+        (encoded(Image.new("L", (9000, 9000)), "PNG"), "has 9000×9000 pixels, more than"),
+        (encoded(Image.new("L", (14000, 14000)), "PNG"), "cannot be decoded as an image"),
         (b"no image", "cannot be decoded as an image"),
         (b"", "cannot be decoded as an image"),
         (png(np.random.default_rng(0).integers(0, 20, (338, 500), np.uint8))[:2000], "cannot be decoded as an image"),
     ],
-    ids=["value", "size", "rgb", "1 bit", "large", "bomb", "text", "empty", "truncated"],
+    ids=["value", "size", "rgb", "16 bits", "jpeg", "large", "bomb", "text", "empty", "truncated"],
 )
 def test_unfit_labels_are_named_when_read(content: bytes, message: str, tmp_path: Path, photos: list[Photo]) -> None:
     root = write_voc(tmp_path, photos)
@@ -263,3 +258,39 @@ def test_an_unreadable_image_is_named_when_read(tmp_path: Path, photos: list[Pho
     with pytest.raises(ValueError, match="cannot be decoded") as caught:
         list(dataset.read((1,)))
     assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("bits", "values"), [(1, (0, 1)), (2, (0, 1, 2, 3)), (4, (0, 1, 5, 15)), (16, (0, 9, 150))])
+def test_labels_of_any_depth_mean_the_same_classes(bits: int, values: tuple[int, ...], tmp_path: Path) -> None:
+    raw = np.array(values).repeat(16)[None].repeat(48, axis=0)
+    file = write_pair(tmp_path, encoded(Image.new("RGB", raw.shape[::-1]), "JPEG"), write_png(raw, bits=bits))
+    dataset = BENCHMARKS["ade20k"](str(tmp_path))
+    expected = np.array([255, *range(150)])[raw]  # value k is class k - 1, 0 is none
+    assert dataset.classes[:3] == ("wall", "building", "sky")
+    np.testing.assert_array_equal(scenes_of(dataset)[0].mask, expected)
+    file.write_bytes(write_png(raw + 150, bits=16))
+    with pytest.raises(ValueError, match=r"00000001\.png: holds the value 15\d, which is no class of ade20k"):
+        scenes_of(dataset)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_image_is_turned_as_its_labels_are(turned: bool, tmp_path: Path) -> None:
+    """Labels were drawn on the picture as it is seen, or as it lies in the file: their size tells."""
+    upright = Image.fromarray(np.arange(48, dtype=np.uint8).repeat(3).reshape(6, 8, 3) * 5)
+    exif = Image.Exif()
+    exif[274] = 6
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    seen = upright if turned else stored
+    write_pair(tmp_path, encoded(stored, "PNG", exif=exif), write_png(np.ones(seen.size[::-1], int), bits=8))
+    [scene] = scenes_of(BENCHMARKS["ade20k"](str(tmp_path)))
+    np.testing.assert_array_equal(scene.image, np.asarray(seen))
+
+
+def write_pair(root: Path, image: bytes, labels: bytes) -> Path:
+    """One image of ADE20K with its label file, whose path is returned."""
+    base, name = root / "ADEChallengeData2016", "ADE_val_00000001"
+    for folder, content in (("images", image), ("annotations", labels)):
+        (base / folder / "validation").mkdir(parents=True)
+        file = base / folder / "validation" / f"{name}.{'jpg' if folder == 'images' else 'png'}"
+        file.write_bytes(content)
+    return base / "annotations/validation" / f"{name}.png"

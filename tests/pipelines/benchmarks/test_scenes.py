@@ -53,7 +53,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     ("column", "value", "message"),
     [
         ("image", b"no image", "cannot be decoded"),
-        ("mask", b"no image", "mask is no image"),
+        ("mask", b"no image", "its mask cannot be decoded as an image"),
         ("mask", png(np.zeros((3, 3), np.uint8)), "shape"),
         ("mask", png(np.zeros((3, 3, 3), np.uint8)), "RGB"),
     ],
