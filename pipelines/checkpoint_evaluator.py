@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.benchmarks.catalogue import BENCHMARKS
+from pipelines.causes import root_cause
 from pipelines.config import ExperimentConfig
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_record import EvaluationRecord, missing_steps, read_record, write_record
@@ -106,10 +107,11 @@ class CheckpointEvaluator:
         except Exception as error:  # an evaluation that fails must not end the training; it is on record
             if self._stopped.is_set():
                 return
-            if step not in self._failed_once:  # a node may have gone
+            cause = root_cause(error)
+            if step not in self._failed_once and not cause.is_lasting:  # a node may have gone
                 self._failed_once.add(step)
                 return
-            reason = str(error).strip().rpartition("\n")[2]
+            reason = cause.line
             self._say(f"evaluation of step {step} failed: {reason}")
             record = read_record(self._run)
             write_record(self._run, dataclasses.replace(record, failures={**record.failures, step: reason}))

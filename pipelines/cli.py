@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipelines.search_space import Space
     from pipelines.sweep_config import SweepConfig
 
-from pipelines.partial import PartlyDone
+from pipelines.partial import PartlyDone, WorkFailedError
 
 Config = TypeVar("Config")
 
@@ -334,6 +334,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from pipelines.storage import StorageError
 
         if not isinstance(error, StorageError):
+            raise
+        print(f"groupvit: error: {error}", file=sys.stderr)
+        return 1
+    except WorkFailedError as error:
+        if os.environ.get("GROUPVIT_TRACEBACK"):
             raise
         print(f"groupvit: error: {error}", file=sys.stderr)
         return 1

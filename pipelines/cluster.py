@@ -11,6 +11,8 @@ import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.causes import is_of_ray, root_cause
+
 _READS_AHEAD = "iter_threaded"
 """Name of the threads of Ray Data's iterators."""
 
@@ -19,11 +21,24 @@ _READS_AHEAD = "iter_threaded"
 def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[None]:
     """A Ray cluster: the one this process or RAY_ADDRESS names, else one here for the time of the context.
 
-    A cluster that is started here has at least `least_cpus`, if only on paper.
+    A cluster that is started here has at least `least_cpus`, if only on paper. What fails there in the context is
+    raised as its root cause: one line (`Cause.to_error`).
     """
-    if ray.is_initialized():
+    joined_here = not ray.is_initialized()
+    if joined_here:
+        _join_or_start(least_cpus, show_logs)
+    try:
         yield
-        return
+    except Exception as error:
+        if not is_of_ray(error):
+            raise
+        raise root_cause(error).to_error() from error
+    finally:
+        if joined_here:
+            shut_down()
+
+
+def _join_or_start(least_cpus: int, show_logs: bool) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=show_logs, logging_level=logging.WARNING)
     else:
@@ -36,10 +51,6 @@ def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[Non
             log_to_driver=show_logs,
             logging_level=logging.WARNING,
         )
-    try:
-        yield
-    finally:
-        shut_down()
 
 
 def shut_down() -> None:

@@ -186,13 +186,14 @@ def run_on_ray(downloader: GuardedDownloader, tasks: Iterator[Task], num_process
     """
     from ray.exceptions import RayError
 
+    from pipelines.causes import root_cause
     from pipelines.cluster import ray_cluster  # Ray takes seconds to import
 
     with ray_cluster(least_cpus=num_processes):
         try:
             ray_distributor(num_processes, downloader, tasks, None, 0)
         except RayError as error:
-            print(f"a task of the cluster was lost: {str(error).splitlines()[0]}", flush=True)
+            print(f"a task of the cluster was lost: {root_cause(error).line}", flush=True)
 
 
 def _end_with_parent() -> None:

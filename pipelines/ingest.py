@@ -21,7 +21,6 @@ anywhere.
 
 import dataclasses
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -208,9 +207,3 @@ class _SliceLoader:
             row["sample_id"] = np.empty(1, dtype=object)
             row["sample_id"][0] = piece["sample_id"].tolist()  # a list of strings: tensors hold numbers only
             yield row
-
-
-def message_of(error: Exception) -> str:
-    """One line. An error that comes from a task of the ingest says more: a traceback, and advice on Ray."""
-    found = re.findall(r"^\s*(?:ValueError|pipelines\.storage\.StorageError): (.+)$", str(error), re.MULTILINE)
-    return found[-1] if found else str(error).strip().rpartition("\n")[2]

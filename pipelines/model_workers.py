@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,23 +26,21 @@ class ModelWorkers:
     def each(self, method: Callable[..., Any], shared: Any, pieces: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """(index, `method(worker, shared, piece)`) of each piece, as they get done. `shared` is sent once.
 
-        ValueError for what a worker found wrong.
+        What a worker found wrong is raised as it is by the context of the workers.
         """
         pool: Any = ActorPool(list(self.actors))
         reference = ray.put(shared)
-        try:
-            yield from pool.map_unordered(
-                lambda actor, piece: actor.do.remote([self.model], method, reference, *piece), enumerate(pieces)
-            )
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, ValueError) else error from None
+        yield from pool.map_unordered(
+            lambda actor, piece: actor.do.remote([self.model], method, reference, *piece), enumerate(pieces)
+        )
 
 
 @contextmanager
 def model_workers(
     worker: Worker, model: GroupViT, num_workers: int, *, cpus_per_worker: int = 1, gpus_per_worker: float = 0.0
 ) -> Iterator[ModelWorkers]:
-    """Workers for the time of the context. ValueError when there are more than the cluster can place."""
+    """Workers for the time of the context. ValueError when there are more than the cluster can place, or for what
+    one of them found wrong."""
     with ray_cluster():
         each = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         check_room("num_workers", num_workers, each, ray.cluster_resources(), "the Ray cluster")

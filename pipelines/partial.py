@@ -1,4 +1,4 @@
-"""How a command says that it finished, but not for everything it was asked to do."""
+"""How a command says that it did not do all it was asked to do, though nothing was wrong with what was asked."""
 
 from typing import Any
 
@@ -10,3 +10,7 @@ class PartlyDone(Exception):  # noqa: N818 (it is no mistake of the program)
         super().__init__(message)
         self.result = result
         self.exit_code = exit_code
+
+
+class WorkFailedError(Exception):
+    """Work that failed, in one line, in a way that may pass: the same command may succeed later. Exit code 1."""

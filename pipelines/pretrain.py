@@ -18,15 +18,15 @@ import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # Ray's developer API; TorchTrainer brings torch
 from ray.util.queue import Queue
 
+from pipelines.causes import root_cause
 from pipelines.cluster import check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
-from pipelines.ingest import message_of
 from pipelines.job import Job, Ties, start_or_continue, with_absolute_paths
+from pipelines.partial import WorkFailedError
 from pipelines.process_group import ProcessGroup
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
-from pipelines.storage import StorageError
 from pipelines.training_data import RoundRobin, SlicesFromCheckpoint
 from pipelines.uncurated import open_source
 
@@ -181,6 +181,7 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
             name=config.run_name,
             storage_path=config.training.runs_folder,
             failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
+            callbacks=[_StopsAtWhatLasts()],
         ),
         # A function, not a data set: Ray calls it for every group of workers it starts, and the data then begin at the
         # checkpoint.
@@ -189,12 +190,24 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
     )
     try:
         return trainer.fit().return_value
-    except ray.train.WorkerGroupError as failure:
-        causes = failure.worker_failures.values()
-        known = [cause for cause in causes if isinstance(cause, (ValueError, StorageError))]
-        if not known:
-            raise
-        return message_of(known[0])
+    except ray.train.TrainingFailedError as failure:
+        cause = root_cause(failure)
+        if cause.is_lasting:
+            return cause.line
+        error = cause.to_error()
+        if isinstance(error, WorkFailedError):
+            times = f"more than training.max_failures={config.training.max_failures} times"
+            error = WorkFailedError(f"the workers failed {times}, at last by: {cause.line}; see docs/operations.md")
+        raise error from failure
+
+
+class _StopsAtWhatLasts(ray.train.UserCallback):
+    """Ends the training at a failure that would come again, where Ray would start the workers again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        cause = root_cause(ray.train.WorkerGroupError("", worker_exceptions))
+        if cause.is_lasting:
+            raise ValueError(cause.line)
 
 
 def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) -> dict[str, Any]:

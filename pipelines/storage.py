@@ -44,6 +44,10 @@ class StorageError(OSError):
     """Object storage that cannot be used: one line that says why, and what to check."""
 
 
+class StorageRefusedError(StorageError):
+    """Object storage that will not be of use later either: there is no such bucket, or access is refused."""
+
+
 def absolute(uri: str) -> str:
     """A local path made absolute, so that it means the same in every process; any URI as it is."""
     return uri if "://" in uri else str(Path(uri).expanduser().resolve())
@@ -258,16 +262,18 @@ def check_bucket(uri: str) -> None:
         filesystem, path = resolve(uri)
         bucket = path.partition("/")[0]
         if retry(lambda: filesystem.get_file_info(bucket), uri).type == fs.FileType.NotFound:
-            raise StorageError(f"{uri}: there is no bucket {bucket!r}; create it, or give another")
+            raise StorageRefusedError(f"{uri}: there is no bucket {bucket!r}; create it, or give another")
 
 
 def _explained(error: OSError, uri: str, bucket: str, refused: bool) -> StorageError:
     if isinstance(error, StorageError):
         return error
     if "NO_SUCH_BUCKET" in str(error):
-        return StorageError(f"{uri}: there is no bucket {bucket!r}; create it, or give another")
+        return StorageRefusedError(f"{uri}: there is no bucket {bucket!r}; create it, or give another")
     if refused:
-        return StorageError(f"{uri}: access is refused; check {_BY} (and AWS_SESSION_TOKEN, which expires)")
+        # Where this process was served before, it may be throttling after all.
+        kind = StorageError if bucket in _seen_to_work else StorageRefusedError
+        return kind(f"{uri}: access is refused; check {_BY} (and AWS_SESSION_TOKEN, which expires)")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     reason = str(error).partition("Details: ")[2] or str(error)
     return StorageError(f"{uri}: {endpoint} fails ({reason}); check AWS_ENDPOINT_URL, the server and the network")

@@ -69,7 +69,7 @@ def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
         # The evaluator's thread reports. Tune answers when its scheduler has decided: to go on, or by ending this
         # process, and with it whatever it owns of workers and data tasks; until then the training goes on.
         pretrain(config, dataclasses.replace(task.ties(name, spec), on_score=report))
-    except ValueError as error:  # to start it again would not help; the other trials go on
+    except (ValueError, storage.StorageRefusedError) as error:  # to start it again would not help; the others go on
         content = json.dumps({"reason": " ".join(str(error).split())}) + "\n"
         storage.write_bytes(storage.join(sweep.uri, name, "failure.json"), content.encode())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.tune import Callback, Stopper
 
+from pipelines.causes import root_cause
 from pipelines.progress_line import duration
 from pipelines.sweep_folder import Known, SweepFolder, with_results
 from pipelines.sweep_plan import METRIC, TIME, Sweep, TrialSpec
@@ -122,7 +123,8 @@ class Watch(Unkept, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.status == "ERROR":  # else it is tried again
-            text = str(trial.get_error() or "its process died").strip().rpartition("\n")[2]
+            failure = trial.get_error()
+            text = "its process died" if failure is None else root_cause(failure).line
             self._ended(trials, self._book.end(self._spec(trial), error=text))
 
     def _spec(self, trial: Any) -> TrialSpec:

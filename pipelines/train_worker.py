@@ -14,8 +14,9 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
+from pipelines.causes import root_cause
 from pipelines.cluster import LineHandler
-from pipelines.ingest import iter_slices, message_of
+from pipelines.ingest import iter_slices
 from pipelines.job import Job
 from pipelines.progress import RunStoppedError
 from pipelines.ray_metrics import StepGauges
@@ -43,8 +44,11 @@ def train_here(job: Job) -> str | None:
     device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")  # only the own GPUs are visible
     try:
         return _work(job, SlicesFromCheckpoint(job)(), print, rank=0, world_size=1, device=device)
-    except ValueError as error:
-        return message_of(error)
+    except Exception as error:
+        cause = root_cause(error)
+        if cause.is_lasting:
+            return cause.line
+        raise
 
 
 def _work(
@@ -84,7 +88,9 @@ def _work(
     except RunStoppedError as error:  # starting again would not help
         return str(error)
     except Exception as error:
-        say(f"rank {rank} failed: {message_of(error)}")
+        cause = root_cause(error)
+        if not cause.is_lasting:  # which the driver says, once
+            say(f"rank {rank} failed: {cause.line}")
         raise
     finally:
         if tracker is not None:

@@ -22,6 +22,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipelines import storage
+from pipelines.causes import root_cause
 from pipelines.curation.config import CurateConfig
 from pipelines.curation.duplicates import (
     KEEP,
@@ -64,8 +65,9 @@ class PieceCurator:
         piece = Piece(**json.loads(batch["piece"][0]))
         try:
             return {"report": [curate_piece(piece, self._config, self._steps, self._work).to_json()], "error": [""]}
-        except (ValueError, OSError) as error:
-            return {"report": [""], "error": [f"{piece.uri}: {error}" if isinstance(error, OSError) else str(error)]}
+        except Exception as error:
+            line = root_cause(error).line
+            return {"report": [""], "error": [line if isinstance(error, ValueError) else f"{piece.uri}: {line}"]}
 
 
 def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iterator[Report]:

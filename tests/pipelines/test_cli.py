@@ -4,10 +4,13 @@ import dataclasses
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from pipelines.cli import main, parse
+from pipelines.cli import COMMANDS, main, parse
+from pipelines.partial import WorkFailedError
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,20 @@ def test_mistakes_are_one_line_on_stderr_and_exit_code_2(
     assert message in captured.err
     assert captured.err.startswith("groupvit: error: ")
     assert captured.err.count("\n") == 1
+
+
+def test_work_that_fails_is_one_line_on_stderr_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: Sequence[str]) -> dict[str, Any]:
+        raise WorkFailedError("The worker died unexpectedly")
+
+    monkeypatch.setitem(COMMANDS, "curate", fail)
+    assert main(["curate", "--json"]) == 1
+    assert capsys.readouterr() == ("", "groupvit: error: The worker died unexpectedly\n")
+    monkeypatch.setenv("GROUPVIT_TRACEBACK", "1")
+    with pytest.raises(WorkFailedError):
+        main(["curate"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

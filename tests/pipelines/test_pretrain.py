@@ -110,8 +110,13 @@ def test_stops_without_another_try_above_the_rate_of_corrupt_images(
 
 
 @pytest.mark.slow
-def test_says_so_when_a_whole_window_is_corrupt(tmp_path: Path, cluster: None) -> None:
+def test_says_so_once_when_a_whole_window_is_corrupt(
+    tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make_dataset(tmp_path / "data", 48, corrupt=range(48))
     with pytest.raises(ValueError, match="none of the 32 images of a window can be decoded") as caught:
-        pretrain(make_config(data.uri, tmp_path / "runs", training={"max_failures": 0}))
+        pretrain(make_config(data.uri, tmp_path / "runs", training={"max_failures": 3, "num_workers": 2}))
     assert "\n" not in str(caught.value)
+    shown = capsys.readouterr().out
+    assert shown.count("debug: training from the start") == 1
+    assert "DataContext" not in shown
