@@ -19,7 +19,7 @@ def test_a_score_that_is_not_finite_ends_the_evaluation_and_names_the_image(tmp_
     dataset = open_scenes(str(write_scenes(tmp_path / "scenes", 3)))
     method = Method(name="groups", segmentation=SegmentationConfig(short_side=64, window=None), thresholds=(0.1,))
     task = Task(dataset=dataset, methods=(method,), details=False)
-    [block] = dataset.blocks(range(3), 3)
+    block = next(iter(dataset.blocks(range(3), 3)))
     first = next(iter(dataset.read(block))).sample_id
     with pytest.raises(ValueError, match=rf"image {first}: .* scores are not finite"):
         Scorer(model, num_threads=1).score(task, block)
