@@ -242,7 +242,7 @@ def _sum(reports: Sequence[Report]) -> Report:
 
 
 def _numbers(names: Sequence[str], suffix: str) -> set[int]:
-    return {int(name.removesuffix(suffix)) for name in names if name.endswith(suffix)}
+    return {int(name.removesuffix(suffix)) for name in names if name.endswith(suffix) and storage.is_data(name)}
 
 
 def _hash(value: Any) -> str:

@@ -64,7 +64,7 @@ def raw_shards(uri: str) -> RawShards:
     record = read_record(uri)
     if record is None:
         stats = read_stats(uri)
-        names = [name for name in storage.list_files(uri) if name.endswith(".parquet")]
+        names = [name for name in storage.list_files(uri) if name.endswith(".parquet") and storage.is_data(name)]
         numbers = {name: int(match[1]) if (match := _SHARD.fullmatch(name)) else -1 for name in names}
         finished = [name for name in names if not stats or numbers[name] in stats]
         if not finished:

@@ -148,6 +148,12 @@ def naming_damage(uri: str, mend: str) -> Iterator[None]:
         raise ValueError(f"{uri}: is damaged or half-written ({reason}); {mend}") from error
 
 
+def is_data(path: str) -> bool:
+    """Whether a file or folder, by its path from the folder that is read, is data, and not something that systems and
+    editors leave beside it: `._NAME`, `.DS_Store`, `.ipynb_checkpoints`, `__MACOSX`, an upload under way."""
+    return not any(name.startswith(".") or name == "__MACOSX" for name in path.split("/"))
+
+
 def list_files(uri: str) -> list[str]:
     """Names of the files directly in a folder, sorted; empty if there is no such folder."""
     filesystem, path = resolve(uri)
@@ -156,10 +162,10 @@ def list_files(uri: str) -> list[str]:
 
 
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders directly in a folder, sorted; empty if there is no such folder."""
+    """Names of the folders of data directly in a folder, sorted; empty if there is no such folder."""
     filesystem, path = resolve(uri)
     found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
-    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory and is_data(info.base_name))
 
 
 def list_versions(uri: str) -> dict[str, str]:
@@ -171,11 +177,13 @@ def list_versions(uri: str) -> dict[str, str]:
 
 
 def list_sizes(uri: str) -> dict[str, int]:
-    """Sizes in bytes of all files in a folder and below it, by path from the folder, sorted; empty if there is none."""
+    """Sizes in bytes of all files of data in a folder and below it, by path from the folder, sorted; empty if there is
+    none."""
     filesystem, path = resolve(uri)
     selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
     found = retry(lambda: filesystem.get_file_info(selector), uri)
-    return {info.path[len(path) + 1 :]: info.size for info in sorted(found, key=lambda info: info.path) if info.is_file}
+    sizes = {info.path[len(path) + 1 :]: info.size for info in found if info.is_file}
+    return {name: sizes[name] for name in sorted(sizes) if is_data(name)}
 
 
 def exists(uri: str) -> bool:

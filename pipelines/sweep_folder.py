@@ -77,7 +77,8 @@ class SweepFolder:
     def read_known(self) -> dict[str, Known]:
         """All trials by name, in the order in which they were begun."""
         folder = storage.join(self.uri, "records")
-        contents = [self._read(f"records/{name}") for name in storage.list_files(folder) if name.endswith(".json")]
+        names = [name for name in storage.list_files(folder) if name.endswith(".json") and storage.is_data(name)]
+        contents = [self._read(f"records/{name}") for name in names]
         found = sorted((content for content in contents if content is not None), key=lambda content: content["number"])
         known = {}
         for content in found:

@@ -49,7 +49,8 @@ def list_files(uri: str) -> list[str]:
     if kind == fs.FileType.File:
         _kind(uri)
         return [uri]
-    files = [storage.join(uri, name) for name in storage.list_files(uri) if _kind_or_none(name) and name[0] not in "._"]
+    names = [name for name in storage.list_files(uri) if storage.is_data(name) and not name.startswith("_")]
+    files = [storage.join(uri, name) for name in names if _kind_or_none(name)]
     if not files:
         raise ValueError(f"{uri}: no list in this folder; give files that end in {', '.join(_KINDS)}, or those + .gz")
     return files

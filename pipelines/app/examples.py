@@ -48,7 +48,7 @@ def read_examples(folder: str) -> Examples:
         raise ValueError(f"examples={folder} is no folder: give one with images, or leave it out") from None
     if "scenes.json" in names:
         return _of_scenes(folder)
-    shown = [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    shown = [name for name in names if name.lower().endswith(SUFFIXES) and storage.is_data(name)]
     images = tuple(_taken(storage.join(folder, name) for name in shown))
     if not images:
         raise ValueError(

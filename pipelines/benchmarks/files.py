@@ -5,6 +5,7 @@ The folder may be a local path or an s3:// URI.
 """
 
 import hashlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pipelines.benchmarks.class_lists import LabelClass
 from pipelines.benchmarks.dataset import BACKGROUND, Scene, SegmentationDataset
 from pipelines.benchmarks.label_files import decode_labels
 
+_NAME = re.compile(r"(?!.*\.(?:jpe?g|png)$)[^\s/\\]*", re.IGNORECASE)  # without an ending, too
 IGNORED = 255
 ILLEGAL = -1
 
@@ -129,8 +131,19 @@ def find_folder(root: str, folders: Sequence[str], marker: str, *, benchmark: st
 
 
 def read_names(uri: str) -> list[str]:
-    """The names in a list of images, one per line. ValueError if one comes twice."""
-    names = storage.read_bytes(uri).decode(errors="replace").split()
+    """The names in a list of images, one per line. ValueError for a line that is no name, and if one comes twice."""
+    try:
+        lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{uri} is no text in UTF-8 ({error}): write the list again") from None
+    names: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{uri}, line {number}: {name[:80]!r} is no name of an image: give names without folder and ending"
+            )
+        names += [name] if name else []
     if repeated := next((name for name, count in Counter(names).items() if count > 1), None):
         raise ValueError(f"{uri} names {repeated} twice: write the list again")
     return names

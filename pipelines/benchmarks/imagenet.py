@@ -156,7 +156,7 @@ def _open_folders(root: str) -> FolderImageNet | None:
 
 def _open_parquet(root: str) -> ParquetImageNet | None:
     for uri in (root, storage.join(root, "data")):
-        names = [name for name in storage.list_files(uri) if name.endswith(".parquet")]
+        names = [name for name in storage.list_files(uri) if name.endswith(".parquet") and storage.is_data(name)]
         if not names:
             continue
         labels: list[int] = []

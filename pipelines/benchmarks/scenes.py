@@ -101,7 +101,7 @@ def open_scenes(uri: str) -> SceneDataset:
     part_of_scene: list[str] = []
     row_groups: list[tuple[str, int, int]] = []
     for name in storage.list_files(storage.join(uri, "data")):
-        if not name.endswith(".parquet"):
+        if not (name.endswith(".parquet") and storage.is_data(name)):
             continue
         place = storage.join(uri, "data", name)
         with storage.naming_damage(place, _MEND), storage.open_parquet(place) as parquet:

@@ -59,7 +59,7 @@ def write_file(
 def read_file_records(work: str) -> list[dict[str, Any]]:
     """Of all files, in their order."""
     names = storage.list_files(storage.join(work, "files"))
-    uris = [storage.join(work, "files", name) for name in names if name.endswith(".json")]
+    uris = [storage.join(work, "files", name) for name in names if name.endswith(".json") and storage.is_data(name)]
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         return list(threads.map(read_file_record, uris))
 

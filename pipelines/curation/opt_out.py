@@ -54,7 +54,7 @@ def read_opt_out(uri: str | None) -> tuple[OptOutList | None, str | None]:
     except OSError as error:
         raise ValueError(f"opt_out={uri}: cannot be read ({error}); give a file, one entry a line") from error
     try:
-        return OptOutList(content.decode()), hashlib.sha256(content).hexdigest()
+        return OptOutList(content.decode("utf-8-sig")), hashlib.sha256(content).hexdigest()
     except UnicodeDecodeError as error:
         raise ValueError(f"opt_out={uri}: is no text in UTF-8 ({error}); give one entry a line") from error
 

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.raw_shards import RECORD_VERSION, failure_reason, raw_shards, write_record
+from tests.pipelines.clutter import add_clutter
 
 
 def write_shard(folder, number, rows, *, row_column=True, whole=True):
@@ -120,3 +121,11 @@ def test_what_is_no_folder_of_raw_shards(tmp_path):
 )
 def test_reasons_of_failures(message, reason):
     assert failure_reason(message) == reason
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_files_that_are_no_data_are_skipped(whole, tmp_path):
+    for number in range(2):
+        write_shard(tmp_path, number, range(4), whole=whole)
+    add_clutter(tmp_path)
+    assert described(raw_shards(str(tmp_path)), tmp_path) == [("00000.parquet", []), ("00001.parquet", [])]

@@ -4,6 +4,7 @@ import stat
 import pytest
 
 from pipelines import storage
+from tests.pipelines.clutter import add_clutter
 
 
 def test_writes_and_reads_back_with_folders_made(tmp_path):
@@ -116,3 +117,16 @@ def test_failing_storage_is_not_called_damage(failing):
     ):
         raise failing
     assert caught.value is failing
+
+
+def test_what_systems_leave_beside_data_is_no_data(tmp_path):
+    for name in ("a.jpg", "folder/_b.jpg", "folder/c.d.jpg"):
+        storage.write_bytes(str(tmp_path / name), b"1")
+    expected = storage.list_sizes(str(tmp_path)), storage.list_folders(str(tmp_path))
+    add_clutter(tmp_path)
+    (tmp_path / "Thumbs.db").unlink()
+    (tmp_path / "desktop.ini").unlink()
+    found = storage.list_sizes(str(tmp_path))
+    assert {name: size for name, size in found.items() if name.endswith(".jpg")} == expected[0]
+    assert storage.list_folders(str(tmp_path)) == expected[1] == ["folder"]
+    assert [name for name in storage.list_files(str(tmp_path)) if storage.is_data(name)] == ["a.jpg"]

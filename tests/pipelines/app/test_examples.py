@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from pipelines.app.examples import MAX_EXAMPLES, read_examples
+from tests.pipelines.clutter import add_clutter
 from tests.pipelines.scenes_folder import CLASSES, write_scenes
 
 
@@ -42,3 +43,10 @@ def test_a_folder_without_images_is_refused(folder: str, tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no image: give a folder of"):
         read_examples(str(tmp_path / folder))
+
+
+def test_files_that_are_no_data_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    add_clutter(tmp_path)
+    assert [example.name for example in read_examples(str(tmp_path)).images] == ["a"]
+    assert not capsys.readouterr().err

@@ -21,6 +21,7 @@ from tests.pipelines.benchmarks.miniatures import (
     write_context,
     write_voc,
 )
+from tests.pipelines.clutter import add_clutter
 
 WRITERS: dict[str, Callable[[Path, list[Photo]], Path]] = {
     "voc21": write_voc,
@@ -201,6 +202,40 @@ def test_missing_images_are_noticed_too(tmp_path: Path, photos: list[Photo]) -> 
         next(root.rglob("*.jpg")).unlink()
         with pytest.raises(ValueError, match=f"1 of 3 images of {name} are missing"):
             BENCHMARKS[name](str(root))
+
+
+@pytest.mark.parametrize("benchmark", list(WRITERS))
+def test_files_that_are_no_data_are_skipped(benchmark: str, tmp_path: Path, photos: list[Photo]) -> None:
+    root = WRITERS[benchmark](tmp_path, photos)
+    whole = BENCHMARKS[benchmark](str(root))
+    add_clutter(root)
+    assert BENCHMARKS[benchmark](str(root)) == whole
+
+
+@pytest.mark.parametrize("written", ["\ufeff{}\n{}\n", "{}\r\n{}\r\n", "\n  {}\n\n{}", "{}\n{}\n\n"])
+def test_a_list_may_be_written_by_any_editor(written: str, tmp_path: Path, photos: list[Photo]) -> None:
+    root = write_voc(tmp_path, photos)
+    text = written.format("2011_000003", "2011_000006")
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_bytes(text.encode())
+    assert [scene.sample_id for scene in scenes_of(BENCHMARKS["voc21"](str(root)))] == ["2011_000003", "2011_000006"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"2011_000003\n2011_000006 1\n", r"val\.txt, line 2: '2011_000006 1' is no name of an image"),
+        (b"2011_000003.jpg\n", r"line 1: '2011_000003\.jpg' is no name of an image: give names without folder"),
+        (b"/JPEGImages/2011_000003.jpg /SegmentationClassAug/2011_000003.png\n", r"line 1: '/JPEGImages/"),
+        ("2011_000003\n".encode("utf-16"), r"val\.txt is no text in UTF-8"),
+    ],
+    ids=["flags", "ending", "pairs", "utf-16"],
+)
+def test_a_list_of_something_else_is_refused(content: bytes, message: str, tmp_path: Path, photos: list[Photo]) -> None:
+    root = write_voc(tmp_path, photos)
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        BENCHMARKS["voc21"](str(root))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_empty_or_repeating_list_is_refused(tmp_path: Path, photos: list[Photo]) -> None:

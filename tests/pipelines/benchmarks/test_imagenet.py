@@ -16,6 +16,7 @@ from pipelines import storage
 from pipelines.benchmarks.class_lists import read_imagenet_classes
 from pipelines.benchmarks.imagenet import FILES_PER_BLOCK, ImageNetDataset, LabelledImage, open_imagenet
 from tests.pipelines.benchmarks.miniatures import Photo, write_imagenet, write_imagenet_parquet
+from tests.pipelines.clutter import add_clutter
 
 NUM_IMAGES = 12
 
@@ -150,3 +151,11 @@ def test_damaged_images_are_named_when_read(tmp_path: Path, photos: list[Photo])
     pq.write_table(pa.table({"image": pa.array([photos[0].jpeg, None]), "label": [1, 2]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"row 1 of .*x\.parquet: .*cannot be decoded"):
         images_of(open_imagenet(str(tmp_path)))
+
+
+def test_files_that_are_no_data_are_skipped(tmp_path: Path, photos: list[Photo]) -> None:
+    for name, write in (("folders", write_imagenet), ("files", write_imagenet_parquet)):
+        root = write(tmp_path / name, photos, 4)
+        whole = open_imagenet(str(root))
+        add_clutter(root)
+        assert open_imagenet(str(root)) == whole

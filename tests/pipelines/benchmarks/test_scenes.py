@@ -8,7 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.benchmarks.dataset import Scene
 from pipelines.benchmarks.scenes import open_scenes
+from tests.groupvit.image_files import write_png
+from tests.pipelines.clutter import add_clutter
 from tests.pipelines.scenes_folder import png, write_scenes
 
 
@@ -92,3 +95,27 @@ def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
     dataset = open_scenes(str(folder))
     with pytest.raises(ValueError, match="there are 1 classes"):
         list(dataset.read(dataset.blocks([0], 1)[0]))
+
+
+def test_files_that_are_no_data_are_skipped(tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "scenes", 4)
+    whole = open_scenes(str(folder))
+    add_clutter(folder)
+    assert open_scenes(str(folder)) == whole
+
+
+def test_masks_of_few_bits_hold_the_same_labels(tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "scenes", 4)
+    expected = [scene.mask for scene in scenes_of(folder)]
+    file = folder / "data" / "00000.parquet"
+    rows = pq.read_table(file).to_pylist()
+    for row, mask in zip(rows, expected, strict=False):
+        row["mask"] = write_png(np.where(mask == 255, 0, mask), bits=2)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    for scene, mask in zip(scenes_of(folder)[: len(rows)], expected, strict=False):
+        np.testing.assert_array_equal(scene.mask, np.where(mask == 255, 0, mask))
+
+
+def scenes_of(folder: Path) -> list[Scene]:
+    dataset = open_scenes(str(folder))
+    return [scene for block in dataset.blocks(range(4), 3) for scene in dataset.read(block)]

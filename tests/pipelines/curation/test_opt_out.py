@@ -27,6 +27,12 @@ def test_looks_up_urls_domains_and_files():
     assert listed.has_url("http://[broken")  # nobody can say that it is not
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_entry(tmp_path):
+    (tmp_path / "list.txt").write_bytes(f"\ufeff{SHA}\r\nphotos.net\r\n".encode())
+    listed, _ = read_opt_out(str(tmp_path / "list.txt"))
+    assert listed is not None and listed.has_sha256(SHA) and listed.has_url("http://photos.net/x")
+
+
 def test_reads_the_list(tmp_path):
     path = tmp_path / "list"
     path.write_bytes(b"photos.net\n")
