@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, Precision, SegmentationConfig, to_dict
 from pipelines.benchmarks.names import BenchmarkName, Protocol
+from pipelines.folder_names import check_folder_name, split_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class DataConfig:
 
     sources: tuple[str, ...] = ()
     """Dataset folders (each holds dataset.json): local paths or s3:// URIs. In short, with the two fields below:
-    --data [NAME=]URI[:WEIGHT], once for each."""
+    --data [NAME=]URI[:WEIGHT], once for each. An existing folder like year=2020/train has no NAME before it."""
     weights: tuple[float, ...] | None = None
     """Share of each source in the mixture, in the order of `sources`; any positive scale. None: by size, as the paper
     does."""
@@ -178,15 +179,17 @@ class ExperimentConfig:
 def parse_data(texts: Sequence[str]) -> DataConfig:
     """The sources of `[NAME=]URI[:WEIGHT]`, one text for each. ValueError if only some have a weight.
 
-    A number after the last colon is a weight: end a path that ends in such a number with a slash.
+    A number after the last colon is a weight: end a path that ends in such a number with a slash. A folder that exists
+    has no name before it: `year=2020/train` is one folder.
     """
     names, sources, weights = [], [], []
     for text in texts:
-        found = re.fullmatch(r"(?:(?P<name>[\w.-]+)=)?(?P<uri>.+?)(?::(?P<weight>\d*\.?\d+))?", text)
-        if found is None:
+        found = re.fullmatch(r"(?P<source>.+?)(?::(?P<weight>\d*\.?\d+))?", text, re.DOTALL)
+        name, uri = (None, "") if found is None else split_name(found["source"])
+        if found is None or not uri:
             raise ValueError(f"data={text!r} is no source: give [NAME=]URI[:WEIGHT]")
-        sources.append(found["uri"])
-        names.append(found["name"] or found["uri"].rstrip("/").rpartition("/")[2])
+        sources.append(uri)
+        names.append(name or uri.rstrip("/").rpartition("/")[2])
         weights += [float(found["weight"])] if found["weight"] else []
     if len(weights) not in (0, len(sources)):
         raise ValueError(
@@ -265,8 +268,7 @@ def validate(config: ExperimentConfig) -> None:
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} leaves nothing of training.num_steps="
             f"{training.num_steps}: give less, e.g. {training.num_steps // 10}"
         )
-    if "/" in config.run_name or config.run_name.startswith("."):
-        raise ValueError(f"training.run_name={config.run_name!r} is no folder name: give letters, digits, - and _")
+    check_folder_name("training.run_name", config.run_name, reserved=("mlflow.db", "mlflow-artifacts"))
     if evaluation.every_n_steps is not None and evaluation.benchmark in ("all", "imagenet"):
         raise ValueError(
             f"evaluation.benchmark={evaluation.benchmark} is not for every few steps: give one of segmentation"

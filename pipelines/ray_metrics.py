@@ -10,6 +10,7 @@ Ray forgets a gauge when the process that set it ends.
 """
 
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from ray.util.metrics import Gauge
 
@@ -62,5 +63,10 @@ def _make(gauges: Mapping[str, tuple[str, str]], run_name: str) -> dict[str, Gau
     """The gauges, each told apart from other runs' by the tag `run`."""
     made = {key: Gauge(name, description=text, tag_keys=("run",)) for key, (name, text) in gauges.items()}
     for gauge in made.values():
-        gauge.set_default_tags({"run": run_name})
+        gauge.set_default_tags({"run": ascii_name(run_name)})
     return made
+
+
+def ascii_name(name: str) -> str:
+    """A run's name as Ray's metrics take it: other characters than ASCII's are quoted as in a URI."""
+    return name if name.isascii() else quote(name, safe=" ")

@@ -6,6 +6,7 @@ S3 is set up by what AWS's own tools go by: AWS_ENDPOINT_URL, AWS_REGION, and th
 
 import bisect
 import contextlib
+import errno
 import functools
 import os
 import random
@@ -57,6 +58,15 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name is of characters; Python keeps bytes of file names that are not UTF-8 as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     """The file system of `uri`, and its path there. ValueError if there is no such kind of URI."""
     if uri.startswith("s3://") and "?" not in uri:
@@ -65,6 +75,8 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         if not bucket or "@" in bucket:
             raise ValueError(f"s3://{bucket.rpartition('@')[2]}: give s3://bucket/folder, and credentials by {_BY}")
         return _s3(bucket, tuple(os.environ.get(name) for name in _S3_VARIABLES)), path
+    if not is_utf8(uri):
+        raise ValueError(f"{uri!a}: the name is not UTF-8; rename it")
     try:
         return fs.FileSystem.from_uri(absolute(uri))
     except (ValueError, OSError) as error:  # Arrow reports an unknown scheme as either
@@ -100,7 +112,10 @@ def read_bytes(uri: str) -> bytes:
         with filesystem.open_input_file(path) as file:
             return file.read()
 
-    return retry(read, uri)
+    try:
+        return retry(read, uri)
+    except NotADirectoryError as error:  # a part of the path is a file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri) from error
 
 
 def write_bytes(uri: str, content: bytes | memoryview) -> None:
@@ -287,9 +302,15 @@ def _explained(error: OSError, uri: str, bucket: str, refused: bool) -> StorageE
     return StorageError(f"{uri}: {endpoint} fails ({reason}); check AWS_ENDPOINT_URL, the server and the network")
 
 
+def short_prefix(name: str) -> str:
+    """How the name of something temporary begins that becomes `name`: short enough for more to follow, up to 255
+    bytes."""
+    return f".{name[:40]}."
+
+
 def _write_local(path: Path, content: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=short_prefix(path.name), suffix=".part", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

@@ -5,6 +5,8 @@ import dataclasses
 import re
 from typing import Literal
 
+from pipelines.folder_names import check_folder_name
+
 Scheduler = Literal["none", "asha", "pbt"]
 Searcher = Literal["grid", "random", "optuna"]
 
@@ -60,6 +62,8 @@ class SweepConfig:
                 raise ValueError(f"{name}={value} is too small: give at least {least}")
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} is no folder name: give letters, digits, - and _")
+        if self.name is not None:
+            check_folder_name("name", self.name, reserved=("mlflow-artifacts", "mlflow.db"))
         if self.budget is not None and not re.fullmatch(r"\d+|\d*\.?\d+h", self.budget):
             raise ValueError(f"budget={self.budget!r} is neither trials nor hours: give e.g. 20, or 3h")
         if self.budget is not None and (self.budget_trials == 0 or self.budget_seconds == 0):

@@ -11,6 +11,7 @@ import tyro
 from groupvit.captions import DEFAULT_TAGGER
 from groupvit.decode import MAX_PIXELS
 from pipelines import storage
+from pipelines.folder_names import split_name
 from pipelines.schema import DEFAULT_ROWS_PER_GROUP
 
 
@@ -27,8 +28,9 @@ class CurateConfig:
     """Raw shards → data set. None switches a rule off; rules on columns that a shard lacks let all pass."""
 
     raw: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Folder of raw shards, as `groupvit download` writes them: a path or URI, or name=URI. May be given several times;
-    of duplicates, the one in the folder given first is kept."""
+    """Folder of raw shards, as `groupvit download` writes them: a path or URI, or name=URI (an existing folder like
+    year=2020/raw has no name before it). May be given several times; of duplicates, the one in the folder given first
+    is kept."""
     out: str
     """Folder or URI of the data set to write."""
 
@@ -177,9 +179,7 @@ def _check_names(sources: Sequence[Source]) -> None:
 
 
 def _source(text: str) -> Source:
-    name, equals, uri = text.partition("=")
-    if not equals or "/" in name or ":" in name:  # an = within a path
-        name, uri = "", text
+    name, uri = split_name(text)
     if not uri:
         raise ValueError(f"raw={text!r} has no path: give a folder of raw shards, or name=folder")
     return Source(name=name or uri.rstrip("/").rpartition("/")[2] or "raw", uri=storage.absolute(uri))

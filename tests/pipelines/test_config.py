@@ -37,6 +37,7 @@ def test_paper_numbers() -> None:
         (["s3://bucket/cc3m/"], ("s3://bucket/cc3m/",), ("cc3m",), None),
         (["s3://b/x:0.7", "few=/data/y=1:.3"], ("s3://b/x", "/data/y=1"), ("x", "few"), (0.7, 0.3)),
         (["big=s3://b/x", "y:3/"], ("s3://b/x", "y:3/"), ("big", "y:3"), None),
+        (["few=year=2020:2", "s3://b/year=2020:1"], ("year=2020", "s3://b/year=2020"), ("few", "year=2020"), (2, 1)),
     ],
 )
 def test_sources_in_short(texts: list[str], sources: Any, names: Any, weights: Any) -> None:
@@ -53,6 +54,8 @@ def test_sources_in_short(texts: list[str], sources: Any, names: Any, weights: A
         ({"training": {"num_steps": 0}}, "training.num_steps=0"),
         ({"training": {"ema_decay": 1.0}}, "training.ema_decay=1.0"),
         ({"training": {"run_name": "a/b"}}, "training.run_name='a/b'"),
+        ({"training": {"run_name": "n" * 300}}, "training.run_name=nn.* is 300 bytes"),
+        ({"training": {"run_name": "mlflow.db"}}, "training.run_name='mlflow.db' is the name of something else"),
         ({"ingest": {"window_size": 40}}, "ingest.window_size=40 .* give 48"),
         ({"ingest": {"max_corrupt_fraction": 2.0}}, "ingest.max_corrupt_fraction=2.0"),
         ({"ingest": {"crop_scale": (0.5, 0.2)}}, "ingest.crop_scale"),

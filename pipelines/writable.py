@@ -1,0 +1,45 @@
+"""Whether a command will be able to write what it makes, found out before it works for hours."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from pyarrow import fs
+
+from pipelines import storage
+
+
+def check_writable(uri: str, field: str) -> None:
+    """ValueError unless files can be written in the folder `uri`, which is made with them; called before the work.
+
+    On disk something is written, and removed again, in the nearest folder that exists. Of object storage only the
+    bucket is looked for.
+    """
+    storage.check_bucket(uri)
+    filesystem, path = storage.resolve(uri)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return
+    folder = Path(path)
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise ValueError(f"{field}={uri} cannot be written: {folder} is a file; give another place")
+        longest = os.pathconf(folder, "PC_NAME_MAX")
+        for part in Path(path).relative_to(folder).parts:
+            if len(os.fsencode(part)) > longest:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        reason = f"in {folder}: {error.strerror}" if error.errno != errno.ENAMETOOLONG else error.strerror
+        raise ValueError(f"{field}={uri} cannot be written ({reason}); give another place") from error
+
+
+def check_file_writable(uri: str, field: str) -> None:
+    """As `check_writable`, for one file."""
+    filesystem, path = storage.resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem) and Path(path).is_dir():
+        raise ValueError(f"{field}={uri} is a folder: give the name of a file")
+    check_writable(uri.rpartition("/")[0] or "/", field)
