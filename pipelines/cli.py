@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.sweep_config import SweepConfig
 
 from pipelines.partial import PartlyDone, WorkFailedError
+from pipelines.terminal import failure_of_output, keep_going
 
 Config = TypeVar("Config")
 
@@ -55,7 +56,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
                                                   download; see docs/clusters.md
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
-output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to mend in what was asked.
+output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to fix in what was asked.
 """
 
 
@@ -315,6 +316,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    keep_going()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
@@ -328,14 +330,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if os.environ.get("GROUPVIT_TRACEBACK"):
             raise
-        print(f"groupvit: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    except OSError as error:
-        from pipelines.storage import StorageError
-
-        if not isinstance(error, StorageError):
+    except OSError as error:  # a disk, an object store, the network
+        if os.environ.get("GROUPVIT_TRACEBACK"):
             raise
-        print(f"groupvit: error: {error}", file=sys.stderr)
+        print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
         return 1
     except WorkFailedError as error:
         if os.environ.get("GROUPVIT_TRACEBACK"):
@@ -349,7 +349,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if as_json:
         sys.stdout.flush()
         print(json.dumps(result), flush=True)
+    sys.stdout.flush()
+    if failure := failure_of_output():
+        print(f"groupvit: error: {failure}; the work itself is done", file=sys.stderr)
+        return exit_code or 1
     return exit_code
+
+
+def _one_line(error: ValueError | OSError) -> str:
+    message = str(error)
+    if isinstance(error, UnicodeEncodeError):  # file names and arguments that are not UTF-8 have such characters
+        message = f"{error.object[:200]!a} holds bytes that are not UTF-8: rename the file, or give text in UTF-8"
+    elif isinstance(error, UnicodeDecodeError):
+        message = f"{error.object[:200]!r} is not UTF-8: rename the file, or convert its text"
+    elif isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
+    return " ".join(message.split())
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:

@@ -5,13 +5,14 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import ray
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.causes import is_of_ray, root_cause
+from pipelines.terminal import without_ray_lines
 
 _READS_AHEAD = "iter_threaded"
 """Name of the threads of Ray Data's iterators."""
@@ -21,26 +22,30 @@ _READS_AHEAD = "iter_threaded"
 def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[None]:
     """A Ray cluster: the one this process or RAY_ADDRESS names, else one here for the time of the context.
 
-    A cluster that is started here has at least `least_cpus`, if only on paper. What fails there in the context is
-    raised as its root cause: one line (`Cause.to_error`).
+    A cluster that is started here has at least `least_cpus`, if only on paper. `show_logs`: what Ray's processes log,
+    its C++ parts in this process included, is shown as well. What fails there in the context is raised as its root
+    cause: one line (`Cause.to_error`).
     """
     joined_here = not ray.is_initialized()
-    if joined_here:
-        _join_or_start(least_cpus, show_logs)
-    try:
-        yield
-    except Exception as error:
-        if not is_of_ray(error):
-            raise
-        raise root_cause(error).to_error() from error
-    finally:
+    with without_ray_lines() if joined_here and not show_logs else nullcontext():
         if joined_here:
-            shut_down()
+            _join_or_start(least_cpus, show_logs)
+        try:
+            yield
+        except Exception as error:
+            if not is_of_ray(error):
+                raise
+            raise root_cause(error).to_error() from error
+        finally:
+            if joined_here:
+                shut_down()
 
 
 def _join_or_start(least_cpus: int, show_logs: bool) -> None:
+    # Ray's warnings tell of its own affairs, like the tokens by which its processes know each other.
+    level = logging.WARNING if show_logs else logging.ERROR
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=show_logs, logging_level=logging.WARNING)
+        ray.init(log_to_driver=show_logs, logging_level=level)
     else:
         # One process less per run: nobody takes this machine away in advance.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -49,7 +54,7 @@ def _join_or_start(least_cpus: int, show_logs: bool) -> None:
             num_cpus=max(os.cpu_count() or 1, least_cpus),
             include_dashboard=False,
             log_to_driver=show_logs,
-            logging_level=logging.WARNING,
+            logging_level=level,
         )
 
 
