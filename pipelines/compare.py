@@ -17,7 +17,9 @@ from pipelines.compare_config import CompareConfig
 from pipelines.compared_run import ComparedRun, check_comparable, find_run
 from pipelines.comparison import CAVEAT, Comparison, compare_runs
 from pipelines.config import TrackingConfig
+from pipelines.mlflow_places import artifacts_beside, check_database
 from pipelines.text_table import aligned, csv_text
+from pipelines.writable import check_writable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +38,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         raise ValueError(
             f"mlflow_run={config.mlflow_run} is given, but tracking_uri is not, and MLFLOW_TRACKING_URI is not set"
         )
+    if config.out is not None:
+        check_writable(config.out, "out")
+    if config.log:
+        check_database(tracking_uri, "tracking_uri")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -133,9 +139,7 @@ def _own_run(client: "MlflowClient", comparison: Comparison, tracking_uri: str) 
     name = TrackingConfig.experiment
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        database = tracking_uri.removeprefix("sqlite:///")
-        beside = None if database == tracking_uri else str(Path(database).resolve().parent / "mlflow-artifacts")
-        experiment_id = client.create_experiment(name, artifact_location=beside)
+        experiment_id = client.create_experiment(name, artifact_location=artifacts_beside(tracking_uri))
     else:
         experiment_id = experiment.experiment_id
     found = client.search_runs([experiment_id], f"tags.`{COMPARISON_TAG}` = '{digest}'", max_results=1)

@@ -22,6 +22,7 @@ from pipelines.curation.raw import Piece, Shard, check_shards, pieces_of, read_s
 from pipelines.progress_line import ProgressLine
 from pipelines.provenance import code_version, redact
 from pipelines.schema import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
+from pipelines.writable import check_writable
 
 _WORK = "_curation"
 _TERMS = "terms.json"
@@ -52,6 +53,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     }
     if (done := _finished(config, terms)) is not None:
         return done
+    check_writable(config.out, "out")
     work = _begin(config, terms)
     started = time.perf_counter()
     reports = _curate(config, pieces, work)

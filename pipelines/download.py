@@ -31,6 +31,7 @@ from pipelines.raw_shards import (
     read_stats,
     write_record,
 )
+from pipelines.writable import check_writable
 
 OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 NOT_TO_RETRY = frozenset({"opt_out", "refused_address", "invalid_url"})
@@ -63,6 +64,8 @@ def _open_record(config: DownloadConfig, out: str, files: list[str]) -> dict[str
     """The record of the download in `out`, which is begun if there is none."""
     record = read_record(out)
     digest = url_lists.digest(files)
+    if record is None or not record["passes"][-1]["finished"]:
+        check_writable(out, "out")
     if record is None:
         if has_shards(out):
             raise ValueError(f"out={config.out}: holds raw shards without their record; give another folder")

@@ -9,6 +9,7 @@ window is the same bit by bit, and what is summed are pixel counts.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,10 +40,12 @@ from pipelines.evaluation_report import (
     table,
     write_report,
 )
+from pipelines.mlflow_places import check_database
 from pipelines.model_workers import ModelWorkers, model_workers
 from pipelines.progress_line import ProgressLine
 from pipelines.protocols import protocol_of
 from pipelines.scoring import Method, Scorer, Scores, Task, mean_usage, score_all
+from pipelines.writable import check_writable
 
 CANDIDATE_THRESHOLDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
@@ -61,6 +64,11 @@ def evaluate(
 
     `segmentation` replaces the protocol. ValueError for what the user got wrong.
     """
+    if "://" in config.out:
+        raise ValueError(f"out={config.out} is no path: results are written on this machine; give a local folder")
+    check_writable(config.out, "out")
+    if config.mlflow_run is not None:
+        check_database(config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), "tracking_uri")
     if config.benchmark == "imagenet":
         return _classify(config)
     datasets, left_out = _open(config)

@@ -20,6 +20,7 @@ from pipelines.dataset_page import Sample, dataset_page
 from pipelines.dataset_verification import Verification, verify
 from pipelines.row_groups import Run, in_threads, read_columns, runs_of
 from pipelines.schema import DatasetInfo, open_dataset
+from pipelines.writable import check_file_writable
 
 _THUMBNAIL_SIDE = 160  # pixels; some 6 kB each
 _MOST_SAMPLES = 500
@@ -55,6 +56,8 @@ def inspect_dataset(config: InspectConfig) -> dict[str, Any]:
     ValueError for what is wrong with the data set; with `config.verify`, once all of that has been printed.
     """
     info = open_dataset(config.dataset)
+    out = storage.absolute(config.out)
+    check_file_writable(out, "out")
     verified = {}
     if config.verify:
         verification = verify(info)
@@ -63,7 +66,6 @@ def inspect_dataset(config: InspectConfig) -> dict[str, Any]:
     card = read_card(info, config.max_counted_samples)
     print(card_text(card))
     page = dataset_page(card, _read_samples(info, config.num_samples))
-    out = storage.absolute(config.out)
     storage.write_bytes(out, page.encode())
     print(f"wrote {out}", file=sys.stderr)
     return card.summary() | verified | {"page": out}

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from groupvit.config import to_dict
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten
 from pipelines.evaluation_record import missing_steps
+from pipelines.mlflow_places import artifacts_in, check_database, database_path, database_uri
 from pipelines.provenance import code_version
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.storage import absolute
 from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
+from pipelines.writable import check_writable
 
 if TYPE_CHECKING:
     from pipelines.checkpoint_evaluator import CheckpointEvaluator
@@ -91,7 +93,9 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
     uri = config.tracking.uri
     if uri == "default":
         database = runs_folder if "://" not in runs_folder else os.getcwd()
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}/mlflow.db"
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or database_uri(f"{database}/mlflow.db")
+    if uri is not None and "?" not in uri and (path := database_path(uri)) is not None:
+        uri = database_uri(path)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, sources=tuple(absolute(source) for source in config.data.sources)),
@@ -105,6 +109,15 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
             calibration=None if evaluation.calibration is None else absolute(evaluation.calibration),
         ),
     )
+
+
+def check_places(run: RunFolder, config: ExperimentConfig) -> None:
+    """ValueError if a run that is not complete could not write its folder, or MLflow's database."""
+    if run.latest_step() < config.training.num_steps:
+        check_writable(run.uri, "training.runs_folder")
+        check_database(config.tracking.uri, "tracking.uri")
+        if config.training.record_samples is not None:
+            check_writable(config.training.record_samples, "training.record_samples")
 
 
 def start_or_continue(
@@ -153,7 +166,7 @@ def _identity(
         experiment=config.tracking.experiment,
         run_name=config.run_name,
         job_id=job_id,
-        artifact_location=f"{config.training.runs_folder}/mlflow-artifacts"
+        artifact_location=artifacts_in(config.training.runs_folder)
         if config.tracking.uri.startswith("sqlite")
         else None,
         params=flatten(to_dict(config)),

@@ -22,9 +22,11 @@ from pipelines.causes import root_cause
 from pipelines.cluster import check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
-from pipelines.job import Job, Ties, start_or_continue, with_absolute_paths
+from pipelines.job import Job, Ties, check_places, start_or_continue, with_absolute_paths
 from pipelines.partial import WorkFailedError
 from pipelines.process_group import ProcessGroup
+from pipelines.progress_line import duration
+from pipelines.ray_metrics import ascii_name
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.training_data import RoundRobin, SlicesFromCheckpoint
@@ -35,7 +37,8 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
 def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, Any]:
-    """Run `config`, or continue it, to its last step; returns the summary that `--json` prints. `ties`: it is a trial.
+    """Run `config`, or continue it, to its last step; prints its results, which a run that is complete already has as
+    well, and returns the summary that `--json` prints. `ties`: it is a trial.
 
     Raises ValueError, before any work, for whatever the user got wrong; and when too many images turn out to be
     corrupt.
@@ -48,11 +51,14 @@ def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, An
 
         check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
+    check_places(run, config)
     job = start_or_continue(run, config, datasets, ties)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
         _train(job, ties)
-    return _summary(job, first_step, read_record(run) if job.evaluates else None)
+    summary = _summary(job, first_step, read_record(run) if job.evaluates else None)
+    print(_results(summary), flush=True)
+    return summary
 
 
 def _train(job: Job, ties: Ties | None) -> None:
@@ -178,8 +184,9 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
             resources_per_worker=resources_per_worker(config, use_gpu=use_gpu),
         ),
         run_config=ray.train.RunConfig(
-            name=config.run_name,
-            storage_path=config.training.runs_folder,
+            # Ray writes next to nothing there. Where its name for the run is not ours, the folder is within the run's.
+            name=(name := ascii_name(config.run_name)),
+            storage_path=config.training.runs_folder if name == config.run_name else job.run.uri,
             failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
             callbacks=[_StopsAtWhatLasts()],
         ),
@@ -240,3 +247,15 @@ def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) ->
         "evaluations": None if evaluations is None else evaluations.summary(),
         "registered_model": registered,
     }
+
+
+def _results(summary: Mapping[str, Any]) -> str:
+    """What a complete run has come to, in lines."""
+    lines = [
+        f"{summary['run']}: complete at step {summary['step']}  loss {summary['loss']:.4f}  trained "
+        f"{duration(summary['train_seconds'])} at {summary['images_per_second']:.0f} images/s"
+    ]
+    evaluations = summary["evaluations"]
+    if evaluations is not None and (best := evaluations["best_step"]) is not None:
+        lines.append(f"best evaluation: mIoU {evaluations['scores'][best]:.2f} % at step {best}")
+    return "\n".join([*lines, f"checkpoint: {summary['checkpoint']}"])

@@ -19,6 +19,7 @@ from groupvit.checkpoint import MODEL_FILE, load_state
 from groupvit.model_card import license_of
 from pipelines.checkpoints import local_checkpoint
 from pipelines.config import TrackingConfig
+from pipelines.mlflow_places import artifacts_beside, check_database
 from pipelines.model_flavour import log_model_to_mlflow, one_line
 from pipelines.provenance import code_version, redact
 
@@ -50,6 +51,7 @@ def register(config: RegisterConfig) -> dict[str, Any]:
             "tracking_uri is not given and MLFLOW_TRACKING_URI is not set: give a server or database, like "
             "http://localhost:5000 or sqlite:///runs/mlflow.db"
         )
+    check_database(uri, "tracking_uri")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
     with local_checkpoint(config.checkpoint) as folder:
         state = load_state(folder)
@@ -97,9 +99,7 @@ def _run_of(client: MlflowClient, uri: str, folder: Path, checkpoint: str) -> st
     name = TrackingConfig.experiment
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        database = uri.removeprefix("sqlite:///")
-        beside = None if database == uri else str(Path(database).resolve().parent / "mlflow-artifacts")
-        experiment_id = client.create_experiment(name, artifact_location=beside)
+        experiment_id = client.create_experiment(name, artifact_location=artifacts_beside(uri))
     else:
         experiment_id = experiment.experiment_id
     found = client.search_runs([experiment_id], f"tags.`{WEIGHTS_TAG}` = '{digest}'", max_results=1)

@@ -31,6 +31,7 @@ from pipelines.checkpoints import local_checkpoint
 from pipelines.partial import PartlyDone
 from pipelines.pictures import read_picture
 from pipelines.protocols import protocol_of
+from pipelines.writable import check_writable
 
 LONGEST_DRAWN = 2048
 """Pixels of the longer side of overlays and group pictures; labels have the image's own size."""
@@ -80,6 +81,7 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
     can be, if some of several images could not be segmented.
     """
     words = parse_words(config.classes)
+    check_writable(config.out, "out")
     with local_checkpoint(config.checkpoint) as folder:
         model = load(folder)
         segmentation = segmentation or protocol_of(config.protocol, model, load_state(folder))

@@ -24,8 +24,10 @@ import ray.tune
 from pipelines import storage
 from pipelines.cluster import check_room, ray_cluster, starts_here
 from pipelines.evaluation_record import read_record
+from pipelines.mlflow_places import check_database
 from pipelines.partial import PartlyDone
 from pipelines.pretrain import gpus_here, open_datasets, resources_per_worker, trains_in_place, uses_gpu
+from pipelines.ray_metrics import ascii_name
 from pipelines.schema import DatasetInfo
 from pipelines.search_space import Space
 from pipelines.sweep_config import SweepConfig
@@ -34,6 +36,7 @@ from pipelines.sweep_plan import Sweep, TrialSpec, plan_sweep
 from pipelines.sweep_search import TrialSearcher, proposer_of, scheduler_of
 from pipelines.sweep_trial import TrialTask, run_trial
 from pipelines.sweep_watch import Ends, SweepBook, Watch
+from pipelines.writable import check_writable
 
 _SETTLE_EVERY_SECONDS = 5.0
 _QUIET = {
@@ -60,6 +63,9 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
     datasets = open_datasets(space.base)
     check_evaluation(space.base)
     folder = SweepFolder(planned)
+    if folder.read_summary() is None:
+        check_writable(planned.uri, "training.runs_folder")
+        check_database(planned.tracking_uri, "tracking.uri")
     sweep_id = folder.start_or_continue()
     book = SweepBook(planned, folder)
     summary = folder.read_summary()
@@ -122,7 +128,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
                     trial_dirname_creator=_trial_name,
                 ),
                 run_config=ray.tune.RunConfig(
-                    name=planned.name,
+                    name=ascii_name(planned.name),
                     storage_path=kept,
                     failure_config=ray.tune.FailureConfig(max_failures=planned.config.max_failures),
                     callbacks=[Watch(planned, book, say)],

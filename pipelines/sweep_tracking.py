@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -11,6 +10,7 @@ from mlflow.entities import Param
 from groupvit.config import to_dict
 from pipelines.config import fixes_the_result, flatten
 from pipelines.job import start_or_continue
+from pipelines.mlflow_places import artifacts_beside
 from pipelines.model_flavour import one_line
 from pipelines.provenance import code_version, redact
 from pipelines.schema import DatasetInfo
@@ -93,5 +93,4 @@ def _experiment_id(client: Any, sweep: Sweep) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    beside = str(Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts") if uri.startswith("sqlite") else None
-    return client.create_experiment(name, artifact_location=beside)
+    return client.create_experiment(name, artifact_location=artifacts_beside(uri))

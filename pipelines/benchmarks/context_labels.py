@@ -22,6 +22,7 @@ from groupvit.decode import MAX_PIXELS
 from pipelines import storage
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context import LABELS, LIST, find_context
+from pipelines.writable import check_writable
 
 ANNOTATIONS = "trainval_merged.json"
 _IMAGE_NAME = re.compile(r"(\w+)\.jpg")
@@ -47,6 +48,7 @@ def prepare_context(config: PrepareContextConfig) -> dict[str, Any]:
             f"root={config.root}: none of {', '.join(candidates)} exists; "
             "get it from https://cs.stanford.edu/~roozbeh/pascal-context/"
         )
+    check_writable(storage.join(folder, LABELS), "root")
     try:
         images, masks = _read(uri)
         for image in images:

@@ -31,6 +31,7 @@ from pipelines.demo.raw import write_raw_shards
 from pipelines.demo.scenes import write_scenes
 from pipelines.progress_line import ProgressLine
 from pipelines.schema import sample_id, write_dataset
+from pipelines.writable import check_writable
 
 SCENES_PER_TASK = 250
 MAX_TASKS_UNDER_WAY = 16
@@ -85,6 +86,7 @@ def demo_data(kind: str, config: DemoDataConfig) -> dict[str, Any]:
     try:
         metadata = json.loads(storage.read_bytes(storage.join(config.out, _last_file(config))))
     except FileNotFoundError:
+        check_writable(config.out, "out")
         return generate(_load(kind), config, made_by)
     if metadata.get("demo_data") != made_by:
         raise ValueError(f"out={config.out} holds other demo data; give another folder, or remove this one")

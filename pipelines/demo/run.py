@@ -7,6 +7,7 @@ Run again, it continues: finished data and training are kept, evaluation is done
 
 import dataclasses
 import os
+import shlex
 import shutil
 import statistics
 import sys
@@ -29,7 +30,9 @@ from pipelines.evaluate import evaluate
 from pipelines.evaluate_config import EvaluateConfig
 from pipelines.experiments import demo as demo_experiment
 from pipelines.memory import PeakMemory
+from pipelines.mlflow_places import database_uri
 from pipelines.pretrain import pretrain
+from pipelines.writable import check_writable
 
 DATA_SEED = 1
 """Of the scenes; the demo's settings were found on scenes of another seed."""
@@ -67,6 +70,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Do it all; returns the summary that `--json` prints. ValueError for what the user got wrong."""
     started = time.monotonic()
     out = Path(config.out).absolute()
+    check_writable(str(out), "out")
+    if config.store is not None:
+        check_writable(config.store, "store")
     with PeakMemory() as memory:
         data = _make_data(config, storage.join(config.store or str(out), "data"))
         results = [_train_and_evaluate(config, data, seed, out) for seed in config.seeds]
@@ -94,8 +100,12 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     }
     print(_comparison(summary))
     print(f"\nPictures: {' '.join(first['pictures'])}")
-    print(f"MLflow:   mlflow server --backend-store-uri sqlite:///{out}/mlflow.db --host 127.0.0.1")
+    print(f"MLflow:   mlflow server --backend-store-uri {shlex.quote(_tracking_uri(out))} --host 127.0.0.1")
     return summary
+
+
+def _tracking_uri(out: Path) -> str:
+    return database_uri(f"{out}/mlflow.db")
 
 
 def _make_data(config: DemoConfig, folder: str) -> dict[str, Any]:
@@ -151,7 +161,7 @@ def _experiment(config: DemoConfig, data: dict[str, Any], seed: int, out: Path) 
             runs_folder=config.store or str(out),
             run_name=f"{data['kind']}-seed-{seed}",
         ),
-        tracking=dataclasses.replace(base.tracking, uri=f"sqlite:///{out}/mlflow.db"),
+        tracking=dataclasses.replace(base.tracking, uri=_tracking_uri(out)),
         segmentation=segmentation,
     )
 
@@ -165,7 +175,7 @@ def _train_and_evaluate(config: DemoConfig, data: dict[str, Any], seed: int, out
         trained["checkpoint"],
         folder,
         mlflow_run=trained["mlflow_run_id"],
-        tracking_uri=f"sqlite:///{out}/mlflow.db",
+        tracking_uri=_tracking_uri(out),
     )
     pictures = [str(folder / f"examples_{part}.png") for part in ("seen", "unseen")]
     return {**trained, "metrics": report["metrics"], "pictures": pictures}

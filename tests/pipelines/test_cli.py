@@ -1,16 +1,22 @@
 """The command line as a user sees it: exit codes, and what is on which stream."""
 
 import dataclasses
+import errno
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines import storage
 from pipelines.cli import COMMANDS, main, parse
 from pipelines.partial import WorkFailedError
+from tests.pipelines.dataset_folder import make_dataset
+from tests.pipelines.raw_shards import good_rows, write_shards
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,76 @@ def test_work_that_fails_is_one_line_on_stderr_and_exit_code_1(
     monkeypatch.setenv("GROUPVIT_TRACEBACK", "1")
     with pytest.raises(WorkFailedError):
         main(["curate"])
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[str, str]:
+    """What commands read, and a file below which nothing can be written."""
+    (tmp_path / "file").touch()
+    (tmp_path / "list.csv").write_text("url,caption\nhttp://127.0.0.1:9/a.jpg,a dog\n")
+    make_dataset(tmp_path / "data", 40)
+    write_shards(tmp_path / "raw", good_rows(range(2)), 2)
+    return {"file": f"{tmp_path}/file", "in": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        # Of what is needed for the work itself, much is missing here: the place is looked at first.
+        ("segment photo.jpg --checkpoint /nowhere --classes dog --out {file}/below", "out"),
+        ("export --checkpoint /nowhere --to onnx --out {file}/below", "out"),
+        ("import-weights /nowhere --out {file}/below", "out"),
+        ("evaluate --checkpoint /nowhere --root /nowhere --out {file}/below", "out"),
+        ("compare /nowhere /nor-here --out {file}/below", "out"),
+        ("compare /nowhere /nor-here --tracking-uri sqlite:///{file}/below/mlflow.db", "tracking_uri"),
+        ("register --checkpoint /nowhere --name a --tracking-uri sqlite:///{file}/below/mlflow.db", "tracking_uri"),
+        ("demo-data shapes --out {file}/below", "out"),
+        ("demo --out {file}/below", "out"),
+        ("download --url-list {in}/list.csv --out {file}/below", "out"),
+        ("curate --raw {in}/raw --out {file}/below", "out"),
+        ("inspect {in}/data --out {file}/below/page.html", "out"),
+        ("pretrain debug --data {in}/data --training.runs-folder {file}/below", "training.runs_folder"),
+        ("pretrain debug --data {in}/data --training.record-samples {file}/below", "training.record_samples"),
+        ("pretrain debug --data {in}/data --tracking.uri sqlite:///{file}/mlflow.db", "tracking.uri"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    arguments: str, field: str, inputs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path(inputs["in"]).rglob("*"))
+    if "runs-folder" not in arguments and arguments.startswith("pretrain"):
+        arguments += " --training.runs-folder {in}/runs"
+    assert main(arguments.format(**inputs).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"groupvit: error: {field}=") and error.count("\n") == 1
+    assert f"cannot be written: {inputs['file']} is a file" in error
+    assert sorted(Path(inputs["in"]).rglob("*")) == before
+
+
+def test_an_error_of_the_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(uri: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), uri)
+
+    data = make_dataset(tmp_path / "data", 8).uri
+    monkeypatch.setattr(storage, "write_bytes", write)
+    assert main(["inspect", data, "--out", f"{tmp_path}/page.html"]) == 1
+    assert capsys.readouterr().err == f"groupvit: error: {tmp_path}/page.html: No space left on device\n"
+
+
+@pytest.mark.parametrize("argument", ["caf\udce9.jpg", "caf\udce9"])
+def test_names_that_are_not_utf_8_are_named(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ["demo-data", "shapes", "--out", argument],
+        ["inspect", argument],
+        ["pretrain", "debug", "--data", argument],
+        ["download", "--url-list", argument, "--out", "x"],
+        ["segment", "a.jpg", "--checkpoint", argument, "--classes", "dog"],
+    ):
+        assert main(command) == 2, command
+        error = capsys.readouterr().err
+        assert error.isascii() and error.count("\n") == 1 and "caf\\udce9" in error and "not UTF-8" in error, error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

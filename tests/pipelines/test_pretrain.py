@@ -10,11 +10,16 @@ import pytest
 import ray
 
 import groupvit
+from pipelines import storage
 from pipelines.config import ExperimentConfig
+from pipelines.evaluation_record import EvaluationRecord, write_record
 from pipelines.experiments import debug
+from pipelines.job import start_or_continue, with_absolute_paths
 from pipelines.pretrain import pretrain
+from pipelines.run_folder import RunFolder
 from tests.pipelines.dataset_folder import make_dataset
 from tests.pipelines.local_cluster import local_cluster
+from tests.pipelines.scenes_folder import write_scenes
 
 pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy
 
@@ -68,8 +73,38 @@ def test_refuses_more_workers_than_the_cluster_has_cpus(tmp_path: Path, cluster:
         pretrain(make_config(data, tmp_path / "runs", training={"num_workers": 4, "global_batch_size": 32}))
 
 
+def test_a_complete_run_given_again_says_its_results_without_ray(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.shutdown()  # whatever another test left
+    data = make_dataset(tmp_path / "data", 40)
+    scenes = str(write_scenes(tmp_path / "scenes", 4))
+    changes = {"evaluation": {"every_n_steps": 3, "root": scenes}}
+    config = with_absolute_paths(make_config(data.uri, tmp_path / "runs", **changes))
+    run = RunFolder(f"{tmp_path}/runs/debug")
+    start_or_continue(run, config, [data])
+    state = {"loss": 2.25, "train_seconds": 48.0, "substituted_images": 0}
+    for step in (3, 6):
+        storage.write_bytes(f"{run.checkpoint_uri(step)}/state.json", json.dumps(state).encode())
+    write_record(run, EvaluationRecord(scores={3: 41.25, 6: 40.0}))
+    before = sorted(path for path in tmp_path.rglob("*"))
+
+    summary = pretrain(config)
+    assert summary["resumed_from_step"] == summary["step"] == 6
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "debug: complete at step 6  loss 2.2500  trained 0:00:48 at 2 images/s",  # 6 x 16 images
+        "best evaluation: mIoU 41.25 % at step 3",
+        f"checkpoint: {run.checkpoint_uri(6)}",
+    ]
+    assert not ray.is_initialized()
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
 @pytest.mark.slow
-def test_counts_corrupt_images_and_writes_self_contained_checkpoints(tmp_path: Path, cluster: None) -> None:
+def test_counts_corrupt_images_and_writes_self_contained_checkpoints(
+    tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make_dataset(tmp_path / "data", 48, corrupt=(3, 30))
     config = make_config(data.uri, tmp_path / "runs", training={"num_steps": 6, "keep_checkpoints": 2})
     summary = pretrain(config)
@@ -87,7 +122,9 @@ def test_counts_corrupt_images_and_writes_self_contained_checkpoints(tmp_path: P
     assert groupvit.load(folder).config == config.model
 
     # The same command again has nothing to do, and says the same.
+    printed = capsys.readouterr().out.splitlines()
     again = pretrain(config)
+    assert capsys.readouterr().out.splitlines() == printed[-2:]
     assert again == {**summary, "resumed_from_step": 6}
     # What would make it another run is refused.
     other = make_config(data.uri, tmp_path / "runs", training={"num_steps": 6}, loss={"num_prompts": 1})
