@@ -35,8 +35,8 @@ def test_artifacts_lie_beside_the_database(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
     (tmp_path / "x.txt").write_text("x")
-    place = artifacts_beside(database_uri(f"{folder}/mlflow.db"))
-    assert place == artifacts_in(str(folder))
+    place = artifacts_in(str(folder))
+    assert artifacts_beside(database_uri(f"{folder}/mlflow.db")) == place
     get_artifact_repository(place).log_artifact(str(tmp_path / "x.txt"))
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [name]
     assert (folder / "mlflow-artifacts" / "x.txt").read_text() == "x"
