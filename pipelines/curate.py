@@ -81,12 +81,13 @@ def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[st
         reports = _reports_by_source(pieces, work, names)
         report = _sum(list(reports.values()))
         num_rows = report.num_rows - report.drops.total()
+        num_captions = report.num_captions - report.caption_drops.total()
         if not num_rows:
             raise ValueError(
                 f"out={config.out}: no sample passed; drops: {dict(report.drops.most_common())}. Loosen the rules"
             )
         progress = ProgressLine("written", num_rows, "rows")
-        for _, num_samples in run_files(len(pieces), num_rows, config, names, work):
+        for _, num_samples in run_files(len(pieces), num_rows, num_captions, config, names, work):
             progress.add(num_samples)
     return reports
 
@@ -107,20 +108,30 @@ def _finish(
     names = [source.name for source in config.sources]
     records = read_file_records(work)
     drops = {name: Counter(report.drops) for name, report in reports.items()}
+    caption_drops = {name: Counter(report.caption_drops) for name, report in reports.items()}
     kept: Counter[str] = Counter()
+    captions_kept: Counter[str] = Counter()
     for record in records:
         kept.update(record["kept"])
-        for name, counts in record["drops"].items():
-            drops[name].update(counts)
+        captions_kept.update(record["captions_kept"])
+        for name in names:
+            drops[name].update(record["drops"].get(name, {}))
+            caption_drops[name].update(record["caption_drops"].get(name, {}))
     rows_in = {name: report.num_rows for name, report in reports.items()}
+    captions_in = {name: report.num_captions for name, report in reports.items()}
     for name in names:
         assert rows_in[name] == kept[name] + drops[name].total(), f"{name}: rows lost or counted twice"
+        told = captions_kept[name] + caption_drops[name].total()
+        assert captions_in[name] == told, f"{name}: captions lost or counted twice"
     seconds = _sum(list(reports.values())).seconds
     summary = {
         "out": config.out,
         "num_rows": sum(rows_in.values()),
         "num_samples": kept.total(),
         "drops": dict(sum(drops.values(), Counter()).most_common()),
+        "num_captions_in": sum(captions_in.values()),
+        "num_captions": captions_kept.total(),
+        "caption_drops": dict(sum(caption_drops.values(), Counter()).most_common()),
         "sources": {
             source.name: {
                 "uri": redact(source.uri),
@@ -128,6 +139,9 @@ def _finish(
                 "num_rows": rows_in[source.name],
                 "num_samples": kept[source.name],
                 "drops": dict(drops[source.name].most_common()),
+                "num_captions_in": captions_in[source.name],
+                "num_captions": captions_kept[source.name],
+                "caption_drops": dict(caption_drops[source.name].most_common()),
             }
             for source in config.sources
         },
@@ -235,11 +249,7 @@ def _reports_by_source(pieces: Sequence[Piece], work: str, names: Sequence[str])
 def _sum(reports: Sequence[Report]) -> Report:
     total = Report()
     for report in reports:
-        total.num_rows += report.num_rows
-        total.num_bytes += report.num_bytes
-        total.drops.update(report.drops)
-        for step, seconds in report.seconds.items():
-            total.seconds[step] += seconds
+        total.add(report)
     return total
 
 
@@ -262,6 +272,8 @@ def _print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], ela
     print(f"{'kept':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_samples"]]))
     cells = [summary["sources"][name]["num_rows"] for name in names]
     print(f"{'of':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_rows"]]))
+    lost = ", ".join(f"{reason} {count:,}" for reason, count in summary["caption_drops"].items()) or "none"
+    print(f"captions: {summary['num_captions']:,} kept of {summary['num_captions_in']:,}; dropped: {lost}")
     whole = max(sum(seconds.values()), 1e-9)
     shares = "  ".join(
         f"{name} {part / whole:.0%}" for name, part in sorted(seconds.items(), key=lambda item: -item[1])

@@ -37,6 +37,7 @@ class Statistics:
     """What was counted in the samples, or in a part of them."""
 
     num_counted: int
+    num_captions: int
     sources: Chart
     histograms: tuple[Chart, ...]
     nouns: Chart
@@ -64,6 +65,7 @@ class DatasetCard:
             "row groups": f"{len(self.info.rows):,}",
             "files": f"{len(self.info.files):,}",
             "bytes": f"{self.num_bytes:,} ({self.num_bytes / self.info.num_samples / 1000:,.1f} kB per sample)",
+            "captions": f"{statistics.num_captions:,} for {statistics.num_counted:,} samples",
             "samples without nouns": share(statistics.num_without_nouns, statistics.num_counted),
             "distinct nouns": f"{statistics.num_distinct_nouns:,}",
             "dropped": f"{self.dropped().total:,}" if "drops" in self.info.metadata else "not said",
@@ -95,6 +97,7 @@ class DatasetCard:
             "num_bytes": self.num_bytes,
             "drops": {source: dict(reasons) for source, reasons in self.drops.items()},
             "num_counted": self.statistics.num_counted,
+            "num_captions": self.statistics.num_captions,
             "num_without_nouns": self.statistics.num_without_nouns,
             "num_distinct_nouns": self.statistics.num_distinct_nouns,
             "charts": {chart.title: dict(chart.bars) for chart in self.charts()},
@@ -149,6 +152,7 @@ def _statistics(info: DatasetInfo, max_counted_samples: int) -> Statistics:
     )
     return Statistics(
         num_counted=len(width),
+        num_captions=len(length),
         sources=ranking("source", sources),
         histograms=(
             histogram("short side, pixels", np.minimum(width, height)),
@@ -175,15 +179,18 @@ class _Part:
 
 
 def _read_part(info: DatasetInfo, run: Run) -> _Part:
-    table = read_columns(info, run, ["width", "height", "caption", "source", "nouns"])
-    nouns = table.column("nouns")
+    table = read_columns(info, run, ["width", "height", "captions", "source", "nouns"])
+    captions = call_function("list_flatten", [table.column("captions")])
+    nouns = call_function("list_flatten", [table.column("nouns")])
+    has_nouns = call_function("list_value_length", [nouns]).to_numpy() > 0
+    sample_of = call_function("list_parent_indices", [table.column("nouns")]).to_numpy()
     return _Part(
         width=table.column("width").to_numpy(),
         height=table.column("height").to_numpy(),
-        caption_length=call_function("utf8_length", [table.column("caption")]).to_numpy(),
+        caption_length=call_function("utf8_length", [captions]).to_numpy(),
         sources=_counts(table.column("source").cast(pa.string())),
         nouns=_counts(call_function("list_flatten", [nouns])),
-        num_without_nouns=int(np.count_nonzero(call_function("list_value_length", [nouns]).to_numpy() == 0)),
+        num_without_nouns=table.num_rows - len(np.unique(sample_of[has_nouns])),
     )
 
 

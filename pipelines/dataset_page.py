@@ -48,8 +48,9 @@ class Sample:
 
     thumbnail: bytes | None
     """JPEG. None: the image cannot be decoded."""
-    caption: str
-    nouns: Sequence[str]
+    captions: Sequence[str]
+    nouns: Sequence[Sequence[str]]
+    """Of each caption."""
     width: int
     height: int
     source: str | None
@@ -137,13 +138,15 @@ def _chart(chart: Chart) -> str:
 
 
 def _sample(sample: Sample) -> str:
-    caption = _escape(shortened(sample.caption, _LONGEST_CAPTION))
+    captions = [_escape(shortened(caption, _LONGEST_CAPTION)) for caption in sample.captions]
     if sample.thumbnail is None:
         picture = '<div class="broken">cannot be decoded</div>'
     else:
         data = base64.b64encode(sample.thumbnail).decode()
-        picture = f'<img loading="lazy" alt="{caption}" src="data:image/jpeg;base64,{data}">'
+        picture = f'<img loading="lazy" alt="{captions[0]}" src="data:image/jpeg;base64,{data}">'
     origin = f"{sample.width}×{sample.height}" + (f", {sample.source}" if sample.source else "")
-    faint = [f"nouns: {', '.join(sample.nouns) or 'none'}", origin, *([redact(sample.url)] if sample.url else [])]
+    nouns = dict.fromkeys(noun for of_caption in sample.nouns for noun in of_caption)
+    faint = [f"nouns: {', '.join(nouns) or 'none'}", origin, *([redact(sample.url)] if sample.url else [])]
     lines = "".join(f'<p class="faint" dir="auto">{_escape(shortened(line, _LONGEST_LINE))}</p>' for line in faint)
-    return f'<li>{picture}<p dir="auto">{caption}</p>{lines}</li>'
+    said = "".join(f'<p dir="auto">{caption}</p>' for caption in captions)
+    return f"<li>{picture}{said}{lines}</li>"

@@ -1,7 +1,7 @@
 """Re-reads a data set and holds it against its manifest.
 
 What it cannot see: other nouns, source, url, license or sha256 in a row that can still be read, since `sample_id` is
-made of image and caption alone.
+made of image and captions alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,12 +17,13 @@ from pipelines import storage
 from pipelines.progress_line import ProgressLine
 from pipelines.row_groups import Run, in_threads, runs_of
 from pipelines.schema import (
-    DATASET_SCHEMA,
     MANIFEST_SCHEMA,
     DatasetInfo,
+    dataset_schema,
     digest,
     digest_of_manifest,
     read_manifest,
+    read_row_groups,
     row_group_bytes,
     sample_id,
 )
@@ -97,7 +98,7 @@ def _check(info: DatasetInfo, manifest: pa.Table, run: Run) -> _Checked:
     num_samples = 0
     try:
         file = storage.open_parquet(uri)
-        if not file.schema_arrow.equals(DATASET_SCHEMA):
+        if not file.schema_arrow.equals(dataset_schema(info.metadata["schema_version"])):
             raise ValueError("its columns or their types are not those of a data set")
     except Exception as error:  # Arrow raises errors of every kind on damaged files
         problem = f"{name} row groups {run.groups[0] - first} to {run.groups[-1] - first}: cannot be read: {error}"
@@ -124,7 +125,7 @@ def _check(info: DatasetInfo, manifest: pa.Table, run: Run) -> _Checked:
 
 
 def _read(file: pq.ParquetFile, uri: str, row_group: int) -> pa.Table:
-    table = storage.retry(lambda: file.read_row_group(row_group, use_threads=False), uri)
+    table = storage.retry(lambda: read_row_groups(file, [row_group]), uri)
     table.validate(full=True)  # or damaged text and offsets would be followed
     return table
 
@@ -140,8 +141,10 @@ def _wrong_with_group(file: pq.ParquetFile, rows: list[dict[str, Any]], entry: M
 
 
 def _wrong_with_sample(row: Mapping[str, Any]) -> Iterable[str]:
-    if sample_id(row["image"], row["caption"]) != row["sample_id"]:
+    if not row["captions"] or sample_id(row["image"], *row["captions"]) != row["sample_id"]:
         yield f"image or caption changed: they do not make sample_id {row['sample_id'][:32]!r}"
+    if len(row["nouns"]) != len(row["captions"]):
+        yield f"has {len(row['captions'])} captions, and nouns for {len(row['nouns'])}"
     try:
         height, width, _ = decode_image(row["image"]).shape
     except ValueError as error:

@@ -105,7 +105,7 @@ def _read_samples(info: DatasetInfo, num_samples: int) -> list[Sample]:
 
 
 def _samples(info: DatasetInfo, run: Run, rows: np.ndarray) -> list[Sample]:
-    columns = ["image", "caption", "nouns", "width", "height", "source", "url"]
+    columns = ["image", "captions", "nouns", "width", "height", "source", "url"]
     table = read_columns(info, run, columns).take(rows)
     return [Sample(thumbnail=_thumbnail(row.pop("image")), **row) for row in table.to_pylist()]
 

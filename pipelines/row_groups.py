@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.schema import DatasetInfo
+from pipelines.schema import DatasetInfo, read_row_groups
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -46,7 +46,7 @@ def read_columns(info: DatasetInfo, run: Run, columns: Sequence[str]) -> pa.Tabl
     row_groups = [group - int(info.first_groups[run.file]) for group in run.groups]
 
     def read() -> pa.Table:
-        return storage.open_parquet(uri).read_row_groups(row_groups, columns=list(columns), use_threads=False)
+        return read_row_groups(storage.open_parquet(uri), row_groups, columns)
 
     with storage.naming_damage(uri, "`groupvit inspect --verify` tells what is damaged"):
         return storage.retry(read, uri)

@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 DATASET_SCHEMA = pa.schema(
     [
-        pa.field("sample_id", pa.string(), nullable=False),  # content hash of image and caption
+        pa.field("sample_id", pa.string(), nullable=False),  # content hash of image and captions
         pa.field("image", pa.binary(), nullable=False),  # JPEG or WebP
-        pa.field("caption", pa.string(), nullable=False),  # cleaned, not lower-cased
-        pa.field("nouns", pa.list_(pa.string()), nullable=False),  # of the caption; may be empty
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # at least one; cleaned, not lower-cased
+        pa.field("nouns", pa.list_(pa.list_(pa.string())), nullable=False),  # of each caption; may be empty
         pa.field("width", pa.int32(), nullable=False),  # of `image`, pixels
         pa.field("height", pa.int32(), nullable=False),
         pa.field("source", pa.dictionary(pa.int32(), pa.string())),  # the data set it came from
@@ -35,6 +35,12 @@ DATASET_SCHEMA = pa.schema(
         pa.field("sha256", pa.string()),  # of the original file
     ]
 )
+
+_ONE_CAPTION = {
+    "captions": pa.field("caption", pa.string(), nullable=False),
+    "nouns": pa.field("nouns", pa.list_(pa.string()), nullable=False),
+}
+"""What data sets of schema 1 have in place of these columns."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -71,11 +77,41 @@ class DatasetInfo:
     """Raw shards in the place of a data set: see `pipelines.uncurated`."""
 
 
-def sample_id(image: bytes, caption: str) -> str:
-    """Content hash of a sample, 32 hexadecimal digits: stable across re-runs."""
+def sample_id(image: bytes, *captions: str) -> str:
+    """Content hash of an image and its captions in their order, 32 hexadecimal digits: stable across re-runs."""
     digest = hashlib.sha256(hashlib.sha256(image).digest())  # hashed apart, so that no byte can move between the two
-    digest.update(caption.encode())
+    if len(captions) == 1:
+        digest.update(captions[0].encode())  # the id that data sets of schema 1 have
+    else:
+        for caption in captions:
+            digest.update(hashlib.sha256(caption.encode()).digest())
     return digest.hexdigest()[:32]
+
+
+def dataset_schema(version: int) -> pa.Schema:
+    """Columns of a data set of schema `version`."""
+    if version == SCHEMA_VERSION:
+        return DATASET_SCHEMA
+    return pa.schema([_ONE_CAPTION.get(field.name, field) for field in DATASET_SCHEMA])
+
+
+def read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    """`columns`, by default all, of some row groups of a data file, as DATASET_SCHEMA has them.
+
+    In a file of schema 1, the caption and its nouns become lists of one.
+    """
+    if "captions" in file.schema_arrow.names:
+        return file.read_row_groups(row_groups, columns=columns, use_threads=False)
+    if columns is not None:
+        columns = ["caption" if name == "captions" else name for name in columns]
+    table = file.read_row_groups(row_groups, columns=columns, use_threads=False)
+    for name, old in _ONE_CAPTION.items():
+        if old.name in table.column_names:
+            index = table.column_names.index(old.name)
+            values = table.column(index).combine_chunks()
+            lists = pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), values)
+            table = table.set_column(index, DATASET_SCHEMA.field(name), lists)
+    return table
 
 
 def write_dataset(

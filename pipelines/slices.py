@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, draw_prompts
+from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, draw_prompts, mine_nouns
 from groupvit.config import from_dict
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import TrainSample, TrainTransform
@@ -22,7 +22,8 @@ from pipelines import storage
 from pipelines.config import IngestConfig
 from pipelines.ingest import IngestPlan, Slice
 from pipelines.sampling import Samples
-from pipelines.uncurated import complete, read_raw_row_group
+from pipelines.schema import read_row_groups
+from pipelines.uncurated import read_raw_row_group, with_captions
 
 
 def load_slices(plan: IngestPlan, first: int, end: int) -> list[Slice]:
@@ -63,7 +64,7 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
         substituted[index] = used != place
         caption = rows[used]["caption"]
         prompts, keys = draw_prompts(
-            rows[used]["nouns"] or [],
+            rows[used]["nouns"],
             caption,
             plan.num_prompts,
             np.random.default_rng(seeds >> 64),
@@ -100,16 +101,36 @@ def _transform_first_good(
     raise ValueError(f"image: none of the {len(rows)} images of a window can be decoded; curate the data set again")
 
 
+def caption_index(num_captions: int, seed: int, epoch: int, sample_id: str) -> int:
+    """Which of its captions a sample shows in an epoch: within `num_captions` epochs each once, in an order that is
+    drawn anew after that.
+
+    Drawn apart from the generators of augmentation and prompts, which give the same for any number of captions: so runs
+    on one caption an image resume with the bits they had before there could be several.
+    """
+    cycle, place = divmod(epoch, num_captions)
+    keys = [_hash(f"caption {seed} {cycle} {sample_id} {index}", 8) for index in range(num_captions)]
+    return sorted(range(num_captions), key=keys.__getitem__)[place]
+
+
 def _read_rows(plan: IngestPlan, samples: Samples) -> list[dict[str, Any]]:
-    """The rows of `samples`, in their order; every row group is read once."""
+    """The rows of `samples`, in their order, each with the caption of its epoch and that caption's nouns; every row
+    group is read once."""
     rows: list[dict[str, Any]] = [{}] * len(samples.position)
     groups, group_of = np.unique(np.stack([samples.source, samples.row_group]), axis=1, return_inverse=True)
     for index, (source, group) in enumerate(groups.T.tolist()):
         places = np.flatnonzero(group_of.reshape(-1) == index)
-        table = _read_row_group(plan, source, group).take(samples.row[places])
-        found = table.to_pylist()
-        for place, row in zip(places.tolist(), complete(found) if plan.is_raw[source] else found, strict=True):
+        found = _read_row_group(plan, source, group).take(samples.row[places]).to_pylist()
+        if plan.is_raw[source]:
+            found = with_captions(found)
+        for place, row in zip(places.tolist(), found, strict=True):
+            number = caption_index(len(row["captions"]), plan.order.seed, int(samples.epoch[place]), row["sample_id"])
+            row["caption"] = row["captions"][number]
+            row["nouns"] = (row["nouns"][number] or []) if "nouns" in row else None
             rows[place] = row
+    raw = [row for row in rows if row["nouns"] is None]
+    for row, nouns in zip(raw, mine_nouns([row["caption"] for row in raw]) if raw else [], strict=True):
+        row["nouns"] = nouns
     return rows
 
 
@@ -121,8 +142,7 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
     def read() -> pa.Table:
         if plan.is_raw[source]:
             return read_raw_row_group(_open_parquet(uri), row_group)
-        columns = ["sample_id", "image", "caption", "nouns"]
-        return _open_parquet(uri).read_row_group(row_group, columns=columns, use_threads=False)
+        return read_row_groups(_open_parquet(uri), [row_group], ["sample_id", "image", "captions", "nouns"])
 
     mend = "download it again" if plan.is_raw[source] else "`groupvit inspect --verify` tells what else is"
     with storage.naming_damage(uri, mend):

@@ -1,4 +1,4 @@
-"""Raw shards read by training as they are: images that arrived, with captions mended and nouns mined on the way.
+"""Raw shards read by training as they are: images that arrived, with captions cleaned and nouns mined on the way.
 
 For a first look. What `groupvit curate` would leave out is all in there: duplicates, boiler-plate captions, images too
 small; and nouns are mined again in every epoch.
@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from groupvit.captions import mine_nouns
 from pipelines import storage
 from pipelines.curation.text import clean_caption
+from pipelines.raw_columns import CAPTION_COLUMNS, captions, wrong_with_columns
 from pipelines.raw_shards import has_shards, raw_shards
 from pipelines.schema import DatasetInfo, open_dataset, sample_id
 
-_COLUMNS = ("jpg", "caption", "status")
+_COLUMNS = ("jpg", "status")
 _NUM_READERS = 16  # that wait for object storage
 
 
@@ -57,18 +57,17 @@ def open_raw_shards(uri: str) -> DatasetInfo:
 
 
 def read_raw_row_group(file: pq.ParquetFile, row_group: int) -> pa.Table:
-    """image and caption (as it came) of the samples of a row group that arrived."""
-    table = file.read_row_group(row_group, columns=list(_COLUMNS), use_threads=False)
-    return table.filter(_arrived(table)).select(["jpg", "caption"]).rename_columns(["image", "caption"])
+    """image and captions (as they came) of the samples of a row group that arrived."""
+    table = file.read_row_group(row_group, columns=[*_COLUMNS, *_caption_columns(file)], use_threads=False)
+    arrived, texts = _arrived(table)
+    columns = {"image": table.column("jpg"), "captions": pa.array(texts, pa.list_(pa.large_string()))}
+    return pa.table(columns).filter(arrived)
 
 
-def complete(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `read_raw_row_group` with all that training reads of a sample."""
-    captions = [clean_caption(row["caption"]) for row in rows]
-    return [
-        {**row, "caption": caption, "nouns": nouns, "sample_id": sample_id(row["image"], caption)}
-        for row, caption, nouns in zip(rows, captions, mine_nouns(captions), strict=True)
-    ]
+def with_captions(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `read_raw_row_group` with the captions cleaned, and their ids."""
+    cleaned = [{**row, "captions": [clean_caption(text) for text in row["captions"]]} for row in rows]
+    return [{**row, "sample_id": sample_id(row["image"], *row["captions"])} for row in cleaned]
 
 
 def _count_rows(uri: str) -> list[int]:
@@ -77,14 +76,25 @@ def _count_rows(uri: str) -> list[int]:
     with storage.naming_damage(uri, advice):
         file = storage.open_parquet(uri)
     with file:
-        missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
+        found, names = _caption_columns(file), file.schema_arrow.names
+        missing = [name for name in _COLUMNS if name not in names] + ([] if found else ["caption"])
         if missing:
             raise ValueError(f"{uri}: has no column {missing[0]}; raw shards are what img2dataset writes as parquet")
+        if wrong := wrong_with_columns(file.schema_arrow, frozenset([*_COLUMNS, *CAPTION_COLUMNS])):
+            raise ValueError(f"{uri}: {wrong}")
         with storage.naming_damage(uri, advice):
-            groups = [file.read_row_group(index, columns=["caption", "status"]) for index in range(file.num_row_groups)]
-    return [_arrived(group).to_pylist().count(True) for group in groups]
+            groups = [file.read_row_group(index, columns=["status", *found]) for index in range(file.num_row_groups)]
+            return [_arrived(group)[0].to_pylist().count(True) for group in groups]
 
 
-def _arrived(table: pa.Table) -> pa.ChunkedArray:
-    arrived = pc.equal(table.column("status"), "success")  # pyright: ignore[reportAttributeAccessIssue]
-    return pc.and_(arrived, table.column("caption").is_valid())  # pyright: ignore[reportAttributeAccessIssue]
+def _caption_columns(file: pq.ParquetFile) -> list[str]:
+    return [name for name in CAPTION_COLUMNS if name in file.schema_arrow.names]
+
+
+def _arrived(table: pa.Table) -> tuple[pa.Array, list[list[str]]]:
+    """Which rows have an image and a caption, and the captions of all rows, without those that are missing."""
+    found = {name: table.column(name).combine_chunks() for name in CAPTION_COLUMNS if name in table.column_names}
+    texts = [[text for text in row if text is not None] for row in captions(found)]
+    success = pc.equal(table.column("status"), "success")  # pyright: ignore[reportAttributeAccessIssue]
+    has_caption = pa.array([bool(row) for row in texts], pa.bool_())
+    return pc.and_(success, has_caption).combine_chunks(), texts  # pyright: ignore[reportAttributeAccessIssue]

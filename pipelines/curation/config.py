@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -56,7 +56,13 @@ class CurateConfig:
     min_latin_share: float | None = 0.7
     """Least share of Latin letters among the letters, for the vocabulary is English."""
     max_images_per_caption: int | None = 10
-    """A caption that more images than this bear is boiler-plate, and all of them are dropped."""
+    """A caption that more images than this bear is boiler-plate: it is dropped, and images that have no other."""
+
+    captions: Literal["merge", "first"] = "merge"
+    """`merge`: an image keeps all its captions that pass, and those of its duplicates, the same file or content, come
+    to it. `first`: its first one that passes."""
+    max_captions_per_image: int = 10
+    """More are left out, the last ones first."""
 
     # Scores, where the shards have them
     min_similarity: float | None = None
@@ -73,8 +79,8 @@ class CurateConfig:
     """File, by path or URI, of what must not be used: a URL, a domain (with all below it) or the sha256 of an image
     file on each line."""
     near_duplicate_distance: int | None = 4
-    """Images whose 64-bit perceptual hashes differ in at most this many bits are the same picture: the first is
-    kept. 0 to 7; more is slower."""
+    """Images whose 64-bit perceptual hashes differ in at most this many bits are the same picture: an image is dropped
+    if one before it that is kept is so near. 0 to 7; more is slower."""
     seed: int = 0
     """Of the order of the samples."""
     tagger: str = DEFAULT_TAGGER
@@ -104,6 +110,10 @@ class CurateConfig:
     @property
     def sources(self) -> tuple[Source, ...]:
         return tuple(_source(text) for text in self.raw)
+
+    @property
+    def max_captions(self) -> int:
+        return 1 if self.captions == "first" else self.max_captions_per_image
 
 
 _FREE = (
@@ -144,6 +154,7 @@ def validate(config: CurateConfig) -> None:
         ("min_letter_share", 0, 1),
         ("min_latin_share", 0, 1),
         ("max_images_per_caption", 1, None),
+        ("max_captions_per_image", 1, None),
         ("max_punsafe", 0, 1),
         ("max_pwatermark", 0, 1),
         ("near_duplicate_distance", 0, 7),

@@ -1,11 +1,13 @@
-"""Which samples of the corpus are boiler-plate or duplicates of earlier ones: pure functions of parts of the index that
-a shuffle brought together, so that no process holds all of it.
+"""Which captions of the corpus are boiler-plate, and which samples are duplicates: pure functions of parts of the index
+that a shuffle brought together.
 
-`MARKS_SCHEMA` is what goes through the shuffles: rows of the index, and marks that say why the sample of that `order`
-is dropped.
+`MARKS_SCHEMA` is what goes through the shuffles: rows of the index, one for each caption, and marks. A mark says why
+the sample of its `order` is dropped, or that a duplicate brings a caption to the sample `keeper`.
+
+Only `resolve` sees the whole corpus, but nothing of it except what may be a duplicate: some 100 bytes each. Whether a
+picture is dropped depends on which of those before it were kept, so that has to be decided in one place.
 """
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.curation.near import UInt64, bands, has_near, near_a_kept_one
 from pipelines.curation.pieces import INDEX_SCHEMA
 
-KEEP, BOILERPLATE, DUPLICATE, NEAR_DUPLICATE = range(4)
+KEEP, BOILERPLATE, DUPLICATE, NEAR_DUPLICATE, BROUGHT = range(5)
 REASONS = ("", "caption_boilerplate", "duplicate", "near_duplicate")
-"""Drop reasons; where several hold for a sample, the first counts."""
+"""Drop reasons of samples; where several hold for a sample, the first counts."""
 
-MARKS_SCHEMA = INDEX_SCHEMA.append(pa.field("file", pa.int32(), nullable=False)).append(
-    pa.field("mark", pa.int8(), nullable=False)
+MARKS_SCHEMA = pa.schema(
+    [
+        *INDEX_SCHEMA,
+        pa.field("file", pa.int32(), nullable=False),  # number of the file of the data set
+        pa.field("keeper", pa.int64(), nullable=False),  # `order` of the sample that a duplicate's caption goes to
+        pa.field("mark", pa.int8(), nullable=False),
+    ]
 )
-"""`file`: number of the file of the data set."""
 
 KEYS_SCHEMA = pa.schema(
     [
@@ -32,14 +39,32 @@ KEYS_SCHEMA = pa.schema(
         pa.field("order", pa.int64(), nullable=False),
         pa.field("perceptual", pa.uint64(), nullable=False),
         pa.field("file", pa.int32(), nullable=False),
+        pa.field("place", pa.large_binary()),  # of the caption; null in bands
     ]
 )
 """Samples that agree in kind and key may be duplicates, and are in the same partition."""
-_FIRST_BAND = 2
-_HASH_BITS = 64
-_CHUNK = 2048  # hashes compared with as many at a time: 32 MB
 
-UInt64 = npt.NDArray[np.uint64]
+FOUND_SCHEMA = pa.schema(
+    [
+        pa.field("mark", pa.int8(), nullable=False),  # DUPLICATE, or NEAR_DUPLICATE: it may be one, or have one
+        pa.field("order", pa.int64(), nullable=False),
+        pa.field("file", pa.int32(), nullable=False),
+        pa.field("keeper", pa.int64(), nullable=False),  # the first sample that a duplicate agrees with
+        pa.field("keeper_file", pa.int32(), nullable=False),
+        pa.field("perceptual", pa.uint64(), nullable=False),
+        pa.field("place", pa.large_binary()),
+    ]
+)
+"""What a partition tells `resolve`."""
+
+_FIRST_BAND = 2
+_PLACE = np.dtype(
+    [
+        (name, INDEX_SCHEMA.field(name).type.to_pandas_dtype())
+        for name in ("number", "source", "caption", "piece", "run", "offset", "image_bytes", "bytes")
+    ]
+)
+"""What a duplicate's caption is found by."""
 
 
 def file_of(shuffle_key: UInt64, num_files: int) -> npt.NDArray[np.int32]:
@@ -48,8 +73,7 @@ def file_of(shuffle_key: UInt64, num_files: int) -> npt.NDArray[np.int32]:
 
 
 def mark_boilerplate(rows: pa.Table, max_images: int | None) -> pa.Table:
-    """Mark the rows whose caption more than `max_images` different images bear. All rows of a caption must be in
-    `rows`."""
+    """Mark the captions that more than `max_images` different images bear. All rows of a caption must be in `rows`."""
     if max_images is None or not rows.num_rows:
         return rows
     caption, content = _numbers(rows, "caption"), _numbers(rows, "content")
@@ -61,43 +85,42 @@ def mark_boilerplate(rows: pa.Table, max_images: int | None) -> pa.Table:
 
 
 def duplicate_keys(rows: pa.Table, distance: int | None, num_partitions: int) -> pa.Table:
-    """[KEYS_SCHEMA] what each row that is not marked is compared by.
+    """[KEYS_SCHEMA] what each caption that is not marked, and its image, is compared by.
 
     The hash is cut into `distance` + 1 bands: two hashes that differ in no more bits agree in one band at least.
     """
     rows = rows.filter(pc.field("mark") == KEEP)
     order, file = _numbers(rows, "order"), _numbers(rows, "file")
     hashes = rows.column("perceptual").fill_null(0).to_numpy().astype(np.uint64)
-    textured = rows.column("perceptual").is_valid().to_numpy()
-    parts = [(0, _numbers(rows, "content"), None), (1, _numbers(rows, "original"), None)]
+    every = np.arange(rows.num_rows)
+    places = _places(rows)
+    parts = [(0, _numbers(rows, "content"), every, places), (1, _numbers(rows, "original"), every, places)]
     if distance is not None:
-        bounds = [round(_HASH_BITS * band / (distance + 1)) for band in range(distance + 2)]
-        for band, (low, high) in enumerate(itertools.pairwise(bounds)):
-            bits = np.uint64(2 ** (high - low) - 1) if high - low < _HASH_BITS else np.uint64(2**64 - 1)
-            parts.append((_FIRST_BAND + band, hashes >> np.uint64(low) & bits, textured))
+        firsts = np.unique(order, return_index=True)[1]  # an image is compared once, however many its captions
+        textured = firsts[rows.column("perceptual").is_valid().to_numpy()[firsts]]
+        nowhere = pa.nulls(len(textured), pa.large_binary())
+        for band, keys in enumerate(bands(hashes, distance)):
+            parts.append((_FIRST_BAND + band, keys, textured, nowhere))
     tables = [KEYS_SCHEMA.empty_table()]
-    for kind, key, chosen in parts:
-        mask = np.ones(len(order), dtype=bool) if chosen is None else chosen
+    for kind, key, chosen, place in parts:
         columns = {
-            "partition": partition_of(key[mask], kind, num_partitions),
-            "kind": np.full(mask.sum(), kind, dtype=np.int8),
-            "key": key[mask],
-            "order": order[mask],
-            "perceptual": hashes[mask],
-            "file": file[mask],
+            "partition": partition_of(key[chosen], kind, num_partitions),
+            "kind": np.full(len(chosen), kind, dtype=np.int8),
+            "key": key[chosen],
+            "order": order[chosen],
+            "perceptual": hashes[chosen],
+            "file": file[chosen],
+            "place": place,
         }
         tables.append(pa.table(columns, schema=KEYS_SCHEMA))
     return pa.concat_tables(tables)
 
 
 def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
-    """[MARKS_SCHEMA] a mark for each row of a partition that an earlier row is a duplicate of; a row may get several.
-
-    An earlier row counts also where it is dropped itself: of pictures that go over into one another by small steps, the
-    first is kept. So every row can be judged apart from what becomes of the others.
-    """
+    """[FOUND_SCHEMA] of a partition: the captions of duplicates of an earlier sample, in content or original file, and
+    the images that are near another one."""
     if not keys.num_rows:
-        return MARKS_SCHEMA.empty_table()
+        return FOUND_SCHEMA.empty_table()
     kind, key, order = _numbers(keys, "kind"), _numbers(keys, "key"), _numbers(keys, "order")
     by_key = np.lexsort((order, key, kind))
     kind, key, order = kind[by_key], key[by_key], order[by_key]
@@ -105,53 +128,102 @@ def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
     starts = np.flatnonzero(np.r_[True, (kind[1:] != kind[:-1]) | (key[1:] != key[:-1])])
     ends = np.r_[starts[1:], len(key)]
     mark = np.zeros(len(key), dtype=np.int8)
+    first = np.arange(len(key))  # of the samples that agree with each
     several = ends - starts > 1
     for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
         if kind[start] < _FIRST_BAND:
-            mark[start + 1 : end] = DUPLICATE
+            mark[start:end] = np.where(order[start:end] != order[start], DUPLICATE, KEEP)
+            first[start:end] = start
         elif distance is not None:
-            mark[start:end][_has_earlier_within(hashes[start:end], distance)] = NEAR_DUPLICATE
-    found = mark > KEEP
-    num_found = int(found.sum())
-    columns: dict[str, Any] = {
-        field.name: np.zeros(num_found, dtype=field.type.to_pandas_dtype()) for field in MARKS_SCHEMA
+            samples = start + np.unique(order[start:end], return_index=True)[1]
+            mark[samples[has_near(hashes[samples], distance)]] = NEAR_DUPLICATE
+    found = np.flatnonzero(mark)
+    columns = {
+        "mark": mark[found],
+        "order": order[found],
+        "file": file[found],
+        "keeper": order[first[found]],
+        "keeper_file": file[first[found]],
+        "perceptual": hashes[found],
+        "place": keys.column("place").take(pa.array(by_key[found])),
     }
-    return pa.table(columns | {"order": order[found], "file": file[found], "mark": mark[found]}, schema=MARKS_SCHEMA)
+    return pa.table(columns, schema=FOUND_SCHEMA)
 
 
-def decide(rows_and_marks: pa.Table) -> pa.Table:
-    """The rows of a file of the data set, each with one mark: its own or, of those found for it, the first reason."""
-    mark, order = _numbers(rows_and_marks, "mark"), _numbers(rows_and_marks, "order")
-    found = mark >= DUPLICATE
-    rows = rows_and_marks.filter(pa.array(~found))
-    place = np.argsort(order[~found], kind="stable")
-    worst = mark[~found].copy()
-    at = place[np.searchsorted(order[~found], order[found], sorter=place)]
-    unmarked = np.full(len(worst), len(REASONS), dtype=np.int8)
-    np.minimum.at(unmarked, at, mark[found])
-    worst = np.where((worst == KEEP) & (unmarked < len(REASONS)), unmarked, worst)
-    return rows.set_column(rows.schema.get_field_index("mark"), MARKS_SCHEMA.field("mark"), pa.array(worst))
+def resolve(found: pa.Table, distance: int | None) -> pa.Table:
+    """[MARKS_SCHEMA] of what all partitions found: a mark for each sample that is dropped, and the captions that
+    duplicates bring to the samples that they are duplicates of.
+
+    A sample is a duplicate if an earlier one has its content or its original file; near ones are told among the rest,
+    in their order: a picture is dropped if it is near one before it that is kept.
+    """
+    if not found.num_rows:
+        return MARKS_SCHEMA.empty_table()
+    is_duplicate = _numbers(found, "mark") == DUPLICATE
+    duplicates, others = found.filter(pa.array(is_duplicate)), found.filter(pa.array(~is_duplicate))
+    tables = [MARKS_SCHEMA.empty_table()]
+    order, file, keeper, keeper_file = _keepers(duplicates)
+    tables.append(_marks(order=order, file=file, keeper=keeper, mark=np.full(len(order), DUPLICATE)))
+
+    if len(order):
+        place = np.frombuffer(b"".join(duplicates.column("place").to_pylist()), _PLACE)
+        brought_by = _numbers(duplicates, "order")
+        once = np.unique(np.stack([brought_by, place["number"]]), axis=1, return_index=True)[1]
+        place, brought_by = place[once], brought_by[once]
+        at = np.searchsorted(order, brought_by)
+        columns = {name: place[name] for name in _PLACE.names or ()}
+        mark = np.full(len(once), BROUGHT)
+        tables.append(_marks(order=brought_by, file=keeper_file[at], keeper=keeper[at], mark=mark, **columns))
+
+    candidates, firsts = np.unique(_numbers(others, "order"), return_index=True)
+    rest = ~np.isin(candidates, order)
+    candidates, firsts = candidates[rest], firsts[rest]
+    if distance is not None and len(candidates):
+        dropped = near_a_kept_one(_numbers(others, "perceptual")[firsts], distance)
+        file = _numbers(others, "file")[firsts][dropped]
+        mark = np.full(len(file), NEAR_DUPLICATE)
+        tables.append(_marks(order=candidates[dropped], file=file, mark=mark))
+    return pa.concat_tables(tables)
 
 
-def _has_earlier_within(hashes: UInt64, distance: int) -> npt.NDArray[np.bool_]:
-    """For each hash, whether one before it differs in at most `distance` bits."""
-    firsts = np.sort(np.unique(hashes, return_index=True)[1])
-    distinct = hashes[firsts]
-    near = np.zeros(len(distinct), dtype=bool)
-    for start in range(0, len(distinct), _CHUNK):
-        some = distinct[start : start + _CHUNK]
-        for other in range(0, start + 1, _CHUNK):
-            close = np.bitwise_count(some[:, None] ^ distinct[None, other : other + _CHUNK]) <= distance
-            if other == start:
-                close = np.tril(close, k=-1)
-            near[start : start + _CHUNK] |= close.any(axis=1)
-    has = np.ones(len(hashes), dtype=bool)  # one that is repeated has an equal one before it
-    has[firsts] = near
-    return has
+def _keepers(duplicates: pa.Table) -> tuple[npt.NDArray[Any], ...]:
+    """Of each duplicate, ascending: its order and file, and those of the sample that is kept in its place, which no
+    earlier one agrees with."""
+    order, keeper = _numbers(duplicates, "order"), _numbers(duplicates, "keeper")
+    chosen = np.lexsort((keeper, order))
+    chosen = chosen[np.r_[True, np.diff(order[chosen]) > 0]] if len(chosen) else chosen
+    order, keeper = order[chosen], keeper[chosen]
+    file, keeper_file = _numbers(duplicates, "file")[chosen], _numbers(duplicates, "keeper_file")[chosen]
+    while True:  # a keeper may be a duplicate itself, in the original where this one is in the content
+        at = np.searchsorted(order, keeper).clip(max=max(len(order) - 1, 0))
+        chained = order[at] == keeper if len(order) else np.zeros(0, bool)
+        if not chained.any():
+            return order, file, keeper, keeper_file
+        keeper = np.where(chained, keeper[at], keeper)
+        keeper_file = np.where(chained, keeper_file[at], keeper_file)
+
+
+def _places(rows: pa.Table) -> pa.Array:
+    """[large_binary] values of `_PLACE`."""
+    places = np.empty(rows.num_rows, _PLACE)
+    for name in _PLACE.names or ():
+        places[name] = _numbers(rows, name)
+    buffers = [None, pa.py_buffer(places.tobytes())]
+    packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(_PLACE.itemsize), len(places), buffers)
+    return packed.cast(pa.large_binary())
+
+
+def _marks(**columns: npt.NDArray[Any]) -> pa.Table:
+    """[MARKS_SCHEMA] zeros in the other columns."""
+    num_rows = len(columns["order"])
+    filled = {
+        field.name: columns.get(field.name, np.zeros(num_rows)).astype(field.type.to_pandas_dtype())
+        for field in MARKS_SCHEMA
+    }
+    return pa.table(filled, schema=MARKS_SCHEMA)
 
 
 def partition_of(key: UInt64, kind: int, num_partitions: int) -> npt.NDArray[np.int32]:
-    # Bands are small numbers: multiplied by 2^64 over the golden ratio, their high bits are spread evenly (Knuth).
     mixed = (key + np.uint64(kind)) * np.uint64(0x9E3779B97F4A7C15)
     return ((mixed >> np.uint64(32)) * np.uint64(num_partitions) >> np.uint64(32)).astype(np.int32)
 

@@ -5,19 +5,16 @@ A file that is done is recorded, with its part of the manifest and of the counts
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines import storage
-from pipelines.curation.duplicates import KEEP, REASONS, decide
-from pipelines.curation.pieces import records_uri, row_of_record
-from pipelines.schema import DATASET_SCHEMA, MANIFEST_SCHEMA, write_data_file
+from pipelines.curation.decisions import KeptSample, Row, decide
+from pipelines.curation.pieces import records_uri, rest_of_record
+from pipelines.schema import DATASET_SCHEMA, MANIFEST_SCHEMA, sample_id, write_data_file
 
 _NUM_THREADS = 8  # that wait for object storage
 
@@ -27,33 +24,39 @@ def file_name(number: int) -> str:
 
 
 def write_file(
-    rows_and_marks: pa.Table, *, out: str, work: str, source_names: Sequence[str], rows_per_group: int
+    rows_and_marks: pa.Table,
+    *,
+    out: str,
+    work: str,
+    source_names: Sequence[str],
+    rows_per_group: int,
+    max_captions: int,
 ) -> tuple[int, int]:
     """Write one file of the data set from its rows of the index; returns its number and that of its samples."""
     number = rows_and_marks.column("file")[0].as_py()
     record = storage.join(work, "files", f"{number:06d}.json")
     with contextlib.suppress(FileNotFoundError):
         return number, read_file_record(record)["num_samples"]
-    rows = decide(rows_and_marks)
-    kept = rows.filter(pc.field("mark") == KEEP).sort_by([("shuffle_key", "ascending"), ("order", "ascending")])
+    decisions = decide(rows_and_marks, max_captions)
     manifest = MANIFEST_SCHEMA.empty_table()
-    if kept.num_rows:
-        samples = pa.Table.from_pylist(_fetch(kept, work, source_names), schema=DATASET_SCHEMA)
+    if decisions.kept:
+        samples = pa.Table.from_pylist(_fetch(decisions.kept, work, source_names), schema=DATASET_SCHEMA)
         manifest = write_data_file(out, file_name(number), samples, rows_per_group)
-    drops: dict[str, dict[str, int]] = {}
-    marks, sources = rows.column("mark").to_numpy(), rows.column("source").to_numpy()
-    for (source, mark), count in Counter(zip(sources.tolist(), marks.tolist(), strict=True)).items():
-        if mark != KEEP:
-            drops.setdefault(str(source_names[source]), {})[REASONS[mark]] = count
-    kept_by_source = np.bincount(kept.column("source").to_numpy(), minlength=len(source_names)).tolist()
+
+    def by_name(by_source: Mapping[int, Any]) -> dict[str, Any]:
+        return {source_names[source]: value for source, value in by_source.items()}
+
+    kept = [sample.row["source"] for sample in decisions.kept]
     content = {
-        "num_samples": kept.num_rows,
-        "kept": dict(zip(source_names, kept_by_source, strict=True)),
-        "drops": drops,
+        "num_samples": len(kept),
+        "kept": {name: kept.count(source) for source, name in enumerate(source_names)},
+        "drops": by_name(decisions.drops),
+        "captions_kept": by_name(decisions.captions_kept),
+        "caption_drops": by_name(decisions.caption_drops),
         "manifest": manifest.to_pylist(),
     }
     storage.write_bytes(record, json.dumps(content).encode())
-    return number, kept.num_rows
+    return number, len(kept)
 
 
 def read_file_records(work: str) -> list[dict[str, Any]]:
@@ -68,21 +71,43 @@ def read_file_record(uri: str) -> dict[str, Any]:
     return json.loads(storage.read_bytes(uri))
 
 
-def _fetch(kept: pa.Table, work: str, source_names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The samples of the rows, in their order: neighbours in a run are read at once."""
-    entries = kept.select(["source", "piece", "run", "offset", "image_bytes", "bytes"]).to_pylist()
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, entry in enumerate(entries):
-        places.setdefault((entry["piece"], entry["run"]), []).append(place)
-    rows: list[Mapping[str, Any]] = [{}] * len(entries)
+def _fetch(kept: Sequence[KeptSample], work: str, source_names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The samples, in their order: neighbours in a run are read at once."""
+    wanted: dict[tuple[int, int], dict[tuple[int, int], bytes]] = {}  # by run, then range
+    for sample in kept:
+        wanted.setdefault(_run(sample.row), {})[_range(sample.row)] = b""
+        for row in sample.brought:
+            wanted.setdefault(_run(row), {})[_range_after_image(row)] = b""
 
     def fetch(run: tuple[int, int]) -> None:
-        wanted = [(entries[place]["offset"], entries[place]["bytes"]) for place in places[run]]
-        records = storage.read_ranges(records_uri(work, *run), wanted)
-        for place, record in zip(places[run], records, strict=True):
-            row = row_of_record(record, entries[place]["image_bytes"])
-            rows[place] = row | {"source": source_names[entries[place]["source"]]}
+        ranges = list(wanted[run])
+        wanted[run].update(zip(ranges, storage.read_ranges(records_uri(work, *run), ranges), strict=True))
 
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        list(threads.map(fetch, places))
+        list(threads.map(fetch, wanted))
+
+    rows: list[Mapping[str, Any]] = []
+    for sample in kept:
+        record, image_bytes = wanted[_run(sample.row)][_range(sample.row)], sample.row["image_bytes"]
+        image, own = record[:image_bytes], rest_of_record(record[image_bytes:])
+        others = [rest_of_record(wanted[_run(row)][_range_after_image(row)]) for row in sample.brought]
+        said = [(own, row["number"]) for row in sample.captions]
+        said += [(other, row["number"]) for other, row in zip(others, sample.brought, strict=True)]
+        captions = [rest["captions"][number] for rest, number in said]
+        nouns = [rest["nouns"][number] for rest, number in said]
+        changed = {"image": image, "sample_id": sample_id(image, *captions), "captions": captions, "nouns": nouns}
+        rows.append({**own, **changed, "source": source_names[sample.row["source"]]})
     return rows
+
+
+def _run(row: Row) -> tuple[int, int]:
+    return row["piece"], row["run"]
+
+
+def _range(row: Row) -> tuple[int, int]:
+    """First byte and length of a record."""
+    return row["offset"], row["bytes"]
+
+
+def _range_after_image(row: Row) -> tuple[int, int]:
+    return row["offset"] + row["image_bytes"], row["bytes"] - row["image_bytes"]

@@ -3,8 +3,8 @@
 What is left is put into OUT/_curation, in the order in which the data set will hold it:
 
 records/PIECE-RUN        samples back to back, each its image and then the rest as JSON
-index/PIECE.parquet      one row per sample: its place, and the hashes by which samples are compared. Written last: a
-                         piece without it is not done
+index/PIECE.parquet      one row per caption: its sample's place, and the hashes by which samples and captions are
+                         compared. Written last: a piece without it is not done
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from groupvit.captions import mine_nouns
 from pipelines import storage
 from pipelines.curation.config import CurateConfig
 from pipelines.curation.raw import Piece, UnreadableShardError, read_rows
-from pipelines.curation.steps import Sample, Step
+from pipelines.curation.steps import Sample, Step, raw_captions
 from pipelines.schema import sample_id
 
 ROWS_PER_RUN = 1024
@@ -32,8 +33,9 @@ ROWS_PER_RUN = 1024
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("order", pa.int64(), nullable=False),  # canonical: what comes first of two duplicates is kept
+        pa.field("number", pa.int32(), nullable=False),  # of the caption among those of its sample
         pa.field("source", pa.int32(), nullable=False),
-        pa.field("shuffle_key", pa.uint64(), nullable=False),  # where in the data set it goes
+        pa.field("shuffle_key", pa.uint64(), nullable=False),  # where in the data set the sample goes
         pa.field("caption", pa.uint64(), nullable=False),  # hashes
         pa.field("content", pa.uint64(), nullable=False),
         pa.field("original", pa.uint64(), nullable=False),
@@ -57,6 +59,9 @@ class Report:
     num_bytes: int = 0
     """Of the images that came in."""
     drops: Counter[str] = field(default_factory=Counter)
+    num_captions: int = 0
+    """Of all rows; a row without one counts as one, which is empty."""
+    caption_drops: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Of each step."""
 
@@ -74,7 +79,17 @@ class Report:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Report":
         values = json.loads(text)
-        return cls(**{**values, "drops": Counter(values["drops"]), "seconds": defaultdict(float, values["seconds"])})
+        counters = {name: Counter(values[name]) for name in ("drops", "caption_drops")}
+        return cls(**{**values, **counters, "seconds": defaultdict(float, values["seconds"])})
+
+    def add(self, other: "Report") -> None:
+        self.num_rows += other.num_rows
+        self.num_bytes += other.num_bytes
+        self.num_captions += other.num_captions
+        self.drops.update(other.drops)
+        self.caption_drops.update(other.caption_drops)
+        for step, seconds in other.seconds.items():
+            self.seconds[step] += seconds
 
 
 def curate_piece(piece: Piece, config: CurateConfig, steps: Sequence[Step], work: str) -> Report:
@@ -118,8 +133,10 @@ def run_steps(sample: Sample, steps: Sequence[Step], seconds: MutableMapping[str
 
 
 def add_nouns(samples: Sequence[Sample], tagger: str) -> None:
-    for sample, nouns in zip(samples, mine_nouns([sample.caption for sample in samples], tagger=tagger), strict=True):
-        sample.nouns = nouns
+    captions = [caption for sample in samples for caption in sample.captions]
+    nouns = iter(list(mine_nouns(captions, tagger=tagger)))
+    for sample in samples:
+        sample.nouns = list(islice(nouns, len(sample.captions)))
 
 
 def read_report(work: str, piece: int) -> Report:
@@ -136,9 +153,9 @@ def records_uri(work: str, piece: int, run: int) -> str:
     return storage.join(work, "records", f"{piece:08d}-{run:04d}")
 
 
-def row_of_record(record: bytes, image_bytes: int) -> dict[str, Any]:
-    """A row of the data set, but for its source."""
-    return json.loads(record[image_bytes:]) | {"image": record[:image_bytes]}
+def rest_of_record(rest: bytes) -> dict[str, Any]:
+    """A row of the data set without its image and source, from what follows the image in its record."""
+    return json.loads(rest)
 
 
 def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Report) -> Iterator[tuple[int, Sample]]:
@@ -160,8 +177,13 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
                 continue
             report.num_rows += 1
             report.num_bytes += len(raw["jpg"] or b"")
+            num_captions = len(raw_captions(raw))
+            report.num_captions += num_captions
             sample = Sample(raw=raw)
             reason = run_steps(sample, steps, report.seconds)
+            report.caption_drops.update(sample.caption_drops)
+            if reason is not None and (left := num_captions - sample.caption_drops.total()):
+                report.caption_drops["image_dropped"] += left
             if reason is None:
                 sample.raw = {**raw, "jpg": None}
                 yield number, sample
@@ -187,27 +209,31 @@ def _write_run(
     with report.timed("write"):
         entries: list[tuple[dict[str, Any], bytes, bytes]] = []
         for number, sample in kept:
-            name = sample_id(sample.image, sample.caption)
+            name = sample_id(sample.image, *sample.captions)
+            rest = json.dumps(_columns(name, sample)).encode()
             entry = {
                 "order": _order(piece, number, sample.raw.get("row")),
                 "source": piece.source,
                 "shuffle_key": _hash64(f"{config.seed} {name}".encode()),
-                "caption": _hash64(sample.caption.encode()),
                 "content": _hash64(sample.image),
                 "original": _hash64(sample.sha256.encode()),
                 "perceptual": sample.perceptual_hash,
                 "piece": piece.number,
                 "run": run,
+                "captions": [_hash64(caption.encode()) for caption in sample.captions],
             }
-            entries.append((entry, sample.image, json.dumps(_columns(name, sample)).encode()))
+            entries.append((entry, sample.image, rest))
         entries.sort(key=lambda entry: (entry[0]["shuffle_key"], entry[0]["order"]))
         offset = 0
+        index: list[dict[str, Any]] = []
         for entry, image, rest in entries:
             entry |= {"offset": offset, "image_bytes": len(image), "bytes": len(image) + len(rest)}
             offset += entry["bytes"]
+            captions = entry.pop("captions")
+            index += [{**entry, "number": number, "caption": caption} for number, caption in enumerate(captions)]
         content = b"".join(part for _, image, rest in entries for part in (image, rest))
         storage.write_bytes(records_uri(work, piece.number, run), content)
-        return pa.Table.from_pylist([entry for entry, _, _ in entries], schema=INDEX_SCHEMA)
+        return pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
 
 
 def _order(piece: Piece, number: int, row: float | None) -> int:
@@ -221,7 +247,7 @@ def _order(piece: Piece, number: int, row: float | None) -> int:
 def _columns(name: str, sample: Sample) -> Mapping[str, Any]:
     return {
         "sample_id": name,
-        "caption": sample.caption,
+        "captions": sample.captions,
         "nouns": sample.nouns,
         "width": sample.width,
         "height": sample.height,

@@ -38,9 +38,12 @@ def print_plan(
     print(f"  {'nouns':10} found by {config.tagger}")
     limit, distance = config.max_images_per_caption, config.near_duplicate_distance
     boilerplate = "off" if limit is None else f"captions of more than {limit} images are dropped"
-    near = "" if distance is None else f"; pictures whose hashes differ in at most {distance} of 64 bits"
+    near = (
+        "" if distance is None else f"; pictures whose hashes differ in at most {distance} of 64 bits from a kept one"
+    )
+    captions = "with its own captions" if config.captions == "first" else "with the captions of all"
     print(f"  boiler-plate {boilerplate}")
-    print(f"  duplicates of content or original file{near}: the first is kept")
+    print(f"  duplicates of content or original file: the first is kept, {captions}{near}")
     measured = _measure(config, pieces, opt_out)
     core_hours = num_rows * measured["seconds_per_row"] / _EFFICIENCY / 3600
     num_cpus = config.num_workers or os.cpu_count() or 1

@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.curation.config import CurateConfig, Source
+from pipelines.raw_columns import CAPTION_COLUMNS, captions, texts, wrong_with_columns
 from pipelines.raw_shards import raw_shards
 
-REQUIRED_COLUMNS = ("jpg", "caption")
 COLUMNS = (
-    *REQUIRED_COLUMNS,
+    *("jpg", *CAPTION_COLUMNS),
     *("row", "url", "key", "status", "error_message", "sha256", "license"),
     *("similarity", "nsfw", "punsafe", "pwatermark"),
 )
 """What is read, by name in lower case: data sets differ in that."""
-_TEXTS = frozenset(COLUMNS) - {"jpg", "row", "similarity", "punsafe", "pwatermark"}
+_TEXTS = frozenset(COLUMNS) - {"jpg", *CAPTION_COLUMNS, "row", "similarity", "punsafe", "pwatermark"}
 ROWS_PER_BATCH = 64  # images may be megabytes each
 _BUFFER_SIZE = 2**22  # bytes read ahead of each column
 _NUM_THREADS = 32  # that wait for object storage
@@ -169,33 +169,38 @@ class _Reader:
 def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]) -> Shard:
     filesystem, path = storage.resolve(uri)
 
-    def read() -> tuple[pq.FileMetaData, list[str], int]:
+    def read() -> tuple[pq.FileMetaData, pa.Schema, int]:
         with filesystem.open_input_file(path) as file:
             footer = pq.ParquetFile(file)
-            return footer.metadata, footer.schema_arrow.names, file.size()
+            return footer.metadata, footer.schema_arrow, file.size()
 
     try:
-        footer, names, size = _or_unreadable(lambda: storage.retry(read, uri), uri)
+        footer, schema, size = _or_unreadable(lambda: storage.retry(read, uri), uri)
     except UnreadableShardError as error:
         return Shard(source=source, uri=uri, version=version, rows=(), error=str(error))
     except OSError as error:
         raise ValueError(f"raw={uri}: cannot be read ({error}); check the bucket and the credentials") from error
-    missing = [name for name in REQUIRED_COLUMNS if name not in [known.lower() for known in names]]
-    if missing:
-        return Shard(
-            source=source,
-            uri=uri,
-            version=version,
-            rows=(),
-            error=f"raw={uri}: has no column {' nor '.join(missing)}, only {', '.join(names[:12])}; raw shards are "
-            "what img2dataset writes with output_format=parquet",
-        )
+    if wrong := _wrong_with(schema):
+        return Shard(source=source, uri=uri, version=version, rows=(), error=f"raw={uri}: {wrong}")
     rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
     # Every row takes more than a byte: a damaged footer must not promise billions.
     if any(count < 0 for count in rows) or sum(rows) != footer.num_rows or sum(rows) > size:
         error = f"raw={uri}: is damaged (its footer counts {footer.num_rows} rows); {_ADVICE}"
         return Shard(source=source, uri=uri, version=version, rows=(), error=error)
     return Shard(source=source, uri=uri, version=version, rows=rows, superseded=superseded)
+
+
+def _wrong_with(schema: pa.Schema) -> str | None:
+    """Why a shard with these columns cannot be read."""
+    known = {name.lower() for name in schema.names}
+    missing = [] if "jpg" in known else ["jpg"]
+    missing += [] if known.intersection(CAPTION_COLUMNS) else ["caption"]
+    if missing:
+        return (
+            f"has no column {' nor '.join(missing)}, only {', '.join(schema.names[:12])}; raw shards are what "
+            "img2dataset writes with output_format=parquet"
+        )
+    return wrong_with_columns(schema, frozenset(COLUMNS))
 
 
 _ADVICE = "download it again, or give --skip-unreadable-shards"
@@ -214,38 +219,23 @@ def _or_unreadable(read: Any, uri: str) -> Any:
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     columns: dict[str, list[Any]] = {}
+    with_captions: dict[str, pa.Array] = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         lower = name.lower()
-        if lower in columns:
+        if lower in columns or lower in with_captions:
             continue  # the same name in two cases: the first counts
-        if lower in _TEXTS:
-            columns[lower] = _texts(column)
+        if lower in CAPTION_COLUMNS:
+            with_captions[lower] = column
+        elif lower in _TEXTS:
+            columns[lower] = texts(column)
         elif lower == "jpg":
             columns[lower] = column.to_pylist()
             if not all(value is None or isinstance(value, bytes) for value in columns[lower]):
                 raise ValueError("column jpg does not hold bytes")
         else:
             columns[lower] = [_number(value) for value in column.to_pylist()]
+    columns["captions"] = captions(with_captions)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _texts(column: pa.Array) -> list[str | None]:
-    """Values as texts. Text that is no UTF-8 is None: a damaged caption is none."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        wide = pa.types.is_large_string(column.type)
-        column = column.view(pa.large_binary() if wide else pa.binary())
-    return [_text(value) for value in column.to_pylist()]
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return None
-    return None if value is None else str(value)
 
 
 def _number(value: Any) -> float | None:

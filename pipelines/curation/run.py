@@ -33,6 +33,7 @@ from pipelines.curation.duplicates import (
     find_duplicates,
     mark_boilerplate,
     partition_of,
+    resolve,
 )
 from pipelines.curation.files import write_file
 from pipelines.curation.pieces import Report, add_nouns, curate_piece, index_uri
@@ -95,17 +96,17 @@ def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iter
 
 
 def run_files(
-    num_pieces: int, num_rows: int, config: CurateConfig, source_names: Sequence[str], work: str
+    num_pieces: int, num_rows: int, num_captions: int, config: CurateConfig, source_names: Sequence[str], work: str
 ) -> Iterator[tuple[int, int]]:
     """Find duplicates and boiler-plate among all samples and write the files of the data set; yields the number of
     each file that is done and that of its samples.
 
-    `num_rows`: of the index, over all pieces.
+    `num_rows`: samples over all pieces; `num_captions`: theirs.
     """
     _quieten()
     num_files = max(1, round(num_rows / (config.rows_per_group * config.groups_per_file)))
     num_bands = 0 if config.near_duplicate_distance is None else config.near_duplicate_distance + 1
-    num_partitions = -(-num_rows // _ROWS_PER_PARTITION)
+    num_partitions = -(-num_captions // _ROWS_PER_PARTITION)
     numbers = [
         {"first": first, "end": min(first + _PIECES_PER_TASK, num_pieces)}
         for first in range(0, num_pieces, _PIECES_PER_TASK)
@@ -121,7 +122,7 @@ def run_files(
         .materialize()  # needed twice
     )
     num_key_partitions = num_partitions * (2 + num_bands)
-    marks = (
+    found = (
         rows.map_batches(
             partial(_duplicate_keys, distance=config.near_duplicate_distance, num_partitions=num_key_partitions),
             batch_format="pyarrow",
@@ -130,12 +131,22 @@ def run_files(
         .groupby("partition", num_partitions=num_key_partitions)
         .map_groups(partial(find_duplicates, distance=config.near_duplicate_distance), batch_format="pyarrow")
     )
+    marks = found.repartition(1).map_batches(
+        partial(_resolve, distance=config.near_duplicate_distance),
+        batch_format="pyarrow",
+        batch_size=None,  # pyright: ignore[reportArgumentType]
+    )
     files = (
         rows.union(marks)
         .groupby("file", num_partitions=min(num_files, _MAX_BLOCKS))
         .map_groups(
             partial(
-                _write_file, out=config.out, work=work, source_names=source_names, rows_per_group=config.rows_per_group
+                _write_file,
+                out=config.out,
+                work=work,
+                source_names=source_names,
+                rows_per_group=config.rows_per_group,
+                max_captions=config.max_captions,
             ),
             batch_format="pyarrow",
         )
@@ -159,6 +170,7 @@ def _read_index(batch: Mapping[str, Any], *, work: str, num_files: int, num_part
     rows = pa.concat_tables(tables)
     file = file_of(rows.column("shuffle_key").to_numpy(), num_files)
     rows = rows.append_column(MARKS_SCHEMA.field("file"), pa.array(file))
+    rows = rows.append_column(MARKS_SCHEMA.field("keeper"), rows.column("order"))
     rows = rows.append_column(MARKS_SCHEMA.field("mark"), pa.array(np.full(len(rows), KEEP, dtype=np.int8)))
     partition = partition_of(rows.column("caption").to_numpy(), 0, num_partitions)
     return rows.append_column(KEYS_SCHEMA.field("partition"), pa.array(partition))
@@ -170,6 +182,10 @@ def _mark_boilerplate(rows: pa.Table, *, max_images: int | None) -> pa.Table:
 
 def _duplicate_keys(rows: pa.Table, *, distance: int | None, num_partitions: int) -> pa.Table:
     return duplicate_keys(rows, distance, num_partitions) if rows.num_rows else KEYS_SCHEMA.empty_table()
+
+
+def _resolve(found: pa.Table, *, distance: int | None) -> pa.Table:
+    return resolve(found, distance) if found.num_rows else MARKS_SCHEMA.empty_table()
 
 
 def _write_file(rows: pa.Table, **places: Any) -> dict[str, list[int]]:

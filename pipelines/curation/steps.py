@@ -3,7 +3,8 @@ the reason why it is dropped; the first reason counts. Cheap steps come first. N
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from pipelines.curation.images import (
     shrink,
 )
 from pipelines.curation.opt_out import OptOutList
-from pipelines.curation.text import clean_caption, latin_share, letter_share
+from pipelines.curation.text import clean_caption, is_missing, is_name, latin_share, letter_share
 from pipelines.raw_shards import failure_reason
 
 
@@ -31,7 +32,10 @@ class Sample:
 
     raw: Mapping[str, Any]
     """Values by column, as `pipelines.curation.raw` reads them; what a shard does not have is missing."""
-    caption: str = ""
+    captions: list[str] = field(default_factory=list)
+    """Cleaned; those that pass, each once."""
+    caption_drops: Counter[str] = field(default_factory=Counter)
+    """The others, by reason."""
     header: Header | None = None
     pixels: Pixels | None = None
     image: bytes = b""
@@ -41,7 +45,8 @@ class Sample:
     sha256: str = ""
     """Of the original file; of what was downloaded, where the shard does not say."""
     perceptual_hash: int | None = None
-    nouns: list[str] = field(default_factory=list)
+    nouns: list[list[str]] = field(default_factory=list)
+    """Of each caption."""
 
 
 Check = Callable[[Sample], str | None]
@@ -67,7 +72,7 @@ def sample_steps(config: CurateConfig, opt_out: OptOutList | None) -> list[Step]
         steps.append(Step(name="opt-out", check=partial(check_opt_out, opt_out=opt_out), rule=rule))
     return [
         *steps,
-        Step(name="caption", check=partial(check_caption, config=config), rule=_caption_rule(config)),
+        Step(name="caption", check=partial(check_captions, config=config), rule=_caption_rule(config)),
         Step(name="header", check=partial(check_header, config=config), rule=_header_rule(config)),
         Step(
             name="decode", check=partial(check_pixels, side=side), rule="decodes whole; put upright, in 8 bits, in RGB"
@@ -111,11 +116,35 @@ def check_opt_out(sample: Sample, *, opt_out: OptOutList) -> str | None:
     return "opt_out_list" if opt_out.any_sha256 and opt_out.has_sha256(_sha256(sample)) else None
 
 
-def check_caption(sample: Sample, *, config: CurateConfig) -> str | None:
-    raw = sample.raw.get("caption")
-    sample.caption = caption = clean_caption(raw) if raw else ""
-    if not caption:
+def raw_captions(raw: Mapping[str, Any]) -> Sequence[str | None]:
+    """The captions of a row as they came: at least one, which may be missing."""
+    return raw.get("captions") or [raw.get("caption")]
+
+
+def check_captions(sample: Sample, *, config: CurateConfig) -> str | None:
+    """Drops the captions that do not pass; the sample, for the reason of its first one, if none is left."""
+    kept: dict[str, None] = {}
+    first: str | None = None
+    for text in raw_captions(sample.raw):
+        caption = clean_caption(text) if text else ""
+        reason = wrong_with_caption(caption, config)
+        first = first or reason
+        if reason is None and caption in kept:
+            reason = "caption_repeated"
+        if reason is None:
+            kept[caption] = None
+        else:
+            sample.caption_drops[reason] += 1
+    sample.captions = list(kept)
+    return None if kept else first
+
+
+def wrong_with_caption(caption: str, config: CurateConfig) -> str | None:
+    """The reason why a clean caption is dropped; None if it passes."""
+    if not caption or is_missing(caption):
         return "caption_empty"
+    if is_name(caption):
+        return "caption_is_a_name"
     num_words = len(caption.split())
     if num_words < config.min_words or len(caption) < config.min_characters:
         return "caption_too_short"
@@ -190,7 +219,8 @@ def _caption_rule(config: CurateConfig) -> str:
     return (
         f"{config.min_words} to {config.max_words or 'any number of'} words and {config.min_characters} to "
         f"{config.max_characters or 'any number of'} characters once clean, {config.min_letter_share or 0:.0%} "
-        f"letters, {config.min_latin_share or 0:.0%} of them Latin"
+        f"letters, {config.min_latin_share or 0:.0%} of them Latin; not only a URL or file name; of several, an image "
+        f"keeps those that pass, {config.max_captions} at most"
     )
 
 

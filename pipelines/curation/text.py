@@ -1,4 +1,4 @@
-"""Captions: cleaning, and what tells them from codes and from texts in other alphabets."""
+"""Captions: cleaning, and what tells them from names, from codes and from texts in other alphabets."""
 
 import re
 import unicodedata
@@ -8,6 +8,28 @@ from groupvit.tokenizer import mend
 
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,300}>")  # <b>, <a href=...>
 
+_MISSING = re.compile(r"#N/A|#N/A N/A|#NA|-?1\.#(?:IND|QNAN)|-?(?:NaN|nan)|<NA>|N/A|NA|NULL|None|n/a|null")
+"""What pandas reads as a missing value, in just this case, and what tools write for one."""
+
+_EXTENSION = (
+    r"\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|hei[cf]|avif|jxl|svg|psd|eps|raw|cr2|nef|arw|dng"
+    r"|mp4|mov|avi|webm|pdf|html?|php|aspx?)"
+)
+_NAME = re.compile(
+    r"(?:https?|ftp)://\S+|www\.\S+|[\w-]+(?:\.[\w-]+)*\.(?:com|org|net)(?:/\S*)?"  # URLs and hosts
+    r"|(?:[\w-]+\.)+[a-z]{2,}/\S*"
+    rf"|\S+{_EXTENSION}(?:[?#:]\S*)?"  # holiday-03.JPG, a.png?w=200
+    r"|(?:img|dsc[nf]?|pict|sam|gopr|pxl|imag|mvi|vid)[_-]?\d[\w-]*|p\d{6,8}",  # IMG_2034
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(
+    rf"(?:(?:img|dsc[nf]?)[ _-]?\d+|(?:img|image|photo|picture|screen ?shot|untitled|scan|download|unnamed)"
+    rf"[\s\d_.:()-]*(?:at [\s\d_.:()-]*)?{_EXTENSION})",
+    re.IGNORECASE,
+)
+"""Names with spaces: IMG 2034, Screenshot 2026-01-05 at 12.33.png."""
+_LONGEST_NUMBERED = 100  # characters
+
 
 def clean_caption(text: str) -> str:
     """Mended unicode, no HTML escapes or tags, single spaces; <PERSON>, which stands for a removed name, is a person.
@@ -15,6 +37,19 @@ def clean_caption(text: str) -> str:
     Case stays. Cleaning a clean caption changes nothing but what only now looks like markup.
     """
     return " ".join(_TAG.sub(" ", name_person(mend(text))).split())
+
+
+def is_missing(caption: str) -> bool:
+    """Whether a caption is only what stands for a missing value: nan, None."""
+    return _MISSING.fullmatch(caption) is not None
+
+
+def is_name(caption: str) -> bool:
+    """Whether a caption is only URLs or file names, numbers and signs apart."""
+    if len(caption) <= _LONGEST_NUMBERED and _NUMBERED.fullmatch(caption):
+        return True
+    words = [word for word in caption.split() if any(map(str.isalpha, word))]
+    return bool(words) and all(_NAME.fullmatch(word.strip("()[]<>\"',;")) for word in words)
 
 
 def letter_share(text: str) -> float:

@@ -198,13 +198,12 @@ def _encoded_scene(part: Part, index: int) -> dict[str, Any]:
     row = {
         "sample_id": sample_id(image, scene.caption),
         "image": image,
-        "caption": scene.caption,
         "width": side,
         "height": side,
     }
     if training:
-        return {**row, "nouns": list(scene.nouns), "source": material.name}
-    return {**row, "mask": _png(scene), "part": part}
+        return {**row, "captions": [scene.caption], "nouns": [list(scene.nouns)], "source": material.name}
+    return {**row, "caption": scene.caption, "mask": _png(scene), "part": part}
 
 
 def _ingredients(

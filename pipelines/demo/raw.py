@@ -32,7 +32,7 @@ RAW_SCHEMA = pa.schema(
 
 
 def write_raw_shards(uri: str, samples: Iterable[Mapping[str, Any]]) -> None:
-    """Writes samples (image, caption, width, height) as shards whose downloads all went well."""
+    """Writes samples (image, one caption, width, height) as shards whose downloads all went well."""
     iterator = iter(samples)
     for shard in itertools.count():
         part = itertools.islice(iterator, ROWS_PER_SHARD)
@@ -46,10 +46,11 @@ def write_raw_shards(uri: str, samples: Iterable[Mapping[str, Any]]) -> None:
 
 def _row(key: str, sample: Mapping[str, Any]) -> dict[str, Any]:
     size = {"width": sample["width"], "height": sample["height"]}
+    [caption] = sample["captions"]
     return {
         "key": key,
         "url": f"demo:{key}",
-        "caption": sample["caption"],
+        "caption": caption,
         "status": "success",
         **size,
         **{f"original_{name}": pixels for name, pixels in size.items()},

@@ -18,21 +18,23 @@ from pipelines.experiments import debug
 from pipelines.schema import sample_id, write_dataset
 
 NUM_SAMPLES, NUM_STEPS, BATCH = 96, 30, 16  # 5 epochs
+NUM_CAPTIONS = 5  # of an image: each is drawn in one epoch, and the weights tell which
 
 
 def write_noise(uri: str) -> str:
-    """A data set of noise with captions: what matters is which sample comes when."""
+    """A data set of noise with captions: what matters is which sample comes when, and with which caption."""
     rng = np.random.default_rng(0)
     rows = []
     for index in range(NUM_SAMPLES):
         file = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file, "JPEG")
-        image, caption = file.getvalue(), f"a thing number {index}"
+        image = file.getvalue()
+        captions = [f"a thing number {index}, said the {number}th time" for number in range(NUM_CAPTIONS)]
         row = {
-            "sample_id": sample_id(image, caption),
+            "sample_id": sample_id(image, *captions),
             "image": image,
-            "caption": caption,
-            "nouns": ["thing", f"t{index}"],
+            "captions": captions,
+            "nouns": [["thing", f"t{index}", f"n{number}"] for number in range(NUM_CAPTIONS)],
         }
         rows.append({**row, "width": 40, "height": 40})
     write_dataset(uri, rows, rows_per_group=10)  # 96 is no multiple: a short row group is among them

@@ -86,7 +86,7 @@ def run_bare(config: CurateConfig, tasks: Any, results: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
     steps = sample_steps(config, None)
-    add_nouns([Sample(raw={}, caption="a dog")], config.tagger)
+    add_nouns([Sample(raw={}, captions=["a dog"])], config.tagger)
     results.put(None)
     for piece in iter(tasks.get, None):
         seconds = defaultdict(float)

@@ -62,8 +62,8 @@ def make_samples() -> Iterator[dict[str, Any]]:
         yield {
             "sample_id": sample_id(image, str(index)),
             "image": image,
-            "caption": CAPTIONS[which],
-            "nouns": nouns[which],
+            "captions": [CAPTIONS[which]],
+            "nouns": [nouns[which]],
             "width": 341,
             "height": 256,
         }
@@ -79,8 +79,8 @@ class MakeBatch:
 
     def sample(self, sample: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
         pixels = self.transform(sample["image"], int(self.rng.integers(2**63))).image
-        caption = sample["caption"]
-        return pixels, [caption, *draw_prompts(sample["nouns"], caption, NUM_PROMPTS, self.rng)[0]]
+        [caption], [nouns] = sample["captions"], sample["nouns"]
+        return pixels, [caption, *draw_prompts(nouns, caption, NUM_PROMPTS, self.rng)[0]]
 
     def collate(self, samples: list[tuple[np.ndarray, list[str]]]) -> dict[str, np.ndarray]:
         images, texts = zip(*samples, strict=True)
@@ -225,7 +225,7 @@ def write_tars(samples: list[dict[str, Any]], folder: Path, num_tars: int) -> li
     for index, path in enumerate(paths):
         with tarfile.open(path, "w") as tar:
             for sample in samples[index::num_tars]:
-                text = json.dumps({"caption": sample["caption"], "nouns": sample["nouns"]}).encode()
+                text = json.dumps({"captions": sample["captions"], "nouns": sample["nouns"]}).encode()
                 for extension, content in (("jpg", sample["image"]), ("json", text)):
                     member = tarfile.TarInfo(f"{sample['sample_id']}.{extension}")
                     member.size = len(content)

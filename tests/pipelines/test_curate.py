@@ -30,6 +30,7 @@ PLANTED = {
     "download_opt_out": 2,
     "opt_out_list": 4,
     "caption_empty": 2,
+    "caption_is_a_name": 2,
     "caption_other_alphabet": 3,
     "caption_boilerplate": 12,
     "image_unidentified": 3,
@@ -59,6 +60,7 @@ def planted_rows(rows):
         "download_opt_out": lambda n: raw_row(next(fresh), None, **refused),
         "opt_out_list": lambda n: raw_row(next(fresh), image(), url=f"https://img.photos.net/{n}.jpg"),
         "caption_empty": lambda n: raw_row(next(fresh), image(), " "),
+        "caption_is_a_name": lambda n: raw_row(next(fresh), image(), ("IMG_2034.JPG", "http://a.example/b.jpg")[n]),
         "caption_other_alphabet": lambda n: raw_row(next(fresh), image(), f"собака {n}"),
         "caption_boilerplate": lambda n: raw_row(next(fresh), image(), "click here to buy"),
         "image_unidentified": lambda n: raw_row(next(fresh), b"<html>gone</html>"),
@@ -131,6 +133,15 @@ def test_every_planted_case_is_counted_once_under_its_reason(curated):
     sources = summary["sources"]
     assert sources["one"]["num_samples"] == 199 and sources["one"]["drops"] == {"caption_boilerplate": 1}
     assert sum((Counter(source["drops"]) for source in sources.values()), Counter()) == Counter(expected)
+    # Every row has one caption. The 8 duplicates bring theirs along; the 13 images of boiler-plate lose theirs.
+    assert summary["num_captions_in"] == summary["num_rows"] and summary["num_captions"] == NUM_GOOD - 1 + 8
+    caption_drops = Counter(summary["caption_drops"])
+    of_captions = ("caption_empty", "caption_is_a_name", "caption_other_alphabet", "caption_boilerplate")
+    assert {reason: caption_drops.pop(reason) for reason in of_captions} == {
+        name: expected[name] for name in of_captions
+    }
+    others = sum(expected.values()) - sum(expected[name] for name in of_captions) - expected["duplicate"]
+    assert caption_drops == {"image_dropped": others}
     json.dumps(summary)
 
 
@@ -153,7 +164,9 @@ def test_the_data_set_keeps_its_contract(curated, raw):
         if number == 3:
             continue
         row = by_url[given["url"]]
-        assert row["sample_id"] == sample_id(row["image"], row["caption"]) and row["sha256"] == given["sha256"]
+        assert row["sample_id"] == sample_id(row["image"], *row["captions"]) and row["sha256"] == given["sha256"]
+        assert len(row["captions"]) == len(row["nouns"]) == (2 if 40 <= number < 48 else 1)
+        assert number in (0, 1, 2) or row["captions"][0] == given["caption"]
         assert row["source"] == ("one" if number < 200 else "second")
         image = Image.open(io.BytesIO(row["image"]))
         assert image.size == (row["width"], row["height"]) and image.format == "JPEG"
@@ -161,7 +174,7 @@ def test_the_data_set_keeps_its_contract(curated, raw):
             assert row["image"] == given["jpg"]
     assert by_url["http://example.org/0.jpg"]["width"] == 384
     cleaned = by_url["http://example.org/2.jpg"]
-    assert cleaned["caption"] == "A red bus & person IMG_2034.jpg" and cleaned["nouns"] == ["bus", "person"]
+    assert cleaned["captions"] == ["A red bus & person IMG_2034.jpg"] and cleaned["nouns"] == [["bus", "person"]]
     numbers = [int(row["url"].split("/")[-1].split(".")[0]) for row in rows]
     assert abs(np.corrcoef(numbers, np.arange(len(numbers)))[0, 1]) < 0.2  # shuffled
 

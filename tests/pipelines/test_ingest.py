@@ -12,7 +12,7 @@ from pipelines.config import DataConfig, IngestConfig, TrainingConfig
 from pipelines.experiments import debug
 from pipelines.ingest import iter_slices, plan_ingest, training_slices
 from pipelines.sampling import slices_of_step
-from pipelines.slices import load_slices
+from pipelines.slices import caption_index, load_slices
 from tests.pipelines.dataset_folder import damage_files, make_dataset, make_samples
 from tests.pipelines.local_cluster import local_cluster
 
@@ -28,10 +28,11 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Two sources, one with a corrupt image, in slices of 4; windows (12) and steps (16) do not line up."""
+    """Two sources, one with a corrupt image, one with three captions an image, in slices of 4; windows (12) and steps
+    (16) do not line up."""
     folder = tmp_path_factory.mktemp("sources")
     make_dataset(folder / "a", 30, corrupt={7})
-    make_dataset(folder / "b", 50, seed=1)
+    make_dataset(folder / "b", 50, seed=1, num_captions=3)
     base = debug()
     return dataclasses.replace(
         base,
@@ -97,7 +98,7 @@ def test_slices_have_the_shapes_and_types_of_the_contract(config):
 
 
 def test_samples_are_what_the_order_names(config):
-    rows = [list(make_samples(30, corrupt={7})), list(make_samples(50, seed=1))]
+    rows = [list(make_samples(30, corrupt={7})), list(make_samples(50, seed=1, num_captions=3))]
     plan = plan_ingest(config)
     located = plan.order.locate(np.arange(16 * NUM_STEPS))
     tokenizer = Tokenizer()
@@ -108,8 +109,9 @@ def test_samples_are_what_the_order_names(config):
             assert piece["sample_id"][index] == row["sample_id"]
             assert piece["source"][index] == source and piece["epoch"][index] == located.epoch[position]
             if not piece["substituted"][index]:
-                caption = tokenizer([row["caption"]], config.model.text.context_length)[0]
-                assert np.array_equal(piece["token_ids"][index, 0], caption)
+                captions = tokenizer(row["captions"], config.model.text.context_length)
+                number = caption_index(len(captions), 3, int(piece["epoch"][index]), row["sample_id"])
+                assert np.array_equal(piece["token_ids"][index, 0], captions[number])
 
 
 def test_each_epoch_sees_every_sample_once(config):
@@ -157,7 +159,8 @@ def test_seed_changes_order_and_draws(config):
 
 
 def test_prompt_keys_are_equal_where_prompts_name_the_same(config):
-    nouns = {row["sample_id"]: row["nouns"] for row in [*make_samples(30, corrupt={7}), *make_samples(50, seed=1)]}
+    samples = [*make_samples(30, corrupt={7}), *make_samples(50, seed=1, num_captions=3)]
+    nouns = {row["sample_id"]: row["nouns"][0] for row in samples}
     by_noun: dict[str, set[int]] = {"dog": set(), "ball": set()}
     captions = set()
     for piece in read_without_ray(config):

@@ -13,8 +13,8 @@ from PIL import Image
 from pipelines.cli import main
 from pipelines.dataset_card import histogram
 from pipelines.inspect_dataset import InspectConfig, inspect_dataset
-from pipelines.schema import DatasetInfo, sample_id, write_dataset
-from tests.pipelines.dataset_folder import make_dataset, make_samples
+from pipelines.schema import DatasetInfo, open_dataset, sample_id, write_dataset
+from tests.pipelines.dataset_folder import make_dataset, make_samples, write_schema_1
 
 HOSTILE = "<script>alert(1)</script> \"><img src=x onerror='alert(2)'> &amp; \x1b[2J\u202e javascript:alert(3)"
 
@@ -104,7 +104,7 @@ def test_more_samples_than_there_are_and_none(tmp_path: Path) -> None:
 
 def test_texts_from_the_web_stay_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [sample] = make_samples(1)
-    texts = {"caption": HOSTILE, "nouns": [HOSTILE], "source": HOSTILE, "url": HOSTILE, "license": HOSTILE}
+    texts = {"captions": [HOSTILE], "nouns": [[HOSTILE]], "source": HOSTILE, "url": HOSTILE, "license": HOSTILE}
     sample |= {"sample_id": sample_id(sample["image"], HOSTILE), **texts}
     metadata = {"drops": {HOSTILE: {HOSTILE: 3}}, "sources": {HOSTILE: [HOSTILE]}}
     info = write_dataset(str(tmp_path / "data"), [sample], metadata=metadata)
@@ -265,9 +265,39 @@ def test_other_formats_than_jpeg_verify(tmp_path: Path, capsys: pytest.CaptureFi
     encoded = io.BytesIO()
     Image.new("RGB", (30, 20), (200, 10, 10)).save(encoded, "WEBP")
     image = encoded.getvalue()
-    sample = {"sample_id": sample_id(image, "red"), "image": image, "caption": "red", "nouns": []}
+    sample = {"sample_id": sample_id(image, "red"), "image": image, "captions": ["red"], "nouns": [[]]}
     info = write_dataset(str(tmp_path / "data"), [sample | {"width": 30, "height": 20}])
     assert verify(info, capsys) == []
+
+
+def test_several_captions_are_counted_shown_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = list(make_samples(10, num_captions=3))
+    samples[4] |= {"nouns": [[], [], ["cat"]]}
+    info = write_dataset(str(tmp_path / "data"), samples)
+    assert verify(info, capsys) == []
+    summary, page = inspect(info.uri, tmp_path)
+    assert summary["num_captions"] == 30 and summary["num_counted"] == 10
+    assert summary["num_without_nouns"] == 4  # 0, 3, 6, 9
+    assert summary["charts"]["top nouns, share of all nouns"] == {"dog": 15, "ball": 9, "cat": 1}
+    assert sum(summary["charts"]["caption, characters"].values()) == 30
+    assert page.text.count("number 7 of 0 again again") == 1 and page.text.count("number 7 of 0") == 3
+    samples[3] |= {"nouns": [["dog"]]}
+    samples[5] |= {"captions": samples[5]["captions"][::-1]}
+    found = verify(write_dataset(str(tmp_path / "other"), samples), capsys)
+    assert "row 3: has 3 captions, and nouns for 1" in found[0]
+    assert "row 5: image or caption changed" in found[1] and len(found) == 2
+
+
+def test_a_data_set_of_schema_1_is_counted_shown_and_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = list(make_samples(10))
+    old = [{**sample, "caption": sample["captions"][0], "nouns": sample["nouns"][0]} for sample in new]
+    info = open_dataset(str(write_schema_1(tmp_path / "old", old, rows_per_group=4)))
+    assert verify(info, capsys) == []
+    shown = inspect(info.uri, tmp_path)[0]
+    assert shown["schema_version"] == 1
+    assert shown["charts"] == inspect(write_dataset(str(tmp_path / "new"), new).uri, tmp_path)[0]["charts"]
 
 
 def test_a_duplicate_row_is_found_in_whichever_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ def test_opens_as_it_was_written_and_says_so(tmp_path):
     written = write_dataset(str(tmp_path / "a"), make_samples(5), metadata={"drops": {"too small": 3}})
     opened = open_dataset(str(tmp_path / "a"))
     assert opened.digest == written.digest and opened.metadata["drops"] == {"too small": 3}
-    assert opened.metadata["schema_version"] == 1
+    assert opened.metadata["schema_version"] == 2
 
 
 def test_the_manifest_counts_bytes_to_read(tmp_path):
@@ -48,6 +48,11 @@ def test_sample_id_follows_image_and_caption():
     ids = {sample_id(*pair) for pair in [(b"ab", "c"), (b"a", "bc"), (b"ab", "d"), (b"", "abc"), (b"abc", "")]}
     assert len(ids) == 5 and all(len(name) == 32 for name in ids)
     assert sample_id(b"ab", "c") == "3afb804be950133d980fdf5d9f30669c"  # of sha256sum: ids must never change
+    several = {
+        sample_id(b"ab", *captions) for captions in [("c", "d"), ("d", "c"), ("cd",), ("c", "d", ""), ("", "cd")]
+    }
+    assert len(several) == 5
+    assert sample_id(b"ab", "c", "d") == "19f294e34c3df36d8104dff271d1d817"  # the same of the sha256 of each part
 
 
 def test_is_invisible_until_it_is_complete(tmp_path):
@@ -101,7 +106,7 @@ def damage(folder, how):
     [
         ("missing", r"no dataset\.json; give the folder"),
         ("not json", r"dataset\.json is damaged"),
-        ("newer", "schema_version 99 is newer than 1"),
+        ("newer", "schema_version 99 is newer than 2"),
         ("other count", "counts 60 samples, dataset.json 99"),
         ("no manifest", r"manifest\.parquet: is missing"),
         ("damaged manifest", r"manifest\.parquet: is damaged"),
@@ -123,8 +128,8 @@ def test_names_what_is_wrong_with_a_data_set_in_one_line(tmp_path, how, message)
     ("samples", "message"),
     [
         ([], "no samples to write"),
-        ([{"sample_id": "a", "image": "not bytes", "caption": 3}], "do not fit DATASET_SCHEMA"),
-        ([{"sample_id": "a", "image": b"", "nouns": [], "width": 1, "height": 1}], "caption"),
+        ([{"sample_id": "a", "image": "not bytes", "captions": 3}], "do not fit DATASET_SCHEMA"),
+        ([{"sample_id": "a", "image": b"", "nouns": [], "width": 1, "height": 1}], "captions"),
     ],
 )
 def test_refuses_to_write_what_breaks_the_contract(tmp_path, samples, message):

@@ -5,6 +5,8 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import DataConfig, IngestConfig
@@ -13,9 +15,9 @@ from pipelines.ingest import plan_ingest
 from pipelines.pretrain import open_datasets
 from pipelines.schema import sample_id
 from pipelines.slices import load_slices
-from pipelines.uncurated import open_source
+from pipelines.uncurated import open_source, read_raw_row_group, with_captions
 from tests.pipelines.dataset_folder import make_dataset
-from tests.pipelines.raw_shards import good_rows, raw_row, write_shards
+from tests.pipelines.raw_shards import SCHEMA, good_rows, raw_row, write_shards
 
 
 @pytest.fixture
@@ -50,6 +52,43 @@ def test_an_epoch_has_what_arrived_once_with_nouns_mined(raw):
     assert not any(piece["substituted"].any() for piece in pieces)
     # The captions name a dog and a ball: prompts with these nouns, not the caption again.
     assert len(np.unique(np.concatenate([piece["prompt_keys"] for piece in pieces]))) <= 4
+
+
+def test_captions_may_be_lists_and_missing_ones_are_not_words(tmp_path):
+    images = [row["jpg"] for row in good_rows(range(5))]
+    said = [["a dog", None, "a  cat"], [], None, [None], ["a bird"]]
+    columns = {"jpg": images, "status": ["success"] * 5}
+
+    def read(name, **captions):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(columns | captions), tmp_path / name / "00000.parquet")
+        info = open_source(str(tmp_path / name))
+        with pq.ParquetFile(tmp_path / name / "00000.parquet") as file:
+            return info.num_samples, with_captions(read_raw_row_group(file, 0).to_pylist())
+
+    for name, column in (("list", "caption"), ("beside", "captions")):
+        num_samples, rows = read(name, **{column: pa.array(said, pa.list_(pa.string()))})
+        assert num_samples == 2 and [row["captions"] for row in rows] == [["a dog", "a cat"], ["a bird"]]
+        assert rows[0]["sample_id"] == sample_id(images[0], "a dog", "a cat")
+    num_samples, rows = read("both", captions=pa.array(said), caption=["x", "y", "z", None, "w"])
+    assert [row["captions"] for row in rows] == [["a dog", "a cat"], ["y"], ["z"], ["a bird"]] and num_samples == 4
+    # What pandas writes where captions are missing.
+    with pytest.raises(ValueError, match="no image of its raw shards arrived"):
+        read("floats", caption=[float("nan")] * 4 + [1.5])
+    with pytest.raises(ValueError, match=r"column caption is struct<en: string>; it must hold a text or a list"):
+        read("structs", caption=[{"en": "a dog"}] * 5)
+
+
+def test_a_run_draws_from_lists_of_captions(tmp_path):
+    rows = [{**row, "captions": ["a red dog", "a blue ball"]} for row in good_rows(range(26))]
+    schema = SCHEMA.append(pa.field("captions", pa.list_(pa.string())))
+    config = make_config(write_shards(tmp_path, rows, 20, schema))
+    config = dataclasses.replace(config, ingest=dataclasses.replace(config.ingest, window_size=26))
+    drawn = collections.defaultdict(set)
+    for piece in load_slices(plan_ingest(config), 0, 2) + load_slices(plan_ingest(config), 2, 4):
+        for name, texts in zip(piece["sample_id"], piece["token_ids"], strict=True):
+            drawn[name].add(texts[0].tobytes())
+    assert len(drawn) == 26 and set(map(len, drawn.values())) == {2} and len(set().union(*drawn.values())) == 2
 
 
 def test_it_is_said_and_can_be_mixed_with_a_data_set(raw, tmp_path, capsys):

@@ -2,30 +2,34 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.curation.decisions import decide
 from pipelines.curation.duplicates import (
-    BOILERPLATE,
-    DUPLICATE,
+    FOUND_SCHEMA,
     KEEP,
     KEYS_SCHEMA,
     MARKS_SCHEMA,
-    NEAR_DUPLICATE,
-    decide,
+    REASONS,
     duplicate_keys,
     file_of,
     find_duplicates,
     mark_boilerplate,
+    resolve,
 )
+
+BOILERPLATE, DUPLICATE, NEAR_DUPLICATE = range(1, 4)
 
 
 def make_rows(num_rows, **columns):
+    """Rows of the index; without columns, samples of one caption each that have nothing in common but a flat hash."""
     values = {field.name: np.zeros(num_rows, dtype=field.type.to_pandas_dtype()) for field in MARKS_SCHEMA}
     numbers = np.arange(num_rows)
     distinct = {name: (numbers + 1).astype(np.uint64) for name in ("caption", "content", "original")}
-    return pa.table(values | {"order": numbers} | distinct | columns, schema=MARKS_SCHEMA)
+    named = {"order": numbers, "source": numbers, "keeper": numbers}  # the source tells the row in what is decided
+    return pa.table(values | named | distinct | columns, schema=MARKS_SCHEMA)
 
 
-def marks_of(rows, distance, num_partitions=7):
-    """What the shuffles do: keys by partition, in no order, then marks by row."""
+def marks_by_shuffle(rows, distance, num_partitions=7):
+    """What the shuffles do: keys by partition, in no order; then the rows with their marks."""
     keys = duplicate_keys(rows, distance, num_partitions)
     shuffled = keys.take(np.random.default_rng(0).permutation(len(keys)))
     partitions = shuffled.column("partition").to_numpy()
@@ -33,24 +37,73 @@ def marks_of(rows, distance, num_partitions=7):
     found = [
         find_duplicates(shuffled.filter(pa.array(partitions == number)), distance) for number in range(num_partitions)
     ]
-    return decide(pa.concat_tables([*found, rows])).column("mark").to_pylist()
+    return pa.concat_tables([resolve(pa.concat_tables(found), distance), rows])
+
+
+def marks_of(rows, distance, num_partitions=7):
+    """The mark of each row of `make_rows`."""
+    decisions = decide(marks_by_shuffle(rows, distance, num_partitions), 10)
+    marks = [-1] * len(rows)
+    for sample in decisions.kept:
+        marks[sample.row["source"]] = KEEP
+    for row, reasons in decisions.drops.items():
+        (reason,) = reasons
+        marks[row] = REASONS.index(reason)
+    return marks
+
+
+def greedily(hashes, distance):
+    """In order, what is near a kept one is dropped: the rule, word for word."""
+    kept = np.empty(0, np.uint64)
+    dropped = []
+    for value in hashes:
+        dropped.append(bool((np.bitwise_count(kept ^ value) <= distance).any()))
+        if not dropped[-1]:
+            kept = np.append(kept, value)
+    return dropped
+
+
+def bits(*places):
+    return sum(1 << place for place in places)
 
 
 @pytest.mark.parametrize("distance", [0, 1, 4, 7])
-def test_finds_every_near_duplicate_of_an_earlier_row(distance):
+@pytest.mark.parametrize("num_partitions", [1, 7])
+def test_finds_every_near_duplicate_of_a_kept_row(distance, num_partitions):
     rng = np.random.default_rng(distance)
-    originals = rng.integers(2**64, size=300, dtype=np.uint64)
-    flips = np.array(
-        [
-            np.uint64(sum(1 << int(bit) for bit in rng.choice(64, count, replace=False)))
-            for count in rng.integers(0, 12, size=900)
-        ]
-    )
-    hashes = np.concatenate([originals, originals[rng.integers(300, size=900)] ^ flips])[rng.permutation(1200)]
-    apart = np.bitwise_count(hashes[:, None] ^ hashes[None])
-    expected = [bool((apart[row, :row] <= distance).any()) for row in range(len(hashes))]
-    found = marks_of(make_rows(len(hashes), perceptual=hashes), distance)
+    hashes = list(rng.integers(2**64, size=300, dtype=np.uint64))
+    while len(hashes) < 1200:  # by small steps from one to the next
+        flips = rng.choice(64, rng.integers(0, 6), replace=False).tolist()
+        hashes.append(hashes[rng.integers(len(hashes))] ^ np.uint64(bits(*flips)))
+    hashes = np.array(hashes)[rng.permutation(1200)]
+    expected = greedily(hashes, distance)
+    found = marks_of(make_rows(len(hashes), perceptual=hashes), distance, num_partitions)
     assert [mark == NEAR_DUPLICATE for mark in found] == expected and 20 < sum(expected) < 900
+
+
+@pytest.mark.parametrize("num_partitions", [1, 3, 50])
+def test_of_pictures_that_drift_the_kept_ones_stay_far_enough_apart(num_partitions):
+    # 101 frames of a drive: each differs from the one before in one bit.
+    frames = [bits(*range(max(0, frame - 64), min(frame, 64))) for frame in range(101)]
+    hashes = np.array(frames, dtype=np.uint64)
+    found = marks_of(make_rows(101, perceptual=hashes), 4, num_partitions)
+    # Frame 5 is the first that is 5 bits from frame 0, and so on; after 64, bits go out again from the other end.
+    assert [frame for frame, mark in enumerate(found) if mark == KEEP] == list(range(0, 101, 5))
+    assert greedily(hashes, 4) == [mark == NEAR_DUPLICATE for mark in found]
+
+
+def test_the_canonical_order_decides_not_the_place_of_the_rows():
+    hashes = np.array([bits(*range(count)) for count in (3, 0, 6)], np.uint64)  # 3 bits apart, one after the other
+    rows = make_rows(3, perceptual=hashes, order=[2, 1, 0], keeper=[2, 1, 0])
+    assert marks_of(rows, 4) == [NEAR_DUPLICATE, KEEP, KEEP]
+    rows = make_rows(3, perceptual=hashes, order=[0, 1, 2], keeper=[0, 1, 2])
+    assert marks_of(rows, 4) == [KEEP, NEAR_DUPLICATE, NEAR_DUPLICATE]
+
+
+def test_a_duplicate_that_is_dropped_makes_no_near_duplicates():
+    # 1 is the original of 0 in another shape; 2 is near 1 alone.
+    hashes = np.array([0, bits(*range(8)), bits(*range(10))], np.uint64)
+    assert marks_of(make_rows(3, perceptual=hashes, original=[1, 1, 2]), 4) == [KEEP, DUPLICATE, KEEP]
 
 
 def test_compares_more_than_fit_into_a_chunk():
@@ -84,10 +137,61 @@ def test_boilerplate_counts_different_images_and_drops_all_of_them():
     assert marks_of(mark_boilerplate(copies, 2), 4)[3] == KEEP
 
 
+def said(sample):
+    return [(row["order"], row["number"]) for row in (*sample.captions, *sample.brought)]
+
+
+def test_duplicates_bring_their_captions_to_the_sample_that_is_kept():
+    # Samples 0 (captions a, b), 1 (b, c), 2 (d), 3 (e, f): 1 and 2 are 0 again, 2 by its original; 3 is another one.
+    columns = {
+        "order": [0, 0, 1, 1, 2, 3, 3],
+        "number": [0, 1, 0, 1, 0, 0, 1],
+        "source": [0, 0, 1, 1, 2, 3, 3],
+        "caption": [1, 2, 2, 3, 4, 5, 6],
+        "content": [9, 9, 9, 9, 8, 7, 7],
+        "original": [1, 1, 2, 2, 2, 4, 4],
+        "perceptual": pa.array([None] * 7, pa.uint64()),
+    }
+    rows = make_rows(7, **columns)
+    for num_partitions in (1, 5):
+        table = marks_by_shuffle(rows, 4, num_partitions)
+        decisions = decide(table, 10)
+        assert sorted(map(said, decisions.kept)) == [[(0, 0), (0, 1), (1, 1), (2, 0)], [(3, 0), (3, 1)]]
+        assert decisions.drops == {1: {"duplicate": 1}, 2: {"duplicate": 1}}
+        assert decisions.captions_kept == {0: 2, 1: 1, 2: 1, 3: 2}
+        assert decisions.caption_drops == {1: {"caption_repeated": 1}}
+        limited = decide(table, 1)
+        assert sorted(map(said, limited.kept)) == [[(0, 0)], [(3, 0)]]
+        assert limited.caption_drops == {
+            0: {"caption_over_limit": 1},
+            1: {"caption_over_limit": 2},
+            2: {"caption_over_limit": 1},
+            3: {"caption_over_limit": 1},
+        }
+
+
+def test_captions_of_a_near_duplicate_and_its_copies_are_dropped_and_counted():
+    rows = make_rows(3, content=[1, 2, 2], original=[1, 2, 2], perceptual=np.array([0, 1, 1], np.uint64))
+    decisions = decide(marks_by_shuffle(rows, 4), 10)
+    assert [said(sample) for sample in decisions.kept] == [[(0, 0)]]
+    assert decisions.drops == {1: {"near_duplicate": 1}, 2: {"duplicate": 1}}
+    assert decisions.caption_drops == {1: {"image_dropped": 1}, 2: {"image_dropped": 1}}
+
+
+def test_an_image_is_dropped_for_its_captions_only_if_none_is_left():
+    columns = {"order": [0, 0, 1, 2], "number": [0, 1, 0, 0], "source": [0, 0, 1, 2], "caption": [1, 2, 1, 1]}
+    rows = mark_boilerplate(make_rows(4, **columns, content=[1, 1, 2, 3], original=[1, 1, 2, 3]), 2)
+    decisions = decide(marks_by_shuffle(rows, None), 10)
+    assert [said(sample) for sample in decisions.kept] == [[(0, 1)]]
+    assert decisions.drops == {1: {"caption_boilerplate": 1}, 2: {"caption_boilerplate": 1}}
+    assert decisions.caption_drops == {source: {"caption_boilerplate": 1} for source in range(3)}
+
+
 def test_empty_parts_of_the_index_pass():
     empty = MARKS_SCHEMA.empty_table()
     assert find_duplicates(KEYS_SCHEMA.empty_table(), 4).num_rows == duplicate_keys(empty, 4, 3).num_rows == 0
-    assert mark_boilerplate(empty, 1).num_rows == decide(empty).num_rows == 0
+    assert mark_boilerplate(empty, 1).num_rows == resolve(FOUND_SCHEMA.empty_table(), 4).num_rows == 0
+    assert not decide(empty, 10).kept
 
 
 def test_files_are_equal_ranges_of_keys():

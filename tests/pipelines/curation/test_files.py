@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.curation.config import CurateConfig, Source
-from pipelines.curation.duplicates import KEEP, MARKS_SCHEMA, duplicate_keys, find_duplicates
+from pipelines.curation.duplicates import KEEP, MARKS_SCHEMA, duplicate_keys, find_duplicates, resolve
 from pipelines.curation.files import read_file_records, write_file
 from pipelines.curation.pieces import INDEX_SCHEMA, curate_piece, index_uri, read_report
 from pipelines.curation.raw import pieces_of, read_shards
@@ -68,13 +68,15 @@ def test_the_index_has_canonical_orders_and_places_sorted_by_key(curated):
 def marked(index):
     rows = index.replace_schema_metadata()
     rows = rows.append_column(MARKS_SCHEMA.field("file"), pa.array(np.full(len(rows), 3, np.int32)))
+    rows = rows.append_column(MARKS_SCHEMA.field("keeper"), rows.column("order"))
     rows = rows.append_column(MARKS_SCHEMA.field("mark"), pa.array(np.full(len(rows), KEEP, np.int8)))
-    return pa.concat_tables([find_duplicates(duplicate_keys(rows, 4, 1), 4), rows])
+    marks = resolve(find_duplicates(duplicate_keys(rows, 4, 1), 4), 4)
+    return pa.concat_tables([marks, rows])
 
 
 def test_a_file_holds_the_samples_of_its_rows_and_is_written_once(curated, tmp_path):
     out, work = str(tmp_path / "out"), curated["work"]
-    places = {"out": out, "work": work, "source_names": ["mine"], "rows_per_group": 16}
+    places = {"out": out, "work": work, "source_names": ["mine"], "rows_per_group": 16, "max_captions": 10}
     assert write_file(marked(curated["index"]), **places) == (3, NUM_GOOD)
     path = tmp_path / "out/data/part-000003.parquet"
     table = pq.read_table(path)
@@ -83,10 +85,17 @@ def test_a_file_holds_the_samples_of_its_rows_and_is_written_once(curated, tmp_p
     for number, given in enumerate(curated["rows"][:NUM_GOOD]):
         row = by_url[given["url"]]
         assert row["image"] == given["jpg"] and row["source"] == "mine" and (row["width"], row["height"]) == (70, 64)
-        assert row["sample_id"] == sample_id(row["image"], row["caption"]) and row["sha256"] == given["sha256"]
-        assert row["nouns"] == (["bus", "person"] if number == 0 else ["dog", "ball", "number"])
+        assert row["sample_id"] == sample_id(row["image"], *row["captions"]) and row["sha256"] == given["sha256"]
+        assert row["nouns"][0] == (["bus", "person"] if number == 0 else ["dog", "ball", "number"])
+        assert len(row["captions"]) == len(row["nouns"]) == (2 if number == 5 else 1)
+    assert by_url["http://example.org/5.jpg"]["captions"] == [
+        "a dog and the ball number 5",
+        "a dog and the ball number 100",
+    ]
     (record,) = read_file_records(work)
     assert record["drops"] == {"mine": {"duplicate": 1, "near_duplicate": 1}} and record["kept"] == {"mine": NUM_GOOD}
+    assert record["captions_kept"] == {"mine": NUM_GOOD + 1}
+    assert record["caption_drops"] == {"mine": {"image_dropped": 1}}
     assert [group["rows"] for group in record["manifest"]] == [16, 16, 8]
     json.dumps(record)
     path.unlink()

@@ -28,7 +28,8 @@ def test_pieces_are_whole_row_groups_and_hold_all_rows_in_order(tmp_path):
     ]
     assert [piece.number for piece in pieces] == [0, 1, 2, 3]
     read = [row for piece in pieces for batch in read_rows(piece) for row in batch]
-    wanted = ("jpg", "caption", "url", "key", "status", "sha256")
+    assert [row["captions"] for row in read] == [[row["caption"]] for row in rows]
+    wanted = ("jpg", "url", "key", "status", "sha256")
     assert [{name: row[name] for name in wanted} for row in read] == [
         {name: row[name] for name in wanted} for row in rows
     ]
@@ -51,17 +52,70 @@ def test_knows_columns_in_any_case_and_of_any_text_type(tmp_path):
     (piece,) = pieces_of(shards_of(tmp_path), 10)
     assert list(read_rows(piece)) == [
         [
-            {"jpg": b"x", "caption": "a", "url": "u", "similarity": 0.5, "nsfw": "NSFW", "key": "1"},
-            {"jpg": None, "caption": "b", "url": None, "similarity": None, "nsfw": None, "key": "2"},
+            {"jpg": b"x", "captions": ["a"], "url": "u", "similarity": 0.5, "nsfw": "NSFW", "key": "1"},
+            {"jpg": None, "captions": ["b"], "url": None, "similarity": None, "nsfw": None, "key": "2"},
         ]
     ]
+
+
+C = ["a dog", "a ball"]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([[*C, None], [], None, ["nan"]]), [[*C, None], [None], [None], ["nan"]]),
+        (pa.array([C, C], pa.large_list(pa.large_string())), [C, C]),
+        (pa.array([C, C], pa.list_(pa.string(), 2)), [C, C]),
+        (pa.array([C, C], pa.list_(pa.string_view())), [C, C]),
+        (pa.array([[b"a dog", b"\xff"], [b"x"]]), [["a dog", None], ["x"]]),
+        (pa.array(C, pa.string_view()), [[C[0]], [C[1]]]),
+        (pa.array([b"a dog", b"\xff"]), [["a dog"], [None]]),
+        (pa.array([1.5, float("nan"), None]), [[None]] * 3),  # what pandas makes of missing captions
+        (pa.array([[1.5, float("nan")], [2.0]]), [[None, None], [None]]),
+        (pa.array([1, 2]), [[None]] * 2),
+        (pa.array([True, None]), [[None]] * 2),
+        (pa.nulls(2), [[None]] * 2),
+    ],
+)
+def test_captions_are_texts_or_lists_of_texts_and_numbers_are_missing_ones(tmp_path, column, expected):
+    pq.write_table(pa.table({"jpg": [b"x"] * len(column), "caption": column}), tmp_path / "0.parquet")
+    (piece,) = pieces_of(shards_of(tmp_path), 10)
+    assert [row["captions"] for row in next(read_rows(piece))] == expected
+
+
+def test_a_column_of_several_captions_counts_before_that_of_one(tmp_path):
+    columns = {"jpg": [b"x"] * 4, "caption": ["a", "b", "c", None], "captions": [["d", "e"], None, [], []]}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    (piece,) = pieces_of(shards_of(tmp_path), 10)
+    assert [row["captions"] for row in next(read_rows(piece))] == [["d", "e"], ["b"], ["c"], [None]]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        ("caption", [{"en": "a"}], r"column caption is struct<en: string>; it must hold a text or a list of texts"),
+        ("captions", [[{"raw": "a"}]], r"column captions is list<element: struct<raw: string>>; it must hold a text"),
+        ("caption", [[["a"]]], r"column caption is list<element: list<element: string>>; it must hold a text or a"),
+        ("jpg", [{"bytes": b"x", "path": "a"}], r"column jpg is struct<bytes: binary, path: string>; it must hold the"),
+        ("jpg", ["aGVsbG8="], r"column jpg is string; it must hold the bytes of image files"),
+        ("license", [{"id": 1}], r"column license is struct<id: int64>; it must hold one value a row"),
+    ],
+)
+def test_columns_that_cannot_be_read_are_named_before_any_work(tmp_path, name, column, message):
+    columns = {"jpg": [b"x"], "caption": ["a"], name: column}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    shards = shards_of(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        check_shards(shards, CurateConfig(raw=(str(tmp_path),), out="x"))
+    assert "0.parquet" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_text_that_is_no_utf8_is_none(tmp_path):
     broken = pa.array([b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"jpg": [b"x", b"y"], "caption": broken}), tmp_path / "0.parquet")
     (piece,) = pieces_of(shards_of(tmp_path), 10)
-    assert [row["caption"] for row in next(read_rows(piece))] == [None, "fine"]
+    assert [row["captions"] for row in next(read_rows(piece))] == [[None], ["fine"]]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,12 @@ def run(raw, config=CONFIG, opt_out=None):
         ("watermark", {"pwatermark": 0.9}),
         ("similarity_too_low", {"similarity": 0.1}),
         ("caption_empty", {"caption": " <b> "}),
+        ("caption_empty", {"captions": [None, "", "nan"]}),
+        ("caption_empty", {"caption": "nan"}),
+        ("caption_is_a_name", {"caption": "https://example.org/IMG_2034.jpg"}),
+        ("caption_is_a_name", {"captions": ["IMG_2034.JPG", "ab"]}),
         ("caption_too_short", {"caption": "ab"}),
+        ("caption_too_long", {"caption": "w" * 50_000}),
         ("caption_too_long", {"caption": "word " * 200}),
         ("caption_too_long", {"caption": "w" * 2000}),
         ("caption_few_letters", {"caption": "2023-01-05 12:33"}),
@@ -46,6 +51,9 @@ def run(raw, config=CONFIG, opt_out=None):
         ("image_mode", {"image": encoded(Image.new("F", (90, 90)), "TIFF")}),
         (None, {"similarity": 0.3, "punsafe": 0.1, "pwatermark": None, "nsfw": "UNLIKELY"}),
         (None, {"image": encoded(picture(0, 400, 100))}),
+        (None, {"caption": "a happy family \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467"}),
+        (None, {"caption": "a bell\x07 and \x1b[31m red"}),
+        (None, {"captions": ["IMG_2034.JPG", "a dog"]}),
     ],
 )
 def test_every_case_has_its_reason(reason, columns):
@@ -53,6 +61,21 @@ def test_every_case_has_its_reason(reason, columns):
     found, sample = run(raw_row(1, image, **columns))
     assert found == reason
     assert (reason is None) == bool(sample.image)
+
+
+def test_of_several_captions_each_is_kept_once_or_has_its_reason():
+    captions = ["  a dog", None, "nan", "x.jpg", "a  dog ", "2023-01-05 12:33", "собака", "a cat"]
+    reason, sample = run(raw_row(1, GOOD, captions=captions))
+    assert reason is None and sample.captions == ["a dog", "a cat"]
+    assert sample.caption_drops == {
+        "caption_empty": 2,
+        "caption_is_a_name": 1,
+        "caption_repeated": 1,
+        "caption_few_letters": 1,
+        "caption_other_alphabet": 1,
+    }
+    assert run(raw_row(1, GOOD, captions=[None, "a dog"]))[1].captions == ["a dog"]
+    assert run(raw_row(1, GOOD, "a dog", captions=[]))[1].captions == ["a dog"]
 
 
 def test_switched_off_rules_let_pass():

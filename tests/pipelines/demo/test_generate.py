@@ -40,7 +40,8 @@ def test_training_data_is_a_complete_dataset(written: Path) -> None:
     assert len({row["sample_id"] for row in rows}) == 300
     for row in rows[:20]:
         assert decode_image(row["image"]).shape == (row["height"], row["width"], 3)
-        assert row["nouns"] and all(noun in row["caption"].replace(",", "").split() for noun in row["nouns"])
+        [caption], [nouns] = row["captions"], row["nouns"]
+        assert nouns and all(noun in caption.replace(",", "").split() for noun in nouns)
 
 
 def test_validation_has_two_parts_with_every_class(written: Path) -> None:

@@ -1,0 +1,97 @@
+"""What becomes of the samples of one file of the data set, and of every caption: kept, or dropped for one reason."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.curation.duplicates import BOILERPLATE, BROUGHT, DUPLICATE, KEEP, NEAR_DUPLICATE, REASONS
+
+Row = Mapping[str, Any]
+"""Of MARKS_SCHEMA."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptSample:
+    row: Row
+    """Of the sample's first caption: where the sample lies."""
+    captions: Sequence[Row]
+    """Those of its own captions that it keeps."""
+    brought: Sequence[Row]
+    """Captions of its duplicates, which follow them: where those lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    kept: Sequence[KeptSample]
+    """In the order of the data set."""
+    drops: Mapping[int, Counter[str]]
+    """Samples by source and reason."""
+    captions_kept: Counter[int]
+    """By source."""
+    caption_drops: Mapping[int, Counter[str]]
+
+
+@dataclass(kw_only=True)
+class _Counts:
+    drops: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    captions_kept: Counter[int] = field(default_factory=Counter)
+    caption_drops: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def drop_captions(self, rows: Sequence[Row], reason: str) -> None:
+        for row in rows:
+            self.caption_drops[row["source"]][reason] += 1
+
+
+def decide(rows_and_marks: pa.Table, max_captions: int) -> Decisions:
+    """Decide on the rows of a file of the data set, by the marks that were found for them.
+
+    A sample is dropped for its captions only if all of them are boiler-plate. One that is kept has its own captions and
+    those that its duplicates bring, without repetitions, up to `max_captions`.
+    """
+    own: defaultdict[int, list[Row]] = defaultdict(list)
+    brought: defaultdict[int, list[Row]] = defaultdict(list)
+    marks: dict[int, int] = {}
+    for row in rows_and_marks.to_pylist():
+        if row["mark"] in (DUPLICATE, NEAR_DUPLICATE):
+            marks[row["order"]] = row["mark"]
+        elif row["mark"] == BROUGHT:
+            brought[row["keeper"]].append(row)
+        else:
+            own[row["order"]].append(row)
+    counts = _Counts()
+    kept: list[KeptSample] = []
+    for order, rows in own.items():
+        rows.sort(key=lambda row: row["number"])
+        good = [row for row in rows if row["mark"] == KEEP]
+        counts.drop_captions([row for row in rows if row["mark"] == BOILERPLATE], REASONS[BOILERPLATE])
+        mark = marks.get(order, KEEP) if good else BOILERPLATE
+        others = sorted(brought[order], key=lambda row: (row["order"], row["number"]))
+        if mark == KEEP:
+            chosen = _chosen([*good, *others], max_captions, counts)
+            captions = [row for row in chosen if row["order"] == order]
+            kept.append(KeptSample(row=rows[0], captions=captions, brought=chosen[len(captions) :]))
+            counts.captions_kept.update(row["source"] for row in chosen)
+            continue
+        counts.drops[rows[0]["source"]][REASONS[mark]] += 1
+        if mark == NEAR_DUPLICATE:  # those of a duplicate are counted where it brings them
+            counts.drop_captions([*good, *others], "image_dropped")
+    kept.sort(key=lambda sample: (sample.row["shuffle_key"], sample.row["order"]))
+    return Decisions(
+        kept=kept, drops=counts.drops, captions_kept=counts.captions_kept, caption_drops=counts.caption_drops
+    )
+
+
+def _chosen(rows: Sequence[Row], max_captions: int, counts: _Counts) -> list[Row]:
+    """The captions that a sample keeps; the others are counted."""
+    chosen: dict[int, Row] = {}
+    for row in rows:
+        if row["caption"] in chosen:
+            counts.drop_captions([row], "caption_repeated")
+        elif len(chosen) == max_captions:
+            counts.drop_captions([row], "caption_over_limit")
+        else:
+            chosen[row["caption"]] = row
+    return list(chosen.values())

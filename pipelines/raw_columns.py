@@ -1,0 +1,86 @@
+"""Columns of raw shards as Python values: texts and captions, in whichever Arrow type they come."""
+
+from collections.abc import Mapping
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+CAPTION_COLUMNS = ("captions", "caption")
+"""A shard has one of them, or both: `captions`, a list of texts, counts before `caption`, a text or a list of texts."""
+
+
+def wrong_with_columns(schema: pa.Schema, names: frozenset[str]) -> str | None:
+    """What is wrong with the type of the first column among `names` (in lower case) that cannot be read; None if all
+    can be."""
+    for field in schema:
+        name = field.name.lower()
+        if name not in names:
+            continue
+        kind = _plain(field.type)
+        if name == "jpg" and not (_is_bytes(kind) or pa.types.is_null(kind)):
+            return f"column {field.name} is {kind}; it must hold the bytes of image files (binary)"
+        if name in CAPTION_COLUMNS and _is_list(kind):
+            kind = _plain(kind.value_type)
+        if pa.types.is_nested(kind):
+            right = "a text or a list of texts" if name in CAPTION_COLUMNS else "one value a row"
+            return f"column {field.name} is {field.type}; it must hold {right}: write one field of it as this column"
+    return None
+
+
+def texts(column: pa.Array) -> list[str | None]:
+    """Values as texts. Text that is not valid UTF-8 is None: a corrupted text is missing."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_text(column.type):
+        column = column.cast(pa.large_binary())  # Arrow would raise for the whole batch where one text is not UTF-8
+    return [_text(value) for value in column.to_pylist()]
+
+
+def captions(columns: Mapping[str, pa.Array]) -> list[list[str | None]]:
+    """The captions of each row, at least one, which may be None. `columns`: those of CAPTION_COLUMNS that are there.
+
+    Numbers are not captions: a column of numbers is what tools write where all or most captions are missing (NaN).
+    """
+    found = [_lists(columns[name]) for name in CAPTION_COLUMNS if name in columns]
+    return [next(filter(None, row), None) or [None] for row in zip(*found, strict=True)]
+
+
+def _lists(column: pa.Array) -> list[list[str | None] | None]:
+    if _is_list(column.type):
+        values = iter(_captions(column.flatten()))
+        lengths = pc.list_value_length(column).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+        return [None if length is None else list(islice(values, length)) for length in lengths]
+    return [[value] for value in _captions(column)]
+
+
+def _captions(column: pa.Array) -> list[str | None]:
+    kind = _plain(column.type)
+    return texts(column) if _is_text(kind) or _is_bytes(kind) else [None] * len(column)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(check(kind) for check in checks)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    checks = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(check(kind) for check in checks)
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return None
+    return None if value is None else str(value)
