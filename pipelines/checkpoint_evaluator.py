@@ -99,6 +99,7 @@ class CheckpointEvaluator:
 
     def _evaluate(self, step: int) -> None:
         from pipelines.evaluate import evaluate  # torch, for which the driver has no use before
+        from pipelines.evaluation_report import image_counts
 
         out = self._folder / f"step-{step:08d}"
         asked = _evaluate_config(self._config, checkpoint=self._run.checkpoint_uri(step), out=str(out))
@@ -119,6 +120,7 @@ class CheckpointEvaluator:
         scores = {name: summary["metrics"][f"{name}/miou"] for name in summary["class_iou"]}
         if self._tracker is not None:
             named = {f"evaluation/{name}": value for name, value in summary["metrics"].items()}
+            named |= {f"evaluation/{name}": count for name, count in image_counts(summary).items()}
             self._tracker.log_metrics(named | {"evaluation/miou": statistics.fmean(scores.values())}, step)
             self._tracker.log_artifact(out, f"evaluation/{out.name}")
             for picture in sorted(out.glob("examples_*.png")):

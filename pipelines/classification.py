@@ -25,10 +25,11 @@ from groupvit.model_card import license_of
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import center_crop, to_tensor
 from groupvit.zero_shot import class_embeddings, classify
-from pipelines.benchmarks.imagenet import ImageNetDataset, LabelledImage
+from pipelines.benchmarks.imagenet import NUM_IMAGES, ImageNetDataset, LabelledImage
 from pipelines.checkpoints import local_checkpoint
 from pipelines.model_workers import model_workers
 from pipelines.progress_line import ProgressLine
+from pipelines.text_table import count_of
 
 TEMPLATES = {"simple": PLAIN_TEMPLATES, "subset": SUBSET_PROMPT_TEMPLATES, "full": PROMPT_TEMPLATES}
 CLASSES_PER_TASK = 50
@@ -111,6 +112,7 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
         "data_digest": dataset.digest,
         "templates": config.templates,
         "num_images": num_images,
+        "official_num_images": NUM_IMAGES,
         "metrics": {
             "top1": 100 * int(hits.top1.sum()) / num_images,
             "top5": 100 * int(hits.top5.sum()) / num_images,
@@ -120,7 +122,7 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
         "images_per_second": round(num_images / seconds, 2),
     }
     print(
-        f"{num_images:,} images of {dataset.uri}, templates {config.templates}: "
+        f"{count_of(num_images, NUM_IMAGES)} images of {dataset.uri}, templates {config.templates}: "
         f"top-1 {summary['metrics']['top1']:.2f} %, top-5 {summary['metrics']['top5']:.2f} %"
     )
     out = Path(config.out)

@@ -36,6 +36,7 @@ from pipelines.evaluation_report import (
     EvaluationReport,
     PartResult,
     comparison,
+    image_counts,
     log_to_mlflow,
     table,
     write_report,
@@ -118,7 +119,7 @@ def _classify(config: EvaluateConfig) -> dict[str, Any]:
     )
     summary = classify_images(task, open_imagenet(config.root))
     if config.mlflow_run is not None:
-        names = {f"imagenet/{name}": value for name, value in summary["metrics"].items()}
+        names = {f"imagenet/{name}": value for name, value in summary["metrics"].items()} | image_counts(summary)
         log_to_mlflow(
             names,
             summary["license"],
@@ -193,6 +194,7 @@ def _evaluate_one(
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),
         num_scenes=len(chosen),
+        official_counts=dataset.official_counts,
         seconds=time.monotonic() - started,
     )
     if show:
@@ -202,7 +204,7 @@ def _evaluate_one(
         # Files of several benchmarks have the same names.
         folder = f"evaluation/{dataset.benchmark}" if config.benchmark == "all" else "evaluation"
         log_to_mlflow(
-            report.metrics(),
+            report.metrics() | image_counts(report.summary()),
             report.license,
             out,
             config.mlflow_run,

@@ -16,7 +16,7 @@ from groupvit.metrics import GroupUsage, SegmentationMetrics, mean_boundary_iou,
 from groupvit.visualize import confusion_picture, page
 from pipelines.benchmarks.published import PUBLISHED
 from pipelines.scoring import Scores
-from pipelines.text_table import aligned, csv_text, markdown, number
+from pipelines.text_table import aligned, count_of, csv_text, markdown, number
 
 LICENSE_TAG = "groupvit.license"
 """MLflow tag that holds the licence notice of imported weights."""
@@ -66,6 +66,8 @@ class EvaluationReport:
     parts: dict[str, PartResult]
     num_scenes: int
     seconds: float
+    official_counts: tuple[int, ...] = ()
+    """Number of images that published numbers are of, as the benchmark has it."""
 
     def metrics(self) -> dict[str, float]:
         """Flat names like `seen/miou`, for tracking. Fractions of pixels and classes are in percent."""
@@ -94,6 +96,8 @@ class EvaluationReport:
             "root": self.root,
             "data_digest": self.data_digest,
             "num_scenes": self.num_scenes,
+            "num_images": self.num_scenes,
+            "official_num_images": self.official_num_images,
             "protocol": self.protocol,
             "precision": self.precision,
             "scores": "softmax affinity of the pixel's group"
@@ -113,12 +117,22 @@ class EvaluationReport:
         }
 
     @property
-    def published(self) -> tuple[tuple[str, str], ...]:
+    def official_num_images(self) -> int | None:
+        """Of several official lists, the one that was evaluated, else the longest; None where there is none."""
+        return self.num_scenes if self.num_scenes in self.official_counts else max(self.official_counts, default=None)
+
+    @property
+    def comparable(self) -> tuple[tuple[str, str], ...]:
         """(model, mIoU in percent) as papers report them for this benchmark and protocol; none if its rules were
         changed."""
         if self.protocol == "model" or self.rules_changed:
             return ()
         return PUBLISHED.get((self.protocol, self.benchmark), ())
+
+    @property
+    def published(self) -> tuple[tuple[str, str], ...]:
+        """What is comparable, once all images were evaluated."""
+        return self.comparable if self.num_scenes == self.official_num_images else ()
 
     def how(self) -> str:
         """The protocol in a line: what another number must have in common with these to be comparable."""
@@ -139,17 +153,26 @@ class EvaluationReport:
         return ", ".join(parts)
 
 
+def image_counts(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Of what metrics.json holds, for tracking: number of images evaluated, and officially where that is known."""
+    counts = {name: summary[name] for name in ("num_images", "official_num_images")}
+    return {f"{summary['benchmark']}/{name}": count for name, count in counts.items() if count is not None}
+
+
 def table(report: EvaluationReport) -> str:
     """Two text tables: parts by metric, and classes by part. Percent."""
     names = list(report.parts)
     values = report.metrics()
     keys = list(dict.fromkeys(key.split("/", 1)[1] for key in values))
-    lines = [f"{report.benchmark}: {report.num_scenes} images of {report.root} in {report.seconds:.1f} s", report.how()]
+    images = count_of(report.num_scenes, report.official_num_images)
+    lines = [f"{report.benchmark}: {images} images of {report.root} in {report.seconds:.1f} s", report.how()]
     if len(report.thresholds) > 1:
         shown = ", ".join(f"{name} {value}" for name, value in report.thresholds.items())
         lines.append(f"background threshold: {shown}")
     if report.published:
         lines.append("published: " + ", ".join(f"{model} {miou}" for model, miou in report.published))
+    elif report.comparable:
+        lines.append(f"published numbers are left out: they are of {report.official_num_images:,} images")
     if report.license is not None:
         lines.append(f"licence of the weights: {report.license}")
     lines += [
@@ -169,8 +192,9 @@ def comparison(summaries: Mapping[str, Mapping[str, Any]], left_out: Mapping[str
             numbers = [number(summary["metrics"].get(f"{part}/{key}")) for key in keys]
             published = ", ".join(f"{model} {miou}" for model, miou in summary["published"].items())
             name = benchmark if part == benchmark else f"{benchmark}, {part}"
-            rows.append([name, summary["protocol"], *numbers, published])
-    header = ["benchmark", "protocol", "mIoU", "oracle", "boundary", "pixels", "published mIoU"]
+            images = count_of(summary["num_images"], summary["official_num_images"])
+            rows.append([name, images, summary["protocol"], *numbers, published])
+    header = ["benchmark", "images", "protocol", "mIoU", "oracle", "boundary", "pixels", "published mIoU"]
     lines = aligned(header, rows)
     lines += ["", *(f"left out: {name}: {reason}" for name, reason in left_out.items())] if left_out else []
     return "\n".join(lines)

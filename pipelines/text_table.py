@@ -34,3 +34,8 @@ def csv_text(lines: Sequence[Sequence[str]]) -> str:
 def number(value: float | None) -> str:
     """Two decimals; `-` for what is not known."""
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def count_of(count: int, whole: int | None) -> str:
+    """`40 of 1,449`; where that is all, or there is no whole to speak of, the count alone."""
+    return f"{count:,}" if whole in (None, count) else f"{count:,} of {whole:,}"

@@ -50,6 +50,8 @@ class SegmentationDataset(ABC):
     """Hash of what is evaluated: equal digests mean equal data."""
     part_of_scene: tuple[str, ...]
     """The part of every scene, by position."""
+    official_counts: tuple[int, ...] = ()
+    """Number of images that published numbers are of; several where several lists are in use, none for own data."""
 
     @property
     def has_background(self) -> bool:

@@ -108,6 +108,7 @@ def open_files(
         parts=(benchmark,),
         digest=digest.hexdigest(),
         part_of_scene=(benchmark,) * len(files),
+        official_counts=tuple(official_counts),
         files=tuple(files),
         label_of_value=tuple(label_of_value.get(value, ILLEGAL) for value in range(256)),
     )

@@ -209,7 +209,8 @@ def test_results_go_to_an_existing_mlflow_run(notice: str | None, checkpoint: st
     )
     summary = evaluate(config, WHOLE)
     logged = client.get_run(run.info.run_id).data
-    assert logged.metrics == {f"evaluation/{name}": pytest.approx(value) for name, value in summary["metrics"].items()}
+    expected = summary["metrics"] | {"scenes/num_images": summary["num_images"]}
+    assert logged.metrics == {f"evaluation/{name}": pytest.approx(value) for name, value in expected.items()}
     assert logged.tags.get("groupvit.license") == summary["license"] == notice
     files = {file.path for file in client.list_artifacts(run.info.run_id, "evaluation")}
     assert {"evaluation/examples_seen.png", "evaluation/per_class.md", "evaluation/metrics.json"} <= files

@@ -179,8 +179,8 @@ def test_all_has_a_summary_each_and_a_table(evaluated: Evaluated, root: Path) ->
     header = next(index for index, line in enumerate(lines) if line.startswith("benchmark  "))
     rows = {line.split()[0]: line for line in lines[header + 2 : header + 2 + len(NUM_CLASSES)]}
     for name, summary in result["benchmarks"].items():
-        assert f" {summary['metrics'][f'{name}/miou']:.2f} " in rows[name]
-        assert all(f"{model} {miou}" in rows[name] for model, miou in summary["published"].items())
+        assert f" {summary['metrics'][f'{name}/miou']:.2f}" in rows[name]
+        assert f" 3 of {summary['official_num_images']:,} " in rows[name]
     assert any(line.startswith("left out: scenes:") for line in lines)
 
 
@@ -201,7 +201,8 @@ def test_options_of_the_protocols(
     rules = summary["segmentation"]
     assert expected.items() <= rules.items()
     assert len(rules["templates"]) == (80 if "templates" in fields else 1)
-    assert bool(summary["published"]) == ("templates" not in fields), "numbers of other rules do not compare"
+    assert not summary["published"], "numbers of other images do not compare"
+    assert (summary["num_images"], summary["official_num_images"]) == (1, 1449)
     assert_numbers_are_right(summary, tmp_path, root, "voc21")
 
 
@@ -248,6 +249,8 @@ def test_benchmarks_that_are_not_there_are_left_out_with_the_reason(
     logged = client.get_run(run.info.run_id).data.metrics
     for name, summary in result["benchmarks"].items():
         assert logged[f"evaluation/{name}/miou"] == pytest.approx(summary["metrics"][f"{name}/miou"])
+        assert logged[f"evaluation/{name}/num_images"] == 1
+        assert logged[f"evaluation/{name}/official_num_images"] == {"cityscapes": 500, "ade20k": 2000}[name]
         file = client.download_artifacts(run.info.run_id, f"evaluation/{name}/metrics.json", str(tmp_path))
         assert json.loads(Path(file).read_text()) == summary
 
@@ -274,5 +277,6 @@ def test_imagenet(checkpoint: str, photos: list[Photo], tmp_path: Path) -> None:
         templates="simple",
     )
     summary = evaluate(config)
-    assert summary["num_images"] == 8 and summary["hits"] == {"top1": 3, "top5": 6}
+    assert (summary["num_images"], summary["official_num_images"]) == (8, 50_000)
+    assert summary["hits"] == {"top1": 3, "top5": 6}
     assert summary["metrics"] == {"top1": 37.5, "top5": 75.0}
