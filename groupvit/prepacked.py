@@ -21,7 +21,7 @@ def prepacked(encoder: ImageEncoder) -> ImageEncoder:
     """The same tower, with the weights that `encoder` has now; `encoder` itself where nothing is gained.
 
     Only the blocks that see all image tokens are laid out anew: the work of the others is small. What comes out for an
-    image differs in the last bits (1e-5), and does not depend on the batch.
+    image differs in the last bits (1e-5).
     """
     weight = encoder.stem_norm.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _is_available():

@@ -1,8 +1,9 @@
 """Images as the windows that the image tower sees: cut, encoded in batches, each window once.
 
-An image is seen at one or more scales, and mirrored if asked: each is a *view*, cut into overlapping windows. Windows
-of several images go through the tower together; what comes out for a window does not depend on which others went with
-it (on CPUs bit by bit).
+An image is seen at one or more scales, and mirrored if asked: each is a *view*, cut into overlapping windows. On GPUs
+windows of several images go through the tower together. On CPUs only windows of one view do: how a matrix product and
+the end of a vectorised loop are rounded there depends on the number of rows, so a batch of another composition would
+change an image's last bits. This way they are a function of the image alone.
 
 Shapes: G groups of the last stage, C channels, D channels of the shared space, H x W pixels, h x w image tokens.
 """
@@ -30,6 +31,8 @@ WINDOWS_PER_PASS_ON_GPU = 32
 
 Box = tuple[int, int, int, int]
 """top, bottom, left, right."""
+Crop = tuple[Box, Tensor]
+"""Where a window lies in its view, and its pixels [3, H, W], normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +73,12 @@ def encode_views(
 ) -> list[tuple[View, ...]]:
     """The views of each image (uint8 [H, W, 3], RGB).
 
-    `batch_size`: windows that go through the tower together, whatever image they are of; None: what suits the device.
-    `precision`: bfloat16 runs the tower in autocast, faster, with masks that differ a little.
+    `batch_size`: windows that go through the tower together on a GPU, from any of the images; None: 32. On CPUs it has
+    no effect (see the module's docstring). `precision`: bfloat16 runs the tower in autocast, faster, with masks that
+    differ a little.
     """
     shapes: list[tuple[int, tuple[int, int], bool, int]] = []
-    crops: list[tuple[Box, Tensor]] = []
+    crops: list[Crop] = []
     for index, image in enumerate(images):
         for scale in config.scales:
             resized = resized_image(image, config, model.config.image.patch_size, scale)
@@ -84,7 +88,12 @@ def encode_views(
                 pixels = resized.flip(-1) if mirrored else resized
                 crops += [(box, pixels[:, box[0] : box[1], box[2] : box[3]]) for box in boxes]
                 shapes.append((index, size, mirrored, len(boxes)))
-    encoded = iter(_encode(model, crops, grouping=config.grouping, batch_size=batch_size, precision=precision))
+    groups, rest = [crops], iter(crops)
+    if model.logit_scale.device.type == "cpu":
+        groups, batch_size = [list(itertools.islice(rest, count)) for *_, count in shapes], None
+    encoded = itertools.chain.from_iterable(
+        _encode(model, group, grouping=config.grouping, batch_size=batch_size, precision=precision) for group in groups
+    )
     views: list[list[View]] = [[] for _ in images]
     for index, size, mirrored, count in shapes:
         of_view = tuple(itertools.islice(encoded, count))
@@ -140,13 +149,13 @@ def group_maps(features: ImageFeatures) -> list[Tensor]:
 @torch.inference_mode()
 def _encode(
     model: GroupViT,
-    crops: Sequence[tuple[Box, Tensor]],
+    crops: Sequence[Crop],
     *,
     grouping: bool,
     batch_size: int | None,
     precision: Precision,
 ) -> list[Window]:
-    """The windows of crops [3, H, W], in their order."""
+    """The windows of crops, in their order."""
     device, patch_size = model.logit_scale.device, model.config.image.patch_size
     by_size: dict[torch.Size, list[int]] = {}
     for position, (_, pixels) in enumerate(crops):
@@ -164,16 +173,18 @@ def _encode(
             with autocast(device, precision):
                 features = encoder(images).to_float32()
             maps = group_maps(features) if grouping else []
+            embeddings = model.image_projector(features.pooled)
+            if maps:
+                segments = model.image_projector(features.segment_tokens)
+            else:
+                segments = model.embed_image_tokens(features.image_tokens)
             for row, position in enumerate(batch):
                 box, pixels = crops[position]
-                # Window by window: how a product of few rows is summed depends on how many there are.
-                tokens = torch.cat([features.pooled[row, None], features.segment_tokens[row]])
-                embeddings = model.image_projector(tokens)
                 encoded[position] = Window(
                     box=box,
                     pixels=pixels,
-                    segments=embeddings[1:] if maps else model.embed_image_tokens(features.image_tokens[row]),
-                    embedding=embeddings[0],
+                    segments=segments[row],
+                    embedding=embeddings[row],
                     group_maps=tuple(stage[row] for stage in maps),
                     grid=features.grid,
                 )

@@ -46,7 +46,8 @@ class EvaluateConfig:
     gpus_per_worker: float = 0.0
     """GPUs (or a share of one) of a worker."""
     batch_size: int | None = None
-    """Windows that go through the image tower together. None: what suits the device."""
+    """Windows that go through the image tower together on a GPU. None: 32. On CPUs only the windows of one image do, so
+    that masks have the same bits for any value."""
     precision: Precision = "float32"
     """bfloat16: the image tower runs in autocast, about twice as fast where the hardware has it; masks differ a little,
     and no longer are the same in any batch."""

@@ -90,7 +90,7 @@ class Task:
     drawn: frozenset[int] = frozenset()
     """Scenes kept as examples."""
     batch_size: int | None = None
-    """Windows that go through the image tower together; None: what suits the device."""
+    """Windows that go through the image tower together on a GPU; None: 32."""
     precision: Precision = "float32"
     """What the image tower computes in."""
 

@@ -1,10 +1,13 @@
-"""What holds for every test: nothing reports home, also where pytest is not run through make; and an object store."""
+"""What holds for every test: one thread, nothing reports home, also where pytest is not run through make; and an object
+store.
+"""
 
 import os
 import uuid
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.pipelines.benchmarks.miniatures import Photo, fetch_photos
 from tests.pipelines.object_store import ObjectStore
@@ -14,8 +17,11 @@ for name, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # At the size of tests, threads wait for each other longer than they compute: up to 40 times the CPU time on 2 cores.
+    "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in this process, which has read the environment already
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groupvit import label_maps
-from groupvit.config import SegmentationConfig
+from groupvit.config import Precision, SegmentationConfig
 from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label, oracle, segment_logits
 from groupvit.transforms import resize_short_side, to_tensor
@@ -89,10 +89,12 @@ def test_equal_to_brute_force_at_odd_sizes(
     assert len(np.unique(maps[-1])) > 1
 
 
-def test_many_classes_are_not_held_at_every_pixel(model: GroupViT) -> None:
-    """2,000 classes at 500 x 800 pixels would be 3.2 GB; the scores of a strip or of an edge are some MB."""
+def test_many_classes_are_not_held_at_every_pixel(model: GroupViT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 classes at 200 x 320 pixels would be 512 MB; the scores of a strip or of an edge are some MB."""
+    monkeypatch.setattr(label_maps, "STRIP_NUMBERS", 2**21)
+    monkeypatch.setattr(label_maps, "EDGE_PIXELS_AT_ONCE", 2**12)
     many = F.normalize(torch.randn(2000, 16, generator=torch.Generator().manual_seed(2)), dim=-1)
-    image, config = photo(500, 800), replace(ODD, short_side=32, window=None, top_classes=None)
+    image, config = photo(200, 320), replace(ODD, short_side=32, window=None, top_classes=None)
     largest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
@@ -106,30 +108,33 @@ def test_many_classes_are_not_held_at_every_pixel(model: GroupViT) -> None:
     [views] = encode_views(model, [image], config)
     words = Words.of(model, many, None, config)
     with Watch():
-        [labels] = label(views, words, (500, 800), config, (None,))
+        [labels] = label(views, words, (200, 320), config, (None,))
         soft = replace(config, masks="soft")
-        label(views, words, (500, 800), soft, (None,))
-    assert labels.shape == (500, 800)
-    assert 0 < largest <= 4 * max(label_maps.STRIP_NUMBERS, 2000 * label_maps.EDGE_PIXELS_AT_ONCE) < 2000 * 500 * 800
+        label(views, words, (200, 320), soft, (None,))
+    assert labels.shape == (200, 320)
+    assert 0 < largest <= 4 * max(label_maps.STRIP_NUMBERS, 2000 * label_maps.EDGE_PIXELS_AT_ONCE) < 2000 * 200 * 320
 
 
 @pytest.mark.parametrize("stem", ["patch", "convolutional"])
-@pytest.mark.parametrize("grouping", [True, False])
-def test_windows_are_the_same_in_any_batch(model: GroupViT, stem: str, grouping: bool) -> None:
-    """Bit by bit, so that a confusion matrix does not depend on the batch size."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_windows_are_the_same_in_any_company(model: GroupViT, stem: str, precision: Precision) -> None:
+    """Bit by bit, so that a confusion matrix depends neither on the batch size nor on how images are dealt out."""
     if stem == "convolutional":
         model = small_model(replace(SMALL, image=replace(SMALL.image, stem="convolutional"))).eval()
-    config = replace(ODD, grouping=grouping)
     images = [photo(75, 131, 1), photo(60, 60, 2), photo(75, 131, 3), photo(131, 75, 4)]
-    one, eight, all_at_once = (encode_views(model, images, config, batch_size=size) for size in (1, 8, 1000))
-    assert sum(len(view.windows) for views in one for view in views) > 30
-    for other in (eight, all_at_once):
-        for views, expected in zip(other, one, strict=True):
-            for window, alone in zip(views[0].windows, expected[0].windows, strict=True):
-                assert window.box == alone.box
-                assert torch.equal(window.segments, alone.segments)
-                assert torch.equal(window.embedding, alone.embedding)
-                assert all(map(torch.equal, window.group_maps, alone.group_maps))
+    for config in (ODD, replace(ODD, grouping=False), replace(ODD, scales=(1.0, 1.3), flip=True)):
+        alone = [encode_views(model, [image], config, precision=precision)[0] for image in images]
+        assert sum(len(view.windows) for views in alone for view in views) > 30
+        for size in (1, 8, None):
+            together = encode_views(model, images, config, batch_size=size, precision=precision)
+            for views, expected in zip(together, alone, strict=True):
+                for view, expected_view in zip(views, expected, strict=True):
+                    assert len(view.windows) == len(expected_view.windows)
+                    for window, same in zip(view.windows, expected_view.windows, strict=True):
+                        assert window.box == same.box
+                        assert torch.equal(window.segments, same.segments)
+                        assert torch.equal(window.embedding, same.embedding)
+                        assert all(map(torch.equal, window.group_maps, same.group_maps))
 
 
 def test_bfloat16_changes_little(model: GroupViT, classes: Tensor) -> None:

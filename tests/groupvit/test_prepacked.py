@@ -42,17 +42,6 @@ def test_is_the_plain_tower(name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (32, 48), (448, 448)])
-def test_does_not_depend_on_the_batch(size: tuple[int, int]) -> None:
-    """Bit by bit."""
-    packed = prepacked(encoder_of(SMALL.image if size[0] < 448 else ImageEncoderConfig()))
-    several = images(5 if size[0] < 448 else 2, *size)
-    with torch.inference_mode():
-        together, alone = packed(several), [packed(image) for image in several.split(1)]
-    assert torch.equal(together.segment_tokens, torch.cat([one.segment_tokens for one in alone]))
-    assert torch.equal(together.image_tokens, torch.cat([one.image_tokens for one in alone]))
-
-
 def test_leaves_the_plain_tower_as_it_was() -> None:
     encoder = encoder_of(SMALL.image)
     names = list(encoder.state_dict())

@@ -107,11 +107,11 @@ def test_transformers_gives_the_same_embeddings_logits_and_assignments(checkpoin
     given = theirs(input_ids=token_ids, pixel_values=images, output_attentions=True)
     encoding, texts = ours.encode_image(images), ours.encode_text(token_ids)
     image_embeds, text_embeds = (torch.nn.functional.normalize(x, dim=-1) for x in (encoding.embedding, texts))
-    logits = ours.logit_scale.exp() * image_embeds @ text_embeds.T
     for actual, expected in (
         (given.image_embeds, image_embeds),
         (given.text_embeds, text_embeds),
-        (given.logits_per_image, logits),
+        # A logit is a cosine times the scale, and so is its rounding error: compared as the cosine it was.
+        (given.logits_per_image / ours.logit_scale.exp(), image_embeds @ text_embeds.T),
     ):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
     soft = [attention for attention in given.vision_model_output.attentions if attention is not None]
