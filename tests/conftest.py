@@ -17,7 +17,7 @@ for name, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # At the size of tests, threads wait for each other longer than they compute: up to 40 times the CPU time on 2 cores.
+    # At the size of tests, threads wait more than they compute: up to 40 times the CPU time on 2 cores.
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
