@@ -30,8 +30,8 @@ _CUBIC = -0.75
 class ImageGraph(nn.Module):
     """image [B,3,H,W] -> image_embedding [B,D], segment_embeddings [B,G,D], group_map [B,G,h,w].
 
-    H and W are multiples of the patch size. The embeddings are not L2-normalised. The group map is the last stage's
-    soft one: it sums to 1 over G.
+    H and W are multiples of the patch size: the graph fails for others. The embeddings are not L2-normalised. The group
+    map is the last stage's soft one: it sums to 1 over G.
     """
 
     def __init__(self, model: GroupViT) -> None:
@@ -42,6 +42,7 @@ class ImageGraph(nn.Module):
         encoder = self.model.image_encoder
         side = encoder.config.grid_size
         stem = encoder.stem
+        image = _in_whole_patches(image, encoder.config.patch_size)
         # The same sums as the stem's own product over unfolded patches, whose reshapes would fix the image size.
         x = stem.convolution(image) if isinstance(stem, PatchStem) else stem.layers(image)
         rows, columns = x.shape[-2:]
@@ -74,6 +75,24 @@ class TextGraph(nn.Module):
             x = block(x, mask=mask)
         ends = token_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, x.shape[-1])
         return self.model.text_projector(encoder.norm(x.gather(1, ends).squeeze(1)))
+
+
+def _in_whole_patches(image: Tensor, patch_size: int) -> Tensor:
+    """The image [B,3,H,W] as it is. The graph's operator fails for sides that are not multiples of the patch size.
+
+    A convolution would drop the last rows and columns, or add some. A graph cannot raise an error, but an image cannot
+    be reshaped to the multiples below its sides if these are smaller; and the message gives both shapes.
+    """
+    shape = torch.onnx.ops.symbolic("Shape", (image,), dtype=torch.int64, shape=(4,), version=OPSET)
+    multiples = shape - shape % torch.tensor([1, 1, patch_size, patch_size])
+    return torch.onnx.ops.symbolic(
+        "Reshape",
+        (image, multiples),
+        {"allowzero": 1},  # else a multiple of 0 would stand for any side
+        dtype=image.dtype,
+        shape=image.shape,
+        version=OPSET,
+    )
 
 
 def cubic_weights(num_out: int, num_in: int) -> Tensor:
@@ -139,6 +158,8 @@ def export_onnx(model: GroupViT, folder: Path, metadata: Mapping[str, str]) -> N
         assert program is not None
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # stack traces with the paths of this machine
+            if node.op_type == "Reshape" and node.inputs[0] in program.model.graph.inputs:
+                node.name = f"image_sides_must_be_multiples_of_{size}"  # runtimes name the operator that failed
         program.model.metadata_props.update(metadata)
         program.save(folder / name, external_data=False)
         onnx.checker.check_model(folder / name)

@@ -100,7 +100,8 @@ def _write_onnx(model: GroupViT, folder: Path, origin: str, notice: str | None) 
         f"`{IMAGE_GRAPH}`: `image` [B,3,H,W] float32 to `image_embedding` [B,D], `segment_embeddings` [B,G,D] and "
         "`group_map` [B,G,h,w], the share of each image token in each segment. "
         f"`{TEXT_GRAPH}`: `token_ids` [N,T] int64, the largest id the end token, to `text_embedding` [N,D]. "
-        "Embeddings are not of unit length. B, H, W, N and T are free. "
+        f"Embeddings are not of unit length. B and N are free, H and W multiples of {model.config.image.patch_size}, T "
+        f"at most {model.config.text.context_length}; for others the graphs fail. "
         f"`{METADATA_FILE}`: what cosines are multiplied with before the softmax, and the numbers above."
     )
     _write_card(model, folder, origin, notice, "GroupViT as ONNX", usage)

@@ -79,6 +79,25 @@ def test_images_of_any_batch_and_size(exported: tuple[GroupViT, Path], batch: in
     assert_same_images(model, onnxruntime.InferenceSession(folder / IMAGE_GRAPH), torch.randn(batch, 3, height, width))
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 0), (0, 1), (-1, 3), (3, -31)])
+def test_other_sizes_fail_in_the_graph(exported: tuple[GroupViT, Path], rows: int, columns: int) -> None:
+    """A side that is not a multiple of the patch size: no row is dropped, or made up."""
+    model, folder = exported
+    session = onnxruntime.InferenceSession(folder / IMAGE_GRAPH)
+    image = torch.zeros(1, 3, 32 + rows, 32 + columns)
+    size = model.config.image.patch_size
+    with pytest.raises(Exception, match=f"image_sides_must_be_multiples_of_{size}") as caught:
+        session.run(None, {"image": image.numpy()})
+    assert f"Input shape:{{1,3,{32 + rows},{32 + columns}}}" in str(caught.value)
+
+
+def test_texts_longer_than_the_context_fail_in_the_graph(exported: tuple[GroupViT, Path]) -> None:
+    model, folder = exported
+    token_ids = some_texts(model.config.text, 2, model.config.text.context_length + 1)
+    with pytest.raises(Exception, match="17"):
+        onnxruntime.InferenceSession(folder / TEXT_GRAPH).run(None, {"token_ids": token_ids.numpy()})
+
+
 @pytest.mark.parametrize(("num_texts", "length"), [(1, 16), (3, 16), (5, 7), (1, 2)])
 def test_texts_of_any_number_and_length(exported: tuple[GroupViT, Path], num_texts: int, length: int) -> None:
     model, folder = exported
