@@ -148,13 +148,21 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
 
 
 def check_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, source: str) -> None:
-    """ValueError (one line) unless names and shapes are exactly the expected ones; `source` names what was read."""
+    """ValueError (one line) unless names and shapes are exactly the expected ones, and no integers stand for floats.
+
+    `source` names what was read.
+    """
     problems = [f"lacks {name}" for name in expected if name not in given]
     problems += [f"has an unknown tensor {name}" for name in given if name not in expected]
     problems += [
         f"has {name} with shape {tuple(given[name].shape)} where {tuple(tensor.shape)} is expected"
         for name, tensor in expected.items()
         if name in given and given[name].shape != tensor.shape
+    ]
+    problems += [
+        f"has {name} of {given[name].dtype}, which is not floating point"
+        for name, tensor in expected.items()
+        if name in given and tensor.is_floating_point() and not given[name].is_floating_point()
     ]
     if problems:
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""

@@ -1,25 +1,39 @@
 """Reads files of weights that others made: the tensors, and nothing else of them.
 
-No code of such a file is run. PyTorch's own formats are read by its restricted reader, for which the few kinds of
-objects that training scripts save beside their weights (configs, numpy's numbers) are replaced by empty stand-ins; a
-file that holds anything else is refused. What is read cannot be larger than the file.
+No code of such a file is run: what a checkpoint holds beside its tensors (configs, optimisers, metrics, paths, of any
+class) is passed over by `groupvit.inert_pickle`. What is read cannot be larger than the file.
 """
 
 import dataclasses
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from groupvit.inert_pickle import StandIn, StoredTensor, UnsafeCallError
+from groupvit.torch_files import ZIP_MAGIC, OtherFileError, TorchFile, num_bytes, open_torch_file
 
 MAX_NOTICE = 2000
 """Characters of a licence notice that are taken over."""
 
 _NAMED_PREFIX = "weights/"
+_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "ema", "module", "net")
+"""Entries of a checkpoint that hold its weights; the first that is there is taken."""
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What wrappers put before all names: DistributedDataParallel, torch.compile, Lightning."""
+
+_OTHER_FILES = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for: fetch that with git lfs pull"),
+    (b"\x1f\x8b", "is compressed by gzip: decompress it, and give the file in it"),
+    (b"BZh", "is compressed by bzip2: decompress it, and give the file in it"),
+    (b"\xfd7zXZ", "is compressed by xz: decompress it, and give the file in it"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd: decompress it, and give the file in it"),
+    (b"7z\xbc\xaf", "is a 7-Zip archive: extract it, and give the file of weights"),
+    (b"Rar!", "is a RAR archive: extract it, and give the file of weights"),
+    (b"\x89HDF", "is an HDF5 file, as Keras writes: give weights of PyTorch"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,52 +45,27 @@ class ForeignWeights:
     """The licence notice in the file; None without one."""
 
 
-class _Skipped:
-    """Stands for an object that is not wanted, whatever its class was given."""
-
-    def __new__(cls, *arguments: Any) -> "_Skipped":
-        return object.__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _SkippedMapping:
-    """Stands for a dictionary of another class; the reader fills dictionaries of the known ones alone."""
-
-    def __new__(cls, *arguments: Any) -> Any:
-        return OrderedDict()
-
-
-_STAND_INS: dict[str, type] = {
-    "argparse.Namespace": _Skipped,
-    "yacs.config.CfgNode": _SkippedMapping,
-    "easydict.EasyDict": _SkippedMapping,
-    "addict.addict.Dict": _SkippedMapping,
-    "mmcv.utils.config.ConfigDict": _SkippedMapping,
-    "mmengine.config.config.ConfigDict": _SkippedMapping,
-    "collections.defaultdict": _SkippedMapping,
-    "numpy.core.multiarray.scalar": _Skipped,
-    "numpy._core.multiarray.scalar": _Skipped,
-    "numpy.core.multiarray._reconstruct": _Skipped,
-    "numpy._core.multiarray._reconstruct": _Skipped,
-    "numpy.dtype": _Skipped,
-    "numpy.ndarray": _Skipped,
-    "_codecs.encode": _Skipped,
-}
-
-
 def read_weights(path: Path) -> ForeignWeights:
-    """The tensors of a `.safetensors` file, or of a file that `torch.save` made (entry `model`, if it has one).
+    """The tensors of a safetensors file, or of a checkpoint that `torch.save` made; the suffix does not matter.
 
-    Names that begin with `weights/` lose it, and are then the only ones taken.
+    A checkpoint may hold its weights in an entry like `model` or `state_dict`. Prefixes that all names share, of
+    wrappers like DistributedDataParallel, are removed. If names begin with `weights/`, they lose it, and are the only
+    ones taken.
 
     Raises:
-        ValueError: no such file, damaged, of another kind, or with objects that are not weights.
+        ValueError: no such file, damaged, of another kind, or without weights; one line that names it.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a file of weights")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start[5:9] == b"\0\0\0{":  # the length of the header, then the header
+        found = _read_safetensors(path)
+    elif start.startswith((ZIP_MAGIC, b"\x80")):
+        found = _read_torch(path)
+    else:
+        raise ValueError(f"{path} {_other_kind(start)}")
+    found = dataclasses.replace(found, tensors=_without_prefixes(found.tensors))
     if any(name.startswith(_NAMED_PREFIX) for name in found.tensors):
         prefixed = {name: tensor for name, tensor in found.tensors.items() if name.startswith(_NAMED_PREFIX)}
         tensors = {name.removeprefix(_NAMED_PREFIX): tensor for name, tensor in prefixed.items()}
@@ -93,60 +82,99 @@ def _read_safetensors(path: Path) -> ForeignWeights:
                 license=_notice(metadata),
             )
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or a damaged one ({error}): fetch it again") from None
+        raise ValueError(f"{path} is a damaged safetensors file ({error}): fetch it again") from None
 
 
 def _read_torch(path: Path) -> ForeignWeights:
-    _check_archive(path)
     try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # a damaged file fails in as many ways as a reader has lines
-        raise _damaged(path, error) from None
-    unknown = sorted(set(foreign) - set(_STAND_INS))
-    if unknown:
+        with open_torch_file(path) as file:
+            if not (content := _entries(file.content)):
+                raise OtherFileError(f"holds a {_kind(file.content)}, not a dictionary of weights: give a checkpoint")
+            return ForeignWeights(
+                tensors=_tensors(_weights(content), file, path.stat().st_size), license=_notice(content)
+            )
+    except OtherFileError as error:
+        raise ValueError(f"{path} {error}") from None
+    except UnsafeCallError as error:
         raise ValueError(
-            f"{path} holds objects that could run code and are not read ({', '.join(unknown[:3])}): if you trust it, "
-            "save its tensors alone with safetensors.torch.save_file, and give that file"
-        )
-    try:
-        with torch.serialization.safe_globals([(_STAND_INS[name], name) for name in foreign]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise _damaged(path, error) from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights: give a checkpoint")
-    weights = content.get("model", content)
-    if not isinstance(weights, Mapping) or not weights:
-        raise ValueError(f"{path}: its entry 'model' is not a dictionary of weights: give a checkpoint")
-    for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{path} has {name!r}, which is not a tensor: give a checkpoint with an entry 'model'")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise ValueError(f"{path} has {name!r} as a {tensor.layout} {tensor.dtype} tensor: save plain numbers")
-    # A tensor can claim to be larger than the numbers it stands on.
-    if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > path.stat().st_size:
-        raise ValueError(f"{path} claims more numbers than it holds: it is damaged or made to do harm")
-    return ForeignWeights(tensors=dict(weights), license=_notice(content))
-
-
-def _check_archive(path: Path) -> None:
-    """ValueError unless it is what `torch.save` writes since PyTorch 1.6: a zip archive, uncompressed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"{path} is no checkpoint of PyTorch 1.6 or later, or is cut short ({error}): fetch it again, or give a "
-            ".safetensors file or a Hugging Face folder"
+            f"{path} would call {error} if it were unpickled, which no weights need: it may be made to do harm, so get "
+            "it from elsewhere"
         ) from None
-    stored = sum(entry.file_size for entry in entries)
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or stored > path.stat().st_size:
-        raise ValueError(f"{path} is a compressed archive, which torch.save does not write: give the checkpoint itself")
+    except Exception as error:  # a damaged file fails in as many ways as a reader has lines
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path} is damaged or cut short ({reason}): fetch it again") from None
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-    return ValueError(f"{path} is no checkpoint of tensors, or a damaged one ({reason}): fetch it again")
+def _weights(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The dictionary of the weights in a checkpoint, where an entry holds them."""
+    found = content
+    while (key := next((key for key in _KEYS if key in found), None)) and not _is_tensor(found[key]):
+        inner = _entries(found[key])
+        if not inner:
+            raise OtherFileError(
+                f"has an entry {key!r} that is a {_kind(found[key])}, not a dictionary of weights: save the "
+                "state_dict() of the model"
+            )
+        found = inner
+    return found
+
+
+def _tensors(weights: Mapping[Any, Any], file: TorchFile, num_bytes_of_file: int) -> dict[str, Tensor]:
+    for name, value in weights.items():
+        if not isinstance(name, str) or not _is_tensor(value):
+            raise OtherFileError(
+                f"has {name!r}, which is not a tensor but of type {_kind(value)}: give a checkpoint of weights alone, "
+                f"or with them in one of the entries {', '.join(_KEYS)}"
+            )
+    # A tensor can claim to be larger than the numbers it stands on.
+    if sum(num_bytes(value) for value in weights.values()) > num_bytes_of_file:
+        raise OtherFileError("claims more numbers than it holds: it is cut short, or made to do harm")
+    tensors = {name: file.tensor(value) for name, value in weights.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise OtherFileError(f"has {name!r} of {tensor.dtype}: save real numbers")
+    return tensors
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, StoredTensor)
+
+
+def _entries(value: Any) -> Mapping[Any, Any]:
+    """What a dictionary of any class holds; nothing for what is none."""
+    return value if isinstance(value, dict) else value.entries if isinstance(value, StandIn) else {}
+
+
+def _kind(value: Any) -> str:
+    """What an object of a checkpoint is, for people."""
+    return value.name if isinstance(value, StandIn) else type(value).__name__
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES * 2:  # a compiled model may be wrapped, and a wrapped one compiled
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _other_kind(start: bytes) -> str:
+    """What a file that begins so is, and what to do, if it is not one of weights."""
+    if not start:
+        return "is empty: it was cut short, so fetch it again"
+    for magic, kind in _OTHER_FILES:
+        if start.startswith(magic):
+            return kind
+    if start[257:262] == b"ustar":
+        return "is a tar archive: extract it, and give the file of weights"
+    text = start.decode("utf-8", errors="replace").lstrip("\ufeff \r\n\t")
+    if text.lower().startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")):
+        return "is a web page, not the file: its address needs a login, or another address for the file itself"
+    if text[:40].isprintable() and "\ufffd" not in text[:40]:
+        return f"is a text that begins with {text[:40]!r}, not weights: fetch the file itself"
+    return (
+        "is neither a checkpoint of PyTorch nor a safetensors file, or it is damaged: fetch it again, or give a folder "
+        "of Hugging Face"
+    )
 
 
 def _notice(holder: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,8 @@ from groupvit.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCABULARY_SIZE, byte
 from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
-READ_FILES = (CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE, CARD_FILE, LICENSE_FILE)
+SHARD_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+READ_FILES = (CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE, *SHARD_INDEXES, CARD_FILE, LICENSE_FILE)
 """What `read_folder` looks at."""
 
 _BILINEAR = 2  # of PIL, by which preprocessor_config.json counts
@@ -74,6 +75,12 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], ForeignWeights]:
     if not isinstance(config, dict) or config.get("model_type", "groupvit") != "groupvit":
         raise ValueError(f"{folder / CONFIG_FILE} is not of a GroupViTModel: give a folder with model_type 'groupvit'")
     files = [folder / name for name in (WEIGHTS_FILE, OLD_WEIGHTS_FILE) if (folder / name).is_file()]
+    shards = [name for name in SHARD_INDEXES if (folder / name).is_file()]
+    if not files and shards:
+        raise ValueError(
+            f"{folder} has its weights in several files ({shards[0]}): save the model in one, with "
+            "save_pretrained(DIR, max_shard_size='100GB')"
+        )
     if not files:
         raise ValueError(f"{folder} has neither {WEIGHTS_FILE} nor {OLD_WEIGHTS_FILE}: save the model in one file")
     return config, ForeignWeights(tensors=read_weights(files[0]).tensors, license=_stated_license(folder))

@@ -42,6 +42,9 @@ SMALL_HUGGING_FACE = {
 }
 
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 223000000\n"
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     """The summary of an import that must succeed."""
     code = main(["import-weights", *map(str, arguments), "--json"])
@@ -192,6 +195,7 @@ def without(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tens
     [
         (lambda w: without(w, "img_encoder.norm.weight"), "", "lacks image_encoder.norm.weight"),
         (lambda w: without(w, "img_encoder.pos_embed"), "", "it lacks img_encoder.pos_embed"),
+        (lambda w: {**w, "img_encoder.norm.bias": torch.ones(32, dtype=torch.int8)}, "", "of torch.int8, which is not"),
         (lambda w: {**w, "logit_scale": torch.tensor(torch.nan)}, "", "logit_scale, in which 1 of 1 numbers are nan"),
         (
             lambda w: {**w, "img_encoder.norm.bias": torch.full((32,), -1e300, dtype=torch.float64)},
@@ -221,6 +225,11 @@ def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def in_shards(folder: Path) -> None:
+    no_weights(folder)
+    GroupViTModel(GroupViTConfig(**SMALL_HUGGING_FACE)).save_pretrained(folder, max_shard_size="30KB")
+
+
 def configure(**entries: Any) -> Any:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -235,6 +244,8 @@ def configure(**entries: Any) -> Any:
     ("change", "message"),
     [
         (no_weights, "has neither model.safetensors nor pytorch_model.bin"),
+        (in_shards, "has its weights in several files (model.safetensors.index.json): save the model in one"),
+        (lambda folder: (folder / "model.safetensors").write_text(LFS_POINTER), "is a Git LFS pointer, not the file"),
         (lambda folder: (folder / "config.json").unlink(), "source has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
         (lambda folder: (folder / "config.json").write_text("{}"), "it lacks vision_config"),
