@@ -84,6 +84,29 @@ def read_predictions(out: Path) -> dict[int, np.ndarray]:
     return predictions
 
 
+def confusion(label_files: dict[int, Path], predictions: dict[int, np.ndarray], benchmark: str) -> np.ndarray:
+    """int [C, C] of all pixels that count, rows are the truth: of raw label files and predictions by position."""
+    matrix = np.zeros((NUM_CLASSES[benchmark], NUM_CLASSES[benchmark]), dtype=int)
+    for index, file in label_files.items():
+        with Image.open(file) as opened:
+            values = np.array(opened)
+        assert values.shape == predictions[index].shape, file
+        for value in np.unique(values).tolist():
+            truth = class_of(benchmark, value)
+            if truth != IGNORED:
+                matrix[truth] += np.bincount(predictions[index][values == value], minlength=len(matrix))
+    return matrix
+
+
+def mean_iou(matrix: np.ndarray) -> float:
+    """In percent; classes that are neither there nor predicted are left out."""
+    ious = []
+    for label in range(len(matrix)):
+        union = matrix[label].sum() + matrix[:, label].sum() - matrix[label, label]
+        ious += [100 * matrix[label, label] / union] if union else []
+    return sum(ious) / len(ious)
+
+
 def numbers(truths: Sequence[np.ndarray], predictions: dict[int, np.ndarray], num_classes: int) -> Numbers:
     """All numbers of the images that have a prediction."""
     pairs = [(truths[index], prediction) for index, prediction in predictions.items()]

@@ -22,6 +22,7 @@ from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import center_crop, to_tensor
 from groupvit.windows import encode_views
 from pipelines.benchmarks.class_lists import read_imagenet_classes
+from pipelines.benchmarks.names import BenchmarkName
 from pipelines.cli import main
 from pipelines.evaluate import evaluate
 from pipelines.evaluate_config import EvaluateConfig
@@ -34,10 +35,14 @@ from tests.pipelines.benchmarks.miniatures import (
     write_imagenet,
     write_voc,
 )
-from tests.pipelines.independent_scores import NUM_CLASSES, numbers, read_predictions, read_truths
+from tests.pipelines.independent_scores import NUM_CLASSES, mean_iou, numbers, read_predictions, read_truths
+from tests.pipelines.independent_scores import confusion as counted
 from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.small_checkpoint import write_small_checkpoint
 
+REAL = Path(__file__).parents[3] / "shared/real"
+"""Photographs that are not ours to ship: where they lie beside the repository, they are evaluated, too."""
+WHOLE = SegmentationConfig(short_side=128, window=None)
 WITH_BACKGROUND = {"voc21": 0.95, "context60": 0.35, "coco-object": 0.95}
 """Benchmark → background threshold of the paper's protocol."""
 SLIDING = SegmentationConfig(short_side=128, window=64, stride=32)
@@ -204,6 +209,38 @@ def test_options_of_the_protocols(
     assert not summary["published"], "numbers of other images do not compare"
     assert (summary["num_images"], summary["official_num_images"]) == (1, 1449)
     assert_numbers_are_right(summary, tmp_path, root, "voc21")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="there are no photographs in ../shared/real")
+@pytest.mark.parametrize(
+    ("benchmark", "label_files", "num_images"),
+    [
+        ("voc21", "VOCdevkit/VOC2012/SegmentationClass/*.png", 223),
+        ("coco-stuff", "coco_stuff164k/annotations/val2017/*.png", 21),
+        ("ade20k", "ADEChallengeData2016/annotations/validation/*.png", 3),
+        ("cityscapes", "cityscapes/gtFine/val/*/*_gtFine_labelIds.png", 1),
+    ],
+)
+def test_real_photographs_are_counted_as_their_label_files_say(
+    benchmark: BenchmarkName, label_files: str, num_images: int, checkpoint: str, tmp_path: Path
+) -> None:
+    config = EvaluateConfig(
+        checkpoint=checkpoint,
+        root=str(REAL),
+        benchmark=benchmark,
+        out=str(tmp_path),
+        protocol="unified",
+        num_pictures=0,
+    )
+    summary = evaluate(config, SLIDING if num_images == 1 else WHOLE)
+    files = dict(enumerate(sorted(REAL.glob(label_files))))
+    predictions = read_predictions(tmp_path)
+    assert len(predictions) == summary["num_images"] == num_images < summary["official_num_images"]
+    right = counted(files, predictions, benchmark)
+    rows = list(csv.reader((tmp_path / f"confusion_{benchmark}.csv").read_text().splitlines()))[1:]
+    np.testing.assert_array_equal(np.array([row[1:] for row in rows], dtype=int), right)
+    assert summary["metrics"][f"{benchmark}/miou"] == pytest.approx(mean_iou(right), abs=1e-9)
+    assert np.count_nonzero(right.sum(axis=0)) >= 3, "a model that finds one class only shows little"
 
 
 @pytest.fixture(scope="module")
