@@ -104,8 +104,8 @@ def _log(comparison: Comparison, files: dict[str, bytes], config: CompareConfig,
     """Puts the comparison into MLflow, in place of an earlier one of the same evaluations; the id of the run."""
     from mlflow import MlflowClient
 
+    from pipelines.mlflow_errors import one_line
     from pipelines.mlflow_tables import log_table
-    from pipelines.model_flavour import one_line  # it imports torch, and MLflow's part for models
 
     with one_line(tracking_uri), tempfile.TemporaryDirectory() as temporary:
         client = MlflowClient(tracking_uri=tracking_uri)

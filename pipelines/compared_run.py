@@ -99,7 +99,7 @@ def _choose(given: str, found: Mapping[str, str], step: int | None, benchmark: s
 def _from_mlflow(given: str, step: int | None, benchmark: str | None, tracking_uri: str, folder: Path) -> ComparedRun:
     from mlflow import MlflowClient
 
-    from pipelines.model_flavour import one_line  # it imports torch, and MLflow's part for models
+    from pipelines.mlflow_errors import one_line
 
     with one_line(tracking_uri):
         client = MlflowClient(tracking_uri=tracking_uri)

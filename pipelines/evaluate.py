@@ -35,6 +35,7 @@ from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_report import (
     EvaluationReport,
     PartResult,
+    check_mlflow_run,
     comparison,
     image_counts,
     log_to_mlflow,
@@ -70,6 +71,7 @@ def evaluate(
     check_writable(config.out, "out")
     if config.mlflow_run is not None:
         check_database(config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), "tracking_uri")
+        check_mlflow_run(config.mlflow_run, config.tracking_uri)
     if config.benchmark == "imagenet":
         return _classify(config)
     datasets, left_out = _open(config)

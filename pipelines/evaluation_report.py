@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from groupvit.config import SegmentationConfig, to_dict
 from groupvit.metrics import GroupUsage, SegmentationMetrics, mean_boundary_iou, segmentation_metrics
 from groupvit.visualize import confusion_picture, page
 from pipelines.benchmarks.published import PUBLISHED
+from pipelines.mlflow_errors import one_line
 from pipelines.scoring import Scores
 from pipelines.text_table import aligned, count_of, csv_text, markdown, number
 
@@ -245,22 +247,30 @@ def log_to_mlflow(
     existing run: metrics under evaluation/ at the checkpoint's step, files under `folder`."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
-    from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=tracking_uri)
     now = time.time_ns() // 1_000_000
     tags = [] if license_notice is None else [RunTag(LICENSE_TAG, license_notice[:5000])]
-    try:
+    with one_line(tracking_uri):
+        client = MlflowClient(tracking_uri=tracking_uri)
         client.log_batch(
             run_id,
             metrics=[Metric(f"evaluation/{key}", value, now, step) for key, value in metrics.items()],
             tags=tags,
         )
-    except MlflowException as error:
-        raise ValueError(f"mlflow_run={run_id} cannot be written to: {error}") from None
-    for file in sorted(out.iterdir()):
-        if file.is_file():
-            client.log_artifact(run_id, str(file), folder)
+        for file in sorted(out.iterdir()):
+            if file.is_file():
+                client.log_artifact(run_id, str(file), folder)
+
+
+def check_mlflow_run(run_id: str, tracking_uri: str | None) -> None:
+    """ValueError unless MLflow has such a run, which can be written to."""
+    from mlflow import MlflowClient
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    with one_line(tracking_uri):
+        client = MlflowClient(tracking_uri=tracking_uri)
+        # The name it has: only whether the run can be written to is of interest.
+        client.set_tag(run_id, "mlflow.runName", client.get_run(run_id).info.run_name)
 
 
 def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:

@@ -11,11 +11,12 @@ from groupvit.config import to_dict
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten
 from pipelines.evaluation_record import missing_steps
 from pipelines.mlflow_places import artifacts_in, check_database, database_path, database_uri
+from pipelines.mlflow_run import RunIdentity, TrackedDataset
 from pipelines.provenance import code_version
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
 from pipelines.storage import absolute
-from pipelines.tracking import RunIdentity, TrackedDataset, Tracker
+from pipelines.tracking import Tracker
 from pipelines.writable import check_writable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -21,8 +21,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from groupvit.checkpoint import load_state
 from groupvit.model_card import UNKNOWN, license_of
 from pipelines.evaluation_report import LICENSE_TAG
+from pipelines.mlflow_errors import one_line
 from pipelines.model_folder import DESCRIPTION, saved_model
-from pipelines.provenance import redact
 
 MIOU_TAG = "groupvit.miou"
 """MLflow tag of versions: mIoU in percent, the mean over the parts of what was evaluated."""
@@ -104,16 +104,6 @@ def registered_miou(name: str, alias: str, tracking_uri: str | None) -> float | 
             raise
     found = version.tags.get(MIOU_TAG)
     return None if found is None else float(found)
-
-
-@contextlib.contextmanager
-def one_line(tracking_uri: str | None) -> Iterator[None]:
-    """What MLflow refuses, or that it is away, as a ValueError of one line."""
-    try:
-        yield
-    except MlflowException as error:
-        where = tracking_uri or "MLFLOW_TRACKING_URI"
-        raise ValueError(redact(f"tracking_uri={where}: {' '.join(str(error).split())}"[:500])) from error
 
 
 def _logged_model(client: MlflowClient, run: Run, name: str, step: int | None) -> LoggedModel | None:

@@ -10,6 +10,7 @@ Ray: a run then continues from whatever is whole on disk, whoever wrote it.
 import os
 import sys
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipelines.cluster import check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
 from pipelines.job import Job, Ties, check_places, start_or_continue, with_absolute_paths
+from pipelines.mlflow_run import is_reached, make_run
 from pipelines.partial import WorkFailedError
 from pipelines.process_group import ProcessGroup
 from pipelines.progress_line import duration
@@ -70,11 +72,14 @@ def _train(job: Job, ties: Ties | None) -> None:
     # More CPUs than the workers take: what reads the data, and evaluates, needs a place on small machines too.
     others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if job.evaluates else 0)
     least_cpus = training.num_workers * training.cpus_per_worker + others
+    mlflow_answers = _ask_mlflow(job) if ties is None else None  # a sweep has asked, itself
     with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
         resources = ray.cluster_resources()
         resources["CPU"] = resources.get("CPU", 0) - others
         beside = f"{others} for the data and the evaluation" if job.evaluates else "one CPU for the data"
         use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
+        if mlflow_answers is not None and job.identity is not None and mlflow_answers.result():
+            make_run(job.identity)
         evaluator = job.start_evaluator(None if ties is None else ties.on_score)
         try:
             if job.run.latest_step() < training.num_steps:
@@ -85,6 +90,16 @@ def _train(job: Job, ties: Ties | None) -> None:
             raise
         if evaluator is not None:
             evaluator.finish()
+
+
+def _ask_mlflow(job: Job) -> Future[bool] | None:
+    """Whether MLflow answers, which takes seconds, while Ray starts; ValueError if it refuses. None: no tracking."""
+    if job.identity is None:
+        return None
+    pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
+    answers = pool.submit(is_reached, job.identity)
+    pool.shutdown(wait=False)
+    return answers
 
 
 def trains_in_place(config: ExperimentConfig) -> bool:

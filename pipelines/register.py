@@ -19,8 +19,9 @@ from groupvit.checkpoint import MODEL_FILE, load_state
 from groupvit.model_card import license_of
 from pipelines.checkpoints import local_checkpoint
 from pipelines.config import TrackingConfig
+from pipelines.mlflow_errors import one_line
 from pipelines.mlflow_places import artifacts_beside, check_database
-from pipelines.model_flavour import log_model_to_mlflow, one_line
+from pipelines.model_flavour import log_model_to_mlflow
 from pipelines.provenance import code_version, redact
 
 WEIGHTS_TAG = "groupvit.weights_sha256"

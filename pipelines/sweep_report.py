@@ -105,7 +105,7 @@ def log_report(report: SweepReport, out: Path, tracking_uri: str | None, run_id:
     from mlflow.entities import Metric
     from PIL import Image
 
-    from pipelines.model_flavour import one_line  # it imports torch, and MLflow's part for models
+    from pipelines.mlflow_errors import one_line
 
     digest = hashlib.sha256((out / "leaderboard.json").read_bytes()).hexdigest()[:12]
     with one_line(tracking_uri):

@@ -10,14 +10,14 @@ from mlflow.entities import Param
 from groupvit.config import to_dict
 from pipelines.config import fixes_the_result, flatten
 from pipelines.job import start_or_continue
+from pipelines.mlflow_errors import one_line
 from pipelines.mlflow_places import artifacts_beside
-from pipelines.model_flavour import one_line
+from pipelines.mlflow_run import JOB_TAG, find_run
 from pipelines.provenance import code_version, redact
 from pipelines.schema import DatasetInfo
 from pipelines.sweep_folder import Known, SweepFolder
 from pipelines.sweep_plan import Sweep
 from pipelines.sweep_trial import SPACE_TAG, SWEEP_TAG, TrialTask
-from pipelines.tracking import JOB_TAG, find_run
 
 RUNG_TAG, STOP_TAG = "groupvit.rung", "groupvit.stop_reason"
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from pipelines.cli import main
@@ -42,6 +43,27 @@ def run(options: str, root: Path, checkpoint: str, capsys: pytest.CaptureFixture
     assert all("images of the official list" in line for line in errors[:-1])
     assert not (root / "out/metrics.json").exists()
     return code, errors[-1]
+
+
+def test_an_mlflow_run_that_cannot_be_written_to_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    run_id = client.create_run(client.create_experiment("evaluations"), run_name="mine").info.run_id
+    client.set_terminated(run_id, "FAILED")
+    options = f"--tracking-uri {uri} --mlflow-run "
+    capsys.readouterr()  # MLflow tells that it has made a database
+    # The next check fails: there are no scenes.
+    assert run_id not in run(options + run_id, tmp_path, "nowhere", capsys)[1]
+    found = client.get_run(run_id)
+    assert (found.info.run_name, found.info.status) == ("mine", "FAILED")
+
+    client.delete_run(run_id)
+    code, line = run(options + run_id, tmp_path, "nowhere", capsys)
+    assert code == 2 and f"run {run_id} was deleted: " in line and f"mlflow runs restore --run-id {run_id}`" in line
+    code, line = run(options + "0" * 32, tmp_path, "nowhere", capsys)
+    assert code == 2 and f"Run with id={'0' * 32} not found" in line
 
 
 def huge_png(side: int) -> bytes:

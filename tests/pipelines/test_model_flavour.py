@@ -394,6 +394,17 @@ def test_command_tells_what_to_mend(
     assert message in shown
 
 
+def test_command_says_how_a_deleted_experiment_is_restored(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("groupvit"))
+    assert main(["register", "--checkpoint", str(checkpoint), "--name", "x", "--tracking-uri", uri]) == 2
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "experiment 1 was deleted: " in shown and "mlflow experiments restore --experiment-id 1`" in shown
+
+
 def test_command_leaves_a_failed_run_of_a_damaged_checkpoint_and_mends_it(checkpoint: Path, tmp_path: Path) -> None:
     whole = (checkpoint / MODEL_FILE).read_bytes()
     state = (checkpoint / STATE_FILE).read_text()

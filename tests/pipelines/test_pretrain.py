@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import ray
+from mlflow import MlflowClient
 
 import groupvit
 from pipelines import storage
@@ -99,6 +100,17 @@ def test_a_complete_run_given_again_says_its_results_without_ray(
     ]
     assert not ray.is_initialized()
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_refuses_an_experiment_that_was_deleted_before_it_trains(
+    tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, uri = make_dataset(tmp_path / "data", 40).uri, f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    client.delete_experiment(client.create_experiment("deleted"))
+    with pytest.raises(ValueError, match=r"tracking.uri=.*: experiment 1 was deleted: .*another --tracking.experiment"):
+        pretrain(make_config(data, tmp_path / "runs", tracking={"uri": uri, "experiment": "deleted"}))
+    assert "training from" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

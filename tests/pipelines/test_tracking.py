@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.tracking import JOB_TAG, RunIdentity, TrackedDataset, Tracker, find_run
+from pipelines.mlflow_run import JOB_TAG, RunIdentity, TrackedDataset, find_run, make_run
+from pipelines.tracking import Tracker
 from tests.pipelines.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.timeout(600)  # the server needs seconds to start, or minutes on a machine that is busy
@@ -130,7 +131,8 @@ def test_an_evaluation_beside_it_does_not_hide_how_far_the_training_was(server: 
 def test_next_process_sends_what_a_killed_one_left(server: MlflowServer, tmp_path: Path) -> None:
     script = (
         "import sys, time, pathlib\n"
-        "from pipelines.tracking import RunIdentity, Tracker\n"
+        "from pipelines.mlflow_run import RunIdentity\n"
+        "from pipelines.tracking import Tracker\n"
         "identity = RunIdentity(uri='http://127.0.0.1:9', experiment='tests', run_name='run', job_id='killed')\n"
         "tracker = Tracker(identity, pathlib.Path(sys.argv[1]))\n"
         "[tracker.log_metrics({'train/loss': float(step)}, step, training=True) for step in range(5)]\n"
@@ -162,6 +164,56 @@ def test_never_raises_when_nothing_answers(tmp_path: Path) -> None:
     assert time.monotonic() - start < 10
     assert tracker.run_id is None
     assert (tmp_path / "spool.jsonl").read_bytes().count(b"\n") == 2
+
+
+def test_a_deleted_experiment_is_refused_before_there_is_anything_to_record(server: MlflowServer) -> None:
+    client = MlflowClient(server.uri)
+    number = client.create_experiment("deleted")
+    client.delete_experiment(number)
+    message = rf"^tracking.uri={server.uri}: experiment {number} was deleted: .* restore --experiment-id {number}` .*"
+    with pytest.raises(ValueError, match=message):
+        make_run(identity(server.uri, "refused", experiment="deleted"))
+
+
+def test_a_run_that_is_made_early_is_the_one_that_is_written_to(server: MlflowServer, tmp_path: Path) -> None:
+    make_run(identity(server.uri, "early", params={"a": 1}))
+    run = find_run(MlflowClient(server.uri), "tests", "early")
+    assert (run.info.status, run.data.params) == ("RUNNING", {"a": "1"})
+    tracker = Tracker(identity(server.uri, "early", params={"a": 1}), tmp_path)
+    assert tracker.close()
+    assert tracker.run_id == run.info.run_id
+
+
+def test_a_server_that_is_away_does_not_refuse() -> None:
+    make_run(identity("http://127.0.0.1:9", "nobody"))
+
+
+def test_a_refusal_on_the_way_is_said_and_loses_nothing(
+    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = MlflowClient(server.uri)
+    number = client.create_experiment("for a while")
+    who = identity(server.uri, "refused-later", experiment="for a while")
+    tracker = Tracker(who, tmp_path)
+    while tracker.run_id is None:
+        time.sleep(0.1)
+    client.delete_experiment(number)
+    for step in range(3):
+        tracker.log_metrics({"train/loss": float(step)}, step, training=True)
+    start = time.monotonic()
+    assert not tracker.close(timeout=60)
+    assert time.monotonic() - start < 30  # it does not wait for a server that has answered
+    assert f"run {tracker.run_id} was deleted: `MLFLOW_TRACKING_URI={server.uri} mlflow runs restore" in caplog.text
+    assert "will be tried again" not in caplog.text
+    assert "was not reached" not in caplog.text
+
+    client.restore_experiment(number)
+    again = Tracker(who, tmp_path)
+    assert again.close()
+    assert again.run_id == tracker.run_id
+    found = client.get_metric_history(again.run_id or "", "train/loss")
+    assert [(metric.step, metric.value) for metric in found] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    assert client.get_run(again.run_id or "").info.status == "FINISHED"
 
 
 def test_one_run_per_job_on_sqlite(tmp_path: Path) -> None:
