@@ -29,7 +29,7 @@ def wrong_with_columns(schema: pa.Schema, names: frozenset[str]) -> str | None:
 
 
 def texts(column: pa.Array) -> list[str | None]:
-    """Values as texts. Text that is not valid UTF-8 is None: a corrupted text is missing."""
+    """Values as texts. None for text that is not valid UTF-8, for a corrupted text is missing, and for NaN."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _is_text(column.type):
@@ -83,4 +83,4 @@ def _text(value: object) -> str | None:
             return value.decode()
         except UnicodeDecodeError:
             return None
-    return None if value is None else str(value)
+    return None if value is None or value != value else str(value)  # NaN differs from itself

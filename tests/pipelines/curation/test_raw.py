@@ -111,6 +111,13 @@ def test_columns_that_cannot_be_read_are_named_before_any_work(tmp_path, name, c
     assert "0.parquet" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_missing_texts_are_not_the_word_nan(tmp_path):
+    columns = {"jpg": [b"x"] * 2, "caption": ["a", "b"], "license": [float("nan"), 4.0], "url": [float("nan"), None]}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    (piece,) = pieces_of(shards_of(tmp_path), 10)
+    assert [(row["license"], row["url"]) for row in next(read_rows(piece))] == [(None, None), ("4.0", None)]
+
+
 def test_text_that_is_no_utf8_is_none(tmp_path):
     broken = pa.array([b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"jpg": [b"x", b"y"], "caption": broken}), tmp_path / "0.parquet")
