@@ -60,7 +60,7 @@ def save(
         if optimizer_state is not None:
             torch.save(optimizer_state, partial / OPTIMIZER_FILE)
         document = {"format_version": FORMAT_VERSION, "model": to_dict(model.config), **(state or {})}
-        (partial / STATE_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        (partial / STATE_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         for file in partial.iterdir():
             _flush_to_disk(file)
         partial.rename(folder)
@@ -112,7 +112,7 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / STATE_FILE
     try:
-        state = json.loads(path.read_text())
+        state = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is not a checkpoint: it has no {STATE_FILE}") from None
     except ValueError as error:

@@ -53,9 +53,9 @@ def write_folder(model: GroupViT, folder: Path, *, origin: str, license: str | N
         "the multi-label loss has no place there and is left out."
     )
     text = card(model, title="GroupViT", origin=origin, license=license, usage=usage, hugging_face=True)
-    (folder / CARD_FILE).write_text(text)
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
     if license is not None:
-        (folder / LICENSE_FILE).write_text(license + "\n")
+        (folder / LICENSE_FILE).write_text(license + "\n", encoding="utf-8")
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], ForeignWeights]:
@@ -112,7 +112,7 @@ def _text(path: Path) -> str:
         return ""
     if path.stat().st_size > _MAX_TEXT_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, which no such file needs: remove it")
-    return path.read_text(errors="replace")
+    return path.read_text(errors="replace", encoding="utf-8")
 
 
 def _preprocessor(size: int) -> dict[str, Any]:
@@ -137,8 +137,10 @@ def _write_tokenizer(folder: Path, context_length: int) -> None:
     entries, merges = byte_pairs()
     start, end = "<|startoftext|>", "<|endoftext|>"
     vocabulary = {**entries, start: START_OF_TEXT, end: END_OF_TEXT}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n")
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges)]) + "\n", encoding="utf-8"
+    )
     special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
     names = {"tokenizer_class": "CLIPTokenizer", "processor_class": "CLIPProcessor", "model_max_length": context_length}
     _write_json(folder / "tokenizer_config.json", names | special)
@@ -146,4 +148,4 @@ def _write_tokenizer(folder: Path, context_length: int) -> None:
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

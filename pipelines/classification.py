@@ -127,9 +127,9 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
     )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "per_class.csv").write_text(_table(dataset, hits))
+    (out / "per_class.csv").write_text(_table(dataset, hits), encoding="utf-8")
     # Last: a folder with metrics.json is complete.
-    (out / "metrics.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    (out / "metrics.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summary
 
 

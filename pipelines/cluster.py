@@ -12,6 +12,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.causes import is_of_ray, root_cause
+from pipelines.home import provide_ray_token
 from pipelines.terminal import without_ray_lines
 
 _READS_AHEAD = "iter_threaded"
@@ -49,6 +50,7 @@ def _join_or_start(least_cpus: int, show_logs: bool) -> None:
     else:
         # One process less per run: nobody takes this machine away in advance.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        provide_ray_token(os.environ)
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, least_cpus),

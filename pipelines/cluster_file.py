@@ -17,7 +17,7 @@ _KUBERAY = {"RayCluster", "RayJob", "RayService"}
 def read_cluster_file(path: str) -> dict[str, Any]:
     """The first document that describes a cluster. ValueError if there is none."""
     try:
-        documents = list(yaml.safe_load_all(Path(path).expanduser().read_text()))
+        documents = list(yaml.safe_load_all(Path(path).expanduser().read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give a cluster file, e.g. ray-cluster.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
@@ -94,7 +94,7 @@ def _check_schema(path: str, cluster: dict[str, Any]) -> None:
     import ray.autoscaler
     from ray.autoscaler import sdk
 
-    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text(encoding="utf-8"))
     try:
         jsonschema.validate(cluster, schema)  # as it was written, then with defaults
         jsonschema.validate(sdk.fillout_defaults(cluster), schema)

@@ -208,17 +208,17 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
     """
     out.mkdir(parents=True, exist_ok=True)
     header, rows = _class_rows(report)
-    (out / "per_class.csv").write_text(csv_text([header, *rows]))
-    (out / "per_class.md").write_text(markdown(header, rows))
+    (out / "per_class.csv").write_text(csv_text([header, *rows]), encoding="utf-8")
+    (out / "per_class.md").write_text(markdown(header, rows), encoding="utf-8")
     per_image = [["scene", "sample_id", "part", "miou", "pixel_accuracy"]]
     for scene, result in sorted(scores.scenes.items()):
         numbers = [number(100 * result.mean_iou), number(100 * result.pixel_accuracy)]
         per_image.append([str(scene), result.sample_id, result.part, *numbers])
-    (out / "per_image.csv").write_text(csv_text(per_image))
+    (out / "per_image.csv").write_text(csv_text(per_image), encoding="utf-8")
     for name, part in report.parts.items():
         counts = [["truth \\ prediction", *report.classes]]
         counts += [[label, *map(str, row)] for label, row in zip(report.classes, part.confusion.tolist(), strict=True)]
-        (out / f"confusion_{name}.csv").write_text(csv_text(counts))
+        (out / f"confusion_{name}.csv").write_text(csv_text(counts), encoding="utf-8")
         confusion_picture(part.confusion, report.classes).save(out / f"confusion_{name}.png")
         if examples := [scores.examples[key] for key in sorted(scores.examples) if key[0] == name]:
             percent = 100 * segmentation_metrics(part.confusion).mean_iou
@@ -230,7 +230,7 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
         for scene, encoded in scores.predictions.items():
             (out / "predictions" / f"{scene:06d}.png").write_bytes(encoded)
     # Last: a folder with metrics.json is complete.
-    (out / "metrics.json").write_text(json.dumps(report.summary(), indent=2, allow_nan=False) + "\n")
+    (out / "metrics.json").write_text(json.dumps(report.summary(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def log_to_mlflow(

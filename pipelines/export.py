@@ -95,7 +95,7 @@ def _write_onnx(model: GroupViT, folder: Path, origin: str, notice: str | None) 
     }
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     export_onnx(model, folder, texts)
-    (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n")
+    (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     usage = (
         f"`{IMAGE_GRAPH}`: `image` [B,3,H,W] float32 to `image_embedding` [B,D], `segment_embeddings` [B,G,D] and "
         "`group_map` [B,G,h,w], the share of each image token in each segment. "
@@ -109,9 +109,9 @@ def _write_onnx(model: GroupViT, folder: Path, origin: str, notice: str | None) 
 
 def _write_card(model: GroupViT, folder: Path, origin: str, notice: str | None, title: str, usage: str) -> None:
     text = card(model, title=title, origin=origin, license=notice, usage=usage)
-    (folder / CARD_FILE).write_text(text)
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
     if notice is not None:
-        (folder / LICENSE_FILE).write_text(notice + "\n")
+        (folder / LICENSE_FILE).write_text(notice + "\n", encoding="utf-8")
 
 
 def _origin(checkpoint: str, state: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def import_weights(config: ImportWeightsConfig) -> dict[str, Any]:
         if notice is not None:
             state[LICENSE_KEY] = notice
         checkpoint.save(folder, source.model, state=state)
-        (folder / CARD_FILE).write_text(_card(source, name, digest, notice))
+        (folder / CARD_FILE).write_text(_card(source, name, digest, notice), encoding="utf-8")
     parameters = num_parameters(source.model)
     print(f"{config.out}: {parameters:,} parameters from {config.source}")
     print(f"licence of the weights: {notice or 'none given'}")

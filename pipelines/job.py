@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from groupvit.config import to_dict
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten
 from pipelines.evaluation_record import missing_steps
+from pipelines.home import cache_folder
 from pipelines.mlflow_places import artifacts_in, check_database, database_path, database_uri
 from pipelines.mlflow_run import RunIdentity, TrackedDataset
 from pipelines.provenance import code_version
@@ -46,7 +47,7 @@ class Job:
     def spool_folder(self) -> Path:
         if self.run.is_local:
             return Path(self.run.uri) / "tracking"
-        return Path.home() / ".cache" / "groupvit" / self.run.uri.replace("://", "-").replace("/", "-") / "tracking"
+        return cache_folder() / self.run.uri.replace("://", "-").replace("/", "-") / "tracking"
 
     def start_evaluator(self, on_score: Callable[[int, float], None] | None = None) -> "CheckpointEvaluator | None":
         """What evaluates checkpoints beside the training; None if the run has no such evaluation."""

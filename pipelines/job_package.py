@@ -47,7 +47,7 @@ def job_package(*, code: bool, variables: dict[str, str], max_bytes: float) -> I
             )
         file = folder / ENVIRONMENT_FILE
         file.touch(mode=0o600)
-        file.write_text(json.dumps(variables))
+        file.write_text(json.dumps(variables), encoding="utf-8")
         yield folder
 
 

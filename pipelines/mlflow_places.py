@@ -43,4 +43,4 @@ def check_database(uri: str | None, field: str) -> None:
     """ValueError if the tracking URI is a database file of this machine that cannot be written."""
     path = None if uri is None else database_path(uri)
     if path is not None:
-        check_file_writable(path, field)
+        check_file_writable(path, field, uri)

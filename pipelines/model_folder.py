@@ -111,7 +111,7 @@ def saved_model(checkpoint: Path, model: Model, metadata: Mapping[str, str]) -> 
         folder = Path(temporary) / "checkpoint"
         folder.mkdir()
         shutil.copyfile(checkpoint / MODEL_FILE, folder / MODEL_FILE)  # and not the optimiser's state
-        (folder / STATE_FILE).write_text(json.dumps(_without_credentials(state), indent=2) + "\n")
+        (folder / STATE_FILE).write_text(json.dumps(_without_credentials(state), indent=2) + "\n", encoding="utf-8")
         script = shutil.copy(Path(__file__).with_name("served_model.py"), temporary)  # MLflow records its path
         mlflow.pyfunc.save_model(
             f"{temporary}/model",

@@ -31,6 +31,7 @@ from pipelines.progress_line import duration
 from pipelines.ray_metrics import ascii_name
 from pipelines.run_folder import RunFolder
 from pipelines.schema import DatasetInfo
+from pipelines.terminal import interrupts_kept
 from pipelines.training_data import RoundRobin, SlicesFromCheckpoint
 from pipelines.uncurated import open_source
 
@@ -211,7 +212,8 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
         dataset_config=RoundRobin(),
     )
     try:
-        return trainer.fit().return_value
+        with interrupts_kept():
+            return trainer.fit().return_value
     except ray.train.TrainingFailedError as failure:
         cause = root_cause(failure)
         if cause.is_lasting:

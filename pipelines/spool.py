@@ -19,7 +19,7 @@ class Spool:
         self.path = folder / "spool.jsonl"
         self._sent_path = folder / "spool.sent"
         self._unwritten: list[str] = []
-        self._sent = int(self._sent_path.read_text() or 0) if self._sent_path.exists() else 0
+        self._sent = int(self._sent_path.read_text(encoding="utf-8") or 0) if self._sent_path.exists() else 0
         folder.mkdir(parents=True, exist_ok=True)
         self._cut_torn_line()
 
@@ -27,7 +27,7 @@ class Spool:
         """Records that cannot be written (full disk) are kept in memory and written with the next ones."""
         self._unwritten += [json.dumps(record) + "\n" for record in records]
         if self._unwritten:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(self._unwritten))
             self._unwritten = []
 
@@ -55,7 +55,7 @@ class Spool:
     def mark_sent(self, end: int) -> None:
         self._sent = end
         temporary = self._sent_path.with_suffix(".tmp")
-        temporary.write_text(str(end))
+        temporary.write_text(str(end), encoding="utf-8")
         temporary.replace(self._sent_path)
 
     def num_unsent_bytes(self) -> int:

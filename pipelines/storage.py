@@ -318,8 +318,10 @@ def _write_local(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk says not which file it was
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -20,7 +20,7 @@ def load_environment() -> None:
     """Take over the environment; Ray calls this in every process of the job, in the package's folder."""
     file = Path(ENVIRONMENT_FILE)
     if file.exists():  # not in a job without any
-        os.environ.update(json.loads(file.read_text()))
+        os.environ.update(json.loads(file.read_text(encoding="utf-8")))
 
 
 def wait_for_machines(bundles: Sequence[dict[str, float]], minutes: float) -> None:

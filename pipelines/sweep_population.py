@@ -100,13 +100,13 @@ def read_pointer() -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return json.loads((Path(folder) / _POINTER).read_text())
+        return json.loads((Path(folder) / _POINTER).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def pointer_to(run_name: str, step: int) -> Iterator[ray.train.Checkpoint]:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / _POINTER).write_text(json.dumps({"run": run_name, "step": step}))
+        (Path(folder) / _POINTER).write_text(json.dumps({"run": run_name, "step": step}), encoding="utf-8")
         yield ray.tune.Checkpoint(folder)
 
 

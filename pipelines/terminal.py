@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -85,6 +86,21 @@ def without_ray_lines() -> Iterator[None]:
     finally:
         os.dup2(shown, 2)
         thread.join(timeout=1)  # a process that was started in between may live on, and keep the pipe open
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Leaves Ctrl-C what it is where a library handles it on its own: a KeyboardInterrupt, in the context and later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:  # Ray Train, once it has stopped the workers
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _pass_on(lines: BinaryIO, shown: int) -> None:

@@ -215,7 +215,7 @@ def _restore(
 def _record_samples(folder: Path, context: WorkerContext, step: int, slices: list[Slice]) -> None:
     """Append which samples this worker consumed, one line per slice."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"rank-{context.rank}.jsonl").open("a") as file:
+    with (folder / f"rank-{context.rank}.jsonl").open("a", encoding="utf-8") as file:
         for index, item in enumerate(slices):
             place = index * context.world_size + context.rank
             line = {"step": step, "slice": place, "ids": item["sample_id"].tolist(), "epochs": item["epoch"].tolist()}

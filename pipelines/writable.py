@@ -10,12 +10,13 @@ from pyarrow import fs
 from pipelines import storage
 
 
-def check_writable(uri: str, field: str) -> None:
+def check_writable(uri: str, field: str, given: str | None = None) -> None:
     """ValueError unless files can be written in the folder `uri`, which is made with them; called before the work.
 
     On disk something is written, and removed again, in the nearest folder that exists. Of object storage only the
-    bucket is looked for.
+    bucket is looked for. `given`: what the field has, if that is not `uri`.
     """
+    given = uri if given is None else given
     storage.check_bucket(uri)
     filesystem, path = storage.resolve(uri)
     if not isinstance(filesystem, fs.LocalFileSystem):
@@ -25,7 +26,7 @@ def check_writable(uri: str, field: str) -> None:
         while not folder.exists():
             folder = folder.parent
         if not folder.is_dir():
-            raise ValueError(f"{field}={uri} cannot be written: {folder} is a file; give another place")
+            raise ValueError(f"{field}={given} cannot be written: {folder} is a file; give another place")
         longest = os.pathconf(folder, "PC_NAME_MAX")
         for part in Path(path).relative_to(folder).parts:
             if len(os.fsencode(part)) > longest:
@@ -34,12 +35,13 @@ def check_writable(uri: str, field: str) -> None:
             file.write(bytes(4096))
     except OSError as error:
         reason = f"in {folder}: {error.strerror}" if error.errno != errno.ENAMETOOLONG else error.strerror
-        raise ValueError(f"{field}={uri} cannot be written ({reason}); give another place") from error
+        raise ValueError(f"{field}={given} cannot be written ({reason}); give another place") from error
 
 
-def check_file_writable(uri: str, field: str) -> None:
+def check_file_writable(uri: str, field: str, given: str | None = None) -> None:
     """As `check_writable`, for one file."""
+    given = uri if given is None else given
     filesystem, path = storage.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem) and Path(path).is_dir():
-        raise ValueError(f"{field}={uri} is a folder: give the name of a file")
-    check_writable(uri.rpartition("/")[0] or "/", field)
+        raise ValueError(f"{field}={given} is a folder: give the name of a file")
+    check_writable(uri.rpartition("/")[0] or "/", field, given)

@@ -1,5 +1,6 @@
 """The files around the code: what can be checked of them without the machines they are for."""
 
+import ast
 import copy
 import hashlib
 import importlib.metadata
@@ -131,3 +132,15 @@ def test_ci_stops_at_the_first_failure(tmp_path):
 def test_the_vocabulary_ships_with_its_licence():
     text = (ROOT / "groupvit/bpe_simple_vocab_16e6.LICENSE").read_text()
     assert "OpenAI" in text and "Permission is hereby granted" in text
+
+
+def test_text_files_have_an_encoding_whatever_the_locale():
+    """Without one, Python takes the locale's: labels of another alphabet could not be written, or not be read again."""
+    missing = []
+    for path in [*(ROOT / "groupvit").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                named = {keyword.arg for keyword in node.keywords}
+                if node.func.attr in ("read_text", "write_text") and "encoding" not in named:
+                    missing.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert missing == []

@@ -44,4 +44,6 @@ def read_imagenet_classes() -> tuple[tuple[str, str], ...]:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    return json.loads((resources.files("pipelines.benchmarks") / "classes" / f"{name}.json").read_text())["classes"]
+    return json.loads(
+        (resources.files("pipelines.benchmarks") / "classes" / f"{name}.json").read_text(encoding="utf-8")
+    )["classes"]

@@ -1,6 +1,5 @@
 """Fetch and unpack Debian packages with apt's own tools, without root and without installing anything."""
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -11,11 +10,6 @@ APT_TIMEOUT_SECONDS = 900
 
 class PackagesUnavailable(ValueError):  # noqa: N818 - it is a state of the world, not a mistake
     """The packages cannot be had on this machine."""
-
-
-def cache_folder() -> Path:
-    """Where unpacked packages are kept between runs: `$XDG_CACHE_HOME/groupvit`, by default `~/.cache/groupvit`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "groupvit"
 
 
 def unpack_packages(names: list[str], cache: Path) -> dict[str, Path]:

@@ -19,7 +19,8 @@ from PIL import Image
 
 from pipelines.demo.compose import Background, Cutout, make_cutout
 from pipelines.demo.material import Material
-from pipelines.demo.packages import cache_folder, unpack_packages
+from pipelines.demo.packages import unpack_packages
+from pipelines.home import cache_folder
 
 HELD_OUT_EVERY = 4
 VALIDATION_BACKGROUND_EVERY = 3

@@ -38,6 +38,10 @@ def test_relative_paths_start_at_the_working_directory(tmp_path, monkeypatch):
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     uri = str(tmp_path / "x")
     storage.write_bytes(uri, b"old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match=r"No space left on device: '.*/x'"):
+            storage.write_bytes(uri, b"new")
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
         storage.write_bytes(uri, b"new")

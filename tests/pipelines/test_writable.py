@@ -31,6 +31,8 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"out=.* is a folder: give the name of a file"):
         check_file_writable(str(tmp_path), "out")
+    with pytest.raises(ValueError, match=r"out=.*/file/page.html cannot be written: .*/file is a file"):
+        check_file_writable(f"{tmp_path}/file/page.html", "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
