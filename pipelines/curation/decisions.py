@@ -7,10 +7,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.curation.duplicates import BOILERPLATE, BROUGHT, DUPLICATE, KEEP, NEAR_DUPLICATE, REASONS
+from pipelines.curation.duplicates import (
+    BOILERPLATE,
+    BROUGHT,
+    DUPLICATE,
+    KEEP,
+    NEAR_DUPLICATE,
+    OVER_LIMIT,
+    REASONS,
+    REPEATED,
+)
 
 Row = Mapping[str, Any]
 """Of MARKS_SCHEMA."""
+
+_CAPTION_REASONS = {REPEATED: "caption_repeated", OVER_LIMIT: "caption_over_limit"}
+"""Of marks that stand for `number` captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +54,7 @@ class _Counts:
 
     def drop_captions(self, rows: Sequence[Row], reason: str) -> None:
         for row in rows:
-            self.caption_drops[row["source"]][reason] += 1
+            self.caption_drops[row["source"]][reason] += row["number"] if row["mark"] in _CAPTION_REASONS else 1
 
 
 def decide(rows_and_marks: pa.Table, max_captions: int) -> Decisions:
@@ -53,12 +65,15 @@ def decide(rows_and_marks: pa.Table, max_captions: int) -> Decisions:
     """
     own: defaultdict[int, list[Row]] = defaultdict(list)
     brought: defaultdict[int, list[Row]] = defaultdict(list)
+    not_brought: defaultdict[int, list[Row]] = defaultdict(list)
     marks: dict[int, int] = {}
     for row in rows_and_marks.to_pylist():
         if row["mark"] in (DUPLICATE, NEAR_DUPLICATE):
             marks[row["order"]] = row["mark"]
         elif row["mark"] == BROUGHT:
             brought[row["keeper"]].append(row)
+        elif row["mark"] in _CAPTION_REASONS:
+            not_brought[row["keeper"]].append(row)
         else:
             own[row["order"]].append(row)
     counts = _Counts()
@@ -74,10 +89,12 @@ def decide(rows_and_marks: pa.Table, max_captions: int) -> Decisions:
             captions = [row for row in chosen if row["order"] == order]
             kept.append(KeptSample(row=rows[0], captions=captions, brought=chosen[len(captions) :]))
             counts.captions_kept.update(row["source"] for row in chosen)
+            for row in not_brought[order]:
+                counts.drop_captions([row], _CAPTION_REASONS[row["mark"]])
             continue
         counts.drops[rows[0]["source"]][REASONS[mark]] += 1
         if mark == NEAR_DUPLICATE:  # those of a duplicate are counted where it brings them
-            counts.drop_captions([*good, *others], "image_dropped")
+            counts.drop_captions([*good, *others, *not_brought[order]], "image_dropped")
     kept.sort(key=lambda sample: (sample.row["shuffle_key"], sample.row["order"]))
     return Decisions(
         kept=kept, drops=counts.drops, captions_kept=counts.captions_kept, caption_drops=counts.caption_drops
@@ -89,9 +106,9 @@ def _chosen(rows: Sequence[Row], max_captions: int, counts: _Counts) -> list[Row
     chosen: dict[int, Row] = {}
     for row in rows:
         if row["caption"] in chosen:
-            counts.drop_captions([row], "caption_repeated")
+            counts.drop_captions([row], _CAPTION_REASONS[REPEATED])
         elif len(chosen) == max_captions:
-            counts.drop_captions([row], "caption_over_limit")
+            counts.drop_captions([row], _CAPTION_REASONS[OVER_LIMIT])
         else:
             chosen[row["caption"]] = row
     return list(chosen.values())

@@ -2,7 +2,8 @@
 that a shuffle brought together.
 
 `MARKS_SCHEMA` is what goes through the shuffles: rows of the index, one for each caption, and marks. A mark says why
-the sample of its `order` is dropped, or that a duplicate brings a caption to the sample `keeper`.
+the sample of its `order` is dropped, or that a duplicate brings a caption to the sample `keeper` (BROUGHT), or that
+duplicates of it have `number` captions of a source that it does not need (REPEATED, OVER_LIMIT).
 
 Only `resolve` sees the whole corpus, but nothing of it except what may be a duplicate: some 100 bytes each. Whether a
 picture is dropped depends on which of those before it were kept, so that has to be decided in one place.
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines.curation.near import UInt64, bands, has_near, near_a_kept_one
 from pipelines.curation.pieces import INDEX_SCHEMA
 
-KEEP, BOILERPLATE, DUPLICATE, NEAR_DUPLICATE, BROUGHT = range(5)
+KEEP, BOILERPLATE, DUPLICATE, NEAR_DUPLICATE, BROUGHT, REPEATED, OVER_LIMIT = range(7)
 REASONS = ("", "caption_boilerplate", "duplicate", "near_duplicate")
 """Drop reasons of samples; where several hold for a sample, the first counts."""
 
@@ -150,7 +151,7 @@ def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
     return pa.table(columns, schema=FOUND_SCHEMA)
 
 
-def resolve(found: pa.Table, distance: int | None) -> pa.Table:
+def resolve(found: pa.Table, distance: int | None, max_captions: int) -> pa.Table:
     """[MARKS_SCHEMA] of what all partitions found: a mark for each sample that is dropped, and the captions that
     duplicates bring to the samples that they are duplicates of.
 
@@ -166,15 +167,8 @@ def resolve(found: pa.Table, distance: int | None) -> pa.Table:
     tables.append(_marks(order=order, file=file, keeper=keeper, mark=np.full(len(order), DUPLICATE)))
 
     if len(order):
-        place = np.frombuffer(b"".join(duplicates.column("place").to_pylist()), _PLACE)
-        brought_by = _numbers(duplicates, "order")
-        once = np.unique(np.stack([brought_by, place["number"]]), axis=1, return_index=True)[1]
-        place, brought_by = place[once], brought_by[once]
-        at = np.searchsorted(order, brought_by)
-        columns = {name: place[name] for name in _PLACE.names or ()}
-        mark = np.full(len(once), BROUGHT)
-        tables.append(_marks(order=brought_by, file=keeper_file[at], keeper=keeper[at], mark=mark, **columns))
-
+        at = np.searchsorted(order, _numbers(duplicates, "order"))
+        tables += _brought(duplicates, keeper[at], keeper_file[at], max_captions)
     candidates, firsts = np.unique(_numbers(others, "order"), return_index=True)
     rest = ~np.isin(candidates, order)
     candidates, firsts = candidates[rest], firsts[rest]
@@ -184,6 +178,36 @@ def resolve(found: pa.Table, distance: int | None) -> pa.Table:
         mark = np.full(len(file), NEAR_DUPLICATE)
         tables.append(_marks(order=candidates[dropped], file=file, mark=mark))
     return pa.concat_tables(tables)
+
+
+def _brought(
+    duplicates: pa.Table, keeper: npt.NDArray[np.int64], keeper_file: npt.NDArray[np.int32], max_captions: int
+) -> list[pa.Table]:
+    """Marks: the first `max_captions` different captions that are brought to each keeper, and how many there are more.
+
+    No more are needed, whichever of them the keeper has itself. A picture that says "no longer available" may have
+    a million duplicates, and the file that it is in must not get as many rows.
+    """
+    order = _numbers(duplicates, "order")
+    place = np.frombuffer(b"".join(duplicates.column("place").to_pylist()), _PLACE)
+    # Found by content and by original file, a caption is there twice.
+    once = np.unique(np.stack([order, place["number"]]), axis=1, return_index=True)[1]
+    once = once[np.argsort(keeper[once], kind="stable")]
+    order, place, keeper, keeper_file = order[once], place[once], keeper[once], keeper_file[once]
+    by_caption = np.lexsort((place["caption"], keeper))  # stable: the first to bring a caption comes first
+    same = (np.diff(keeper[by_caption]) == 0) & (place["caption"][by_caption][1:] == place["caption"][by_caption][:-1])
+    mark = np.full(len(order), REPEATED)
+    mark[by_caption[np.r_[True, ~same]]] = BROUGHT
+    num_before = np.cumsum(mark == BROUGHT) - (mark == BROUGHT)
+    rank = num_before - num_before[np.searchsorted(keeper, keeper)]
+    mark[(mark == BROUGHT) & (rank >= max_captions)] = OVER_LIMIT
+    kept = mark == BROUGHT
+    columns = {name: place[name][kept] for name in _PLACE.names or ()}
+    brought = _marks(order=order[kept], file=keeper_file[kept], keeper=keeper[kept], mark=mark[kept], **columns)
+    kinds = np.stack([keeper, place["source"], mark])[:, ~kept]
+    (keepers, sources, marks), firsts, counts = np.unique(kinds, axis=1, return_index=True, return_counts=True)
+    file = keeper_file[~kept][firsts]
+    return [brought, _marks(order=keepers, file=file, keeper=keepers, mark=marks, source=sources, number=counts)]
 
 
 def _keepers(duplicates: pa.Table) -> tuple[npt.NDArray[Any], ...]:

@@ -132,7 +132,7 @@ def run_files(
         .map_groups(partial(find_duplicates, distance=config.near_duplicate_distance), batch_format="pyarrow")
     )
     marks = found.repartition(1).map_batches(
-        partial(_resolve, distance=config.near_duplicate_distance),
+        partial(_resolve, distance=config.near_duplicate_distance, max_captions=config.max_captions),
         batch_format="pyarrow",
         batch_size=None,  # pyright: ignore[reportArgumentType]
     )
@@ -184,8 +184,8 @@ def _duplicate_keys(rows: pa.Table, *, distance: int | None, num_partitions: int
     return duplicate_keys(rows, distance, num_partitions) if rows.num_rows else KEYS_SCHEMA.empty_table()
 
 
-def _resolve(found: pa.Table, *, distance: int | None) -> pa.Table:
-    return resolve(found, distance) if found.num_rows else MARKS_SCHEMA.empty_table()
+def _resolve(found: pa.Table, *, distance: int | None, max_captions: int) -> pa.Table:
+    return resolve(found, distance, max_captions) if found.num_rows else MARKS_SCHEMA.empty_table()
 
 
 def _write_file(rows: pa.Table, **places: Any) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from pipelines.curation.duplicates import (
     resolve,
 )
 
-BOILERPLATE, DUPLICATE, NEAR_DUPLICATE = range(1, 4)
+BOILERPLATE, DUPLICATE, NEAR_DUPLICATE, BROUGHT = range(1, 5)
 
 
 def make_rows(num_rows, **columns):
@@ -28,7 +28,7 @@ def make_rows(num_rows, **columns):
     return pa.table(values | named | distinct | columns, schema=MARKS_SCHEMA)
 
 
-def marks_by_shuffle(rows, distance, num_partitions=7):
+def marks_by_shuffle(rows, distance, num_partitions=7, max_captions=10):
     """What the shuffles do: keys by partition, in no order; then the rows with their marks."""
     keys = duplicate_keys(rows, distance, num_partitions)
     shuffled = keys.take(np.random.default_rng(0).permutation(len(keys)))
@@ -37,7 +37,7 @@ def marks_by_shuffle(rows, distance, num_partitions=7):
     found = [
         find_duplicates(shuffled.filter(pa.array(partitions == number)), distance) for number in range(num_partitions)
     ]
-    return pa.concat_tables([resolve(pa.concat_tables(found), distance), rows])
+    return pa.concat_tables([resolve(pa.concat_tables(found), distance, max_captions), rows])
 
 
 def marks_of(rows, distance, num_partitions=7):
@@ -154,13 +154,12 @@ def test_duplicates_bring_their_captions_to_the_sample_that_is_kept():
     }
     rows = make_rows(7, **columns)
     for num_partitions in (1, 5):
-        table = marks_by_shuffle(rows, 4, num_partitions)
-        decisions = decide(table, 10)
+        decisions = decide(marks_by_shuffle(rows, 4, num_partitions), 10)
         assert sorted(map(said, decisions.kept)) == [[(0, 0), (0, 1), (1, 1), (2, 0)], [(3, 0), (3, 1)]]
         assert decisions.drops == {1: {"duplicate": 1}, 2: {"duplicate": 1}}
         assert decisions.captions_kept == {0: 2, 1: 1, 2: 1, 3: 2}
         assert decisions.caption_drops == {1: {"caption_repeated": 1}}
-        limited = decide(table, 1)
+        limited = decide(marks_by_shuffle(rows, 4, num_partitions, max_captions=1), 1)
         assert sorted(map(said, limited.kept)) == [[(0, 0)], [(3, 0)]]
         assert limited.caption_drops == {
             0: {"caption_over_limit": 1},
@@ -168,6 +167,40 @@ def test_duplicates_bring_their_captions_to_the_sample_that_is_kept():
             2: {"caption_over_limit": 1},
             3: {"caption_over_limit": 1},
         }
+
+
+@pytest.mark.parametrize("max_captions", [1, 3, 7])
+@pytest.mark.parametrize("num_partitions", [1, 5])
+def test_many_duplicates_bring_what_is_needed_and_no_more(max_captions, num_partitions):
+    # 400 samples of 1 or 2 captions out of 40, each one of 12 pictures, from 3 sources.
+    rng = np.random.default_rng(max_captions)
+    picture, source = rng.integers(12, size=400), rng.integers(3, size=400)
+    captions = [rng.choice(40, rng.integers(1, 3), replace=False) + 1 for _ in range(400)]
+    order = np.repeat(np.arange(400), list(map(len, captions)))
+    columns = dict.fromkeys(("content", "original"), picture[order] + 1)
+    columns |= {"order": order, "keeper": order, "source": source[order], "caption": np.concatenate(captions)}
+    columns["number"] = np.concatenate([np.arange(len(each)) for each in captions])
+    columns["perceptual"] = pa.array([None] * len(order), pa.uint64())
+    table = marks_by_shuffle(make_rows(len(order), **columns), 4, num_partitions, max_captions)
+    marks = table.column("mark").to_numpy()
+    assert np.bincount(table.column("keeper").to_numpy()[marks == BROUGHT]).max() <= max_captions
+    decisions = decide(table, max_captions)
+    kept = {
+        sample.row["order"]: [row["caption"] for row in (*sample.captions, *sample.brought)]
+        for sample in decisions.kept
+    }
+    # By hand: all captions of a picture in their order, each once, up to the limit.
+    expected = {}
+    for number in range(12):
+        of_picture = np.flatnonzero(picture == number).tolist()
+        said = dict.fromkeys(caption for sample in of_picture for caption in captions[sample].tolist())
+        expected[of_picture[0]] = list(said)[:max_captions]
+    assert kept == expected
+    num_told = decisions.captions_kept.total() + sum(drops.total() for drops in decisions.caption_drops.values())
+    assert num_told == len(order) and sum(drops.total() for drops in decisions.drops.values()) == 400 - 12
+    for each in range(3):
+        told = decisions.captions_kept[each] + decisions.caption_drops[each].total()
+        assert told == (source[order] == each).sum()
 
 
 def test_captions_of_a_near_duplicate_and_its_copies_are_dropped_and_counted():
@@ -190,7 +223,7 @@ def test_an_image_is_dropped_for_its_captions_only_if_none_is_left():
 def test_empty_parts_of_the_index_pass():
     empty = MARKS_SCHEMA.empty_table()
     assert find_duplicates(KEYS_SCHEMA.empty_table(), 4).num_rows == duplicate_keys(empty, 4, 3).num_rows == 0
-    assert mark_boilerplate(empty, 1).num_rows == resolve(FOUND_SCHEMA.empty_table(), 4).num_rows == 0
+    assert mark_boilerplate(empty, 1).num_rows == resolve(FOUND_SCHEMA.empty_table(), 4, 10).num_rows == 0
     assert not decide(empty, 10).kept
 
 
