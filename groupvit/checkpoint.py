@@ -10,7 +10,6 @@ whole. Paths are local; object storage is the caller's business.
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from groupvit.config import ModelConfig, from_dict, to_dict
+from groupvit.file_kinds import START_BYTES, other_kind
 from groupvit.model import GroupViT
 
 FORMAT_VERSION = 1
@@ -98,7 +98,7 @@ def load_weights(model: GroupViT, folder: str | Path) -> None:
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a checkpoint: it has no {MODEL_FILE}") from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from None
+        raise _damaged(path, str(error)) from None
     check_tensors(weights, model.state_dict(), source=str(path))
     check_finite(weights, source=str(path), advice="use another checkpoint")
     model.load_state_dict(weights)
@@ -116,7 +116,7 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is not a checkpoint: it has no {STATE_FILE}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from None
+        raise _damaged(path, str(error)) from None
     if not isinstance(state, dict) or not set(_OWN_KEYS) <= set(state):
         raise ValueError(f"{folder} is not a checkpoint: {STATE_FILE} lacks one of {', '.join(_OWN_KEYS)}")
     if not isinstance(state["format_version"], int):
@@ -140,9 +140,10 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{folder} has no {OPTIMIZER_FILE}: training cannot be continued from it")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"{path} is damaged ({reason}): use another checkpoint") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as a reader has lines
+        raise _damaged(path, str(error).partition("\n")[0][:200] or type(error).__name__) from None
     check_finite(_tensors_of(state), source=str(path), advice="use another checkpoint")
     return state
 
@@ -187,6 +188,12 @@ def _tensors_of(value: Any, name: str = "") -> dict[str, torch.Tensor]:
     for key, entry in entries:
         found |= _tensors_of(entry, f"{name}.{key}" if name else str(key))
     return found
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    with path.open("rb") as file:
+        kind = other_kind(file.read(START_BYTES))
+    return ValueError(f"{path} {kind}" if kind else f"{path} is damaged ({reason}): use another checkpoint")
 
 
 def _flush_to_disk(path: Path) -> None:

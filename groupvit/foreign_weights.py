@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from groupvit.file_kinds import START_BYTES, other_kind
 from groupvit.inert_pickle import StandIn, StoredTensor, UnsafeCallError
 from groupvit.torch_files import ZIP_MAGIC, OtherFileError, TorchFile, num_bytes, open_torch_file
 
@@ -23,17 +24,6 @@ _KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "ema", "module"
 """Entries of a checkpoint that hold its weights; the first that is there is taken."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers put before all names: DistributedDataParallel, torch.compile, Lightning."""
-
-_OTHER_FILES = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for: fetch that with git lfs pull"),
-    (b"\x1f\x8b", "is compressed by gzip: decompress it, and give the file in it"),
-    (b"BZh", "is compressed by bzip2: decompress it, and give the file in it"),
-    (b"\xfd7zXZ", "is compressed by xz: decompress it, and give the file in it"),
-    (b"\x28\xb5\x2f\xfd", "is compressed by zstd: decompress it, and give the file in it"),
-    (b"7z\xbc\xaf", "is a 7-Zip archive: extract it, and give the file of weights"),
-    (b"Rar!", "is a RAR archive: extract it, and give the file of weights"),
-    (b"\x89HDF", "is an HDF5 file, as Keras writes: give weights of PyTorch"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +48,13 @@ def read_weights(path: Path) -> ForeignWeights:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a file of weights")
     with path.open("rb") as file:
-        start = file.read(512)
+        start = file.read(START_BYTES)
     if start[5:9] == b"\0\0\0{":  # the length of the header, then the header
         found = _read_safetensors(path)
     elif start.startswith((ZIP_MAGIC, b"\x80")):
         found = _read_torch(path)
     else:
-        raise ValueError(f"{path} {_other_kind(start)}")
+        raise ValueError(f"{path} {other_kind(start) or _unknown_kind(start)}")
     found = dataclasses.replace(found, tensors=_without_prefixes(found.tensors))
     if any(name.startswith(_NAMED_PREFIX) for name in found.tensors):
         prefixed = {name: tensor for name, tensor in found.tensors.items() if name.startswith(_NAMED_PREFIX)}
@@ -157,20 +147,10 @@ def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _other_kind(start: bytes) -> str:
-    """What a file that begins so is, and what to do, if it is not one of weights."""
-    if not start:
-        return "is empty: it was cut short, so fetch it again"
-    for magic, kind in _OTHER_FILES:
-        if start.startswith(magic):
-            return kind
-    if start[257:262] == b"ustar":
-        return "is a tar archive: extract it, and give the file of weights"
-    text = start.decode("utf-8", errors="replace").lstrip("\ufeff \r\n\t")
-    if text.lower().startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")):
-        return "is a web page, not the file: its address needs a login, or another address for the file itself"
-    if text[:40].isprintable() and "\ufffd" not in text[:40]:
-        return f"is a text that begins with {text[:40]!r}, not weights: fetch the file itself"
+def _unknown_kind(start: bytes) -> str:
+    text = start.decode("utf-8", errors="replace")[:40]
+    if text.isprintable() and "\ufffd" not in text:
+        return f"is a text that begins with {text!r}, not weights: fetch the file itself"
     return (
         "is neither a checkpoint of PyTorch nor a safetensors file, or it is damaged: fetch it again, or give a folder "
         "of Hugging Face"

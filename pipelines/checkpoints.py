@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from groupvit.checkpoint import MODEL_FILE, STATE_FILE
+from groupvit.hugging_face_folder import CONFIG_FILE
 from pipelines import storage
 from pipelines.run_folder import RunFolder
 
@@ -26,7 +27,9 @@ def local_checkpoint(uri: str) -> Iterator[Path]:
     uri = newest_checkpoint(uri)
     if "://" not in uri:
         if not (Path(uri) / STATE_FILE).is_file():
-            raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {STATE_FILE}")
+            foreign = Path(uri).is_file() or (Path(uri) / CONFIG_FILE).is_file()
+            advice = f"; groupvit import-weights {uri} --out DIR makes a checkpoint of it" if foreign else ""
+            raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {STATE_FILE}{advice}")
         yield Path(uri)
         return
     with tempfile.TemporaryDirectory() as temporary:

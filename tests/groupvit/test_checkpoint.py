@@ -101,6 +101,24 @@ def test_damaged_files(saved: Path) -> None:
         groupvit.load(saved)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "optimizer.pt"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 223\n", "is a Git LFS pointer, not the file"),
+        ("<!doctype html>\n<html><body>Sign in</body></html>", "is a web page, not the file"),
+        ("", "is empty: it was cut short"),
+    ],
+)
+def test_files_of_another_kind(model: GroupViT, tmp_path: Path, name: str, content: str, message: str) -> None:
+    checkpoint.save(tmp_path / "step_1", model, optimizer_state={"a": torch.ones(1)})
+    (tmp_path / "step_1" / name).write_text(content)
+    read = checkpoint.load_optimizer_state if name == "optimizer.pt" else groupvit.load
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} {message}") as caught:
+        read(tmp_path / "step_1")
+    assert "\n" not in str(caught.value)
+
+
 def test_newer_versions(saved: Path) -> None:
     state = json.loads((saved / "state.json").read_text())
     newer_config = {**state, "model": {**state["model"], "third_tower": True}}
@@ -150,7 +168,7 @@ def test_a_damaged_optimizer_state_is_named(model: GroupViT, tmp_path: Path) -> 
     checkpoint.save(tmp_path / "step_1", model, optimizer_state={"a": torch.ones(100)})
     path = tmp_path / "step_1" / "optimizer.pt"
     whole = path.read_bytes()
-    for damaged in (whole[:-50], whole[: len(whole) // 2], b"", b"version https://git-lfs.github.com/spec/v1\n"):
+    for damaged in (whole[:-50], whole[: len(whole) // 2], b"\x80"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"optimizer\.pt is damaged \(.+\): use another checkpoint") as caught:
             checkpoint.load_optimizer_state(path.parent)
