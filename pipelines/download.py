@@ -6,12 +6,11 @@ The same command continues what was stopped, however it was stopped. Proxies, DN
 HTTP_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE; with Ray, those of the cluster's machines, which must reach OUT.
 """
 
+import dataclasses
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +18,13 @@ import pyarrow.parquet as pq
 
 from pipelines import storage, url_lists
 from pipelines.download_config import DownloadConfig
-from pipelines.progress_line import duration
+from pipelines.download_list import UrlList, describe, is_written, read_by_rows, read_written
+from pipelines.download_progress import showing_progress
 from pipelines.provenance import code_version, redact
 from pipelines.raw_shards import (
+    LIST_FOLDER,
     RECORD_VERSION,
+    TEMPORARY,
     failed_rows,
     failure_reason,
     has_shards,
@@ -37,7 +39,6 @@ OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 NOT_TO_RETRY = frozenset({"opt_out", "refused_address", "invalid_url"})
 """What was refused, by the site or by us, will be refused again."""
 _NUM_ATTEMPTS = 3  # at shards that could not be written
-_NUM_PREFLIGHT_URLS = 64  # kept for it, spread over the list
 
 
 def download(config: DownloadConfig) -> dict[str, Any]:
@@ -69,17 +70,19 @@ def _open_record(config: DownloadConfig, out: str, files: list[str]) -> dict[str
     if record is None:
         if has_shards(out):
             raise ValueError(f"out={config.out}: holds raw shards without their record; give another folder")
-        num_rows, sample = _scan(config, files)
-        if not num_rows:
-            raise ValueError(f"url_list={config.url_list}: holds no rows; give a list with URLs")
+        with UrlList(config, files) as url_list:
+            if not url_list.counts.rows:
+                raise ValueError(f"url_list={config.url_list}: holds no rows; give a list with URLs")
+            _preflight(config, url_list.counts.sample)
+            url_list.write(out)
+            counts = url_list.counts
         record = {
             "version": RECORD_VERSION,
-            "urls": {"list": redact(config.url_list), "digest": digest, "rows": num_rows, "sample": sample},
+            "urls": {"list": redact(config.url_list), "digest": digest, **dataclasses.asdict(counts)},
             "fixed": config.fixes_the_result(),
             "code_version": code_version(),
-            "passes": [{"folder": "", "rows": num_rows, "finished": False}],
+            "passes": [{"folder": "", "rows": counts.urls, "finished": False}],
         }
-        _preflight(config, record)
         write_record(out, record)
         return record
     if record["urls"]["digest"] != digest:
@@ -92,25 +95,14 @@ def _open_record(config: DownloadConfig, out: str, files: list[str]) -> dict[str
         if value != before:
             raise ValueError(f"{name}={value}: {config.out} was begun with {before}; give that, or another --out")
     if not record["passes"][0]["finished"]:
-        _preflight(config, record)
+        _preflight(config, record["urls"]["sample"])
+        if record["version"] > 1 and not is_written(out, record["urls"]["urls"]):
+            with UrlList(config, files) as url_list:
+                url_list.write(out)
     return record
 
 
-def _scan(config: DownloadConfig, files: list[str]) -> tuple[int, list[str]]:
-    """Number of rows of the list, and some URLs from all over it. Reads all of it, so that mistakes show now."""
-    num_rows, every, sample = 0, 1, []
-    for table in url_lists.read_list(files, config.columns):
-        urls = table.column("url")
-        sample += [(num_rows + i, urls[i].as_py()) for i in range(-num_rows % every, len(urls), every)]
-        num_rows += len(urls)
-        while len(sample) > _NUM_PREFLIGHT_URLS:
-            every *= 2
-            sample = [(row, url) for row, url in sample if row % every == 0]
-    return num_rows, [url for _, url in sample if url]
-
-
-def _preflight(config: DownloadConfig, record: Mapping[str, Any]) -> None:
-    sample = record["urls"]["sample"]
+def _preflight(config: DownloadConfig, sample: Sequence[str]) -> None:
     if config.preflight and sample:
         from pipelines.preflight import preflight
 
@@ -150,7 +142,7 @@ def _begin_retry(out: str, record: dict[str, Any]) -> dict[str, Any] | None:
 
 def _run_pass(config: DownloadConfig, out: str, record: dict[str, Any], part: dict[str, Any], files: list[str]) -> int:
     """Fetch the shards of a pass that are not there; returns the number of rows fetched."""
-    from pipelines.fetching import TEMPORARY, GuardedDownloader, run_on_ray, run_on_this_machine
+    from pipelines.fetching import GuardedDownloader, run_on_ray, run_on_this_machine
 
     folder = storage.join(out, part["folder"]) if part["folder"] else out
     work = storage.join(folder, TEMPORARY)
@@ -174,8 +166,9 @@ def _run_pass(config: DownloadConfig, out: str, record: dict[str, Any], part: di
         if len(done) == num_shards:
             break
         storage.remove_folder(work)
-        with _progress(folder, part["rows"], before, config.progress_every_seconds):
-            run(downloader, _tasks(config, part, folder, files, done), config.num_processes or os.cpu_count() or 1)
+        with showing_progress(folder, part["rows"], done, config.progress_every_seconds):
+            tables = _tables(config, out, record, part, files)
+            run(downloader, _tasks(config, tables, folder, done), config.num_processes or os.cpu_count() or 1)
         done = read_stats(folder, before)
     storage.remove_folder(work)
     if len(done) < num_shards:
@@ -183,20 +176,24 @@ def _run_pass(config: DownloadConfig, out: str, record: dict[str, Any], part: di
     part["finished"] = True
     part["counts"] = dict(sorted(_count(done).items()))
     write_record(out, record)
+    storage.remove_folder(storage.join(out, LIST_FOLDER))
     return part["rows"] - sum(stats["count"] for stats in before.values())
 
 
+def _tables(
+    config: DownloadConfig, out: str, record: Mapping[str, Any], part: Mapping[str, Any], files: list[str]
+) -> Iterator[pa.Table]:
+    """The rows of a pass."""
+    if part["folder"]:
+        content = storage.read_bytes(storage.join(out, part["folder"], "urls.parquet"))
+        return iter([pq.read_table(pa.BufferReader(content))])
+    return read_written(out) if record["version"] > 1 else read_by_rows(config, files)
+
+
 def _tasks(
-    config: DownloadConfig, part: Mapping[str, Any], folder: str, files: list[str], done: Mapping[int, Any]
+    config: DownloadConfig, tables: Iterator[pa.Table], folder: str, done: Mapping[int, Any]
 ) -> Iterator[tuple[int, str]]:
     """Numbers and rows of the shards that are not done, their rows written to files as they are asked for."""
-    from pipelines.fetching import TEMPORARY
-
-    if part["folder"]:
-        content = storage.read_bytes(storage.join(folder, "urls.parquet"))
-        tables = iter([pq.read_table(pa.BufferReader(content))])
-    else:
-        tables = url_lists.read_list(files, config.columns)
     for number, table in enumerate(url_lists.shards(tables, config.rows_per_shard)):
         if number not in done:
             rows = pa.BufferOutputStream()
@@ -216,54 +213,30 @@ def _count(shards: Mapping[int, Mapping[str, Any]]) -> Counter[str]:
     return counts
 
 
-@contextmanager
-def _progress(folder: str, num_rows: int, before: Mapping[int, dict[str, Any]], seconds: float) -> Iterator[None]:
-    """Prints a line now and then, from the statistics of the shards that have been finished."""
-    start, known, stop = time.perf_counter(), dict(before), threading.Event()
-    num_before = sum(stats["count"] for stats in known.values())
-
-    def show() -> None:
-        nonlocal known
-        while not stop.wait(seconds):
-            try:
-                known = read_stats(folder, known)
-            except OSError:
-                continue  # the download itself goes on as long as it can
-            num_done = sum(stats["count"] for stats in known.values())
-            success = sum(stats["successes"] for stats in known.values()) / max(num_done, 1)
-            rate = (num_done - num_before) / (time.perf_counter() - start)
-            left = duration((num_rows - num_done) / rate) if rate else "unknown"
-            print(f"{num_done}/{num_rows} rows  success {success:.0%}  {rate:.0f} images/s  ETA {left}", flush=True)
-            if num_done == num_rows:
-                return
-
-    thread = threading.Thread(target=show, name="download-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def _summary(out: str, record: Mapping[str, Any], num_fetched: int, seconds: float) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for part in record["passes"]:
         counts.update(part["counts"])
         counts.subtract(part.get("replaced", {}))
-    num_rows, num_succeeded = record["urls"]["rows"], counts.pop("success", 0)
+    urls = record["urls"]
+    num_urls, num_succeeded = record["passes"][0]["rows"], counts.pop("success", 0)
     failures = {reason: count for reason, count in counts.most_common() if count}
-    print(
-        f"{num_rows} rows: {num_succeeded} images ({num_succeeded / num_rows:.1%}), the others by reason:", flush=True
-    )
+    for line in describe(urls) if record["version"] > 1 else []:
+        print(line, flush=True)
+    share = num_succeeded / max(num_urls, 1)
+    others = ", the others by reason:" if failures else ""
+    print(f"{num_urls:,} URLs: {num_succeeded:,} images ({share:.1%}){others}", flush=True)
     for reason, count in failures.items():
         print(f"  {reason:16} {count}", flush=True)
     return {
         "out": out,
-        "digest": record["urls"]["digest"],
-        "rows": num_rows,
+        "digest": urls["digest"],
+        "rows": urls["rows"],
+        "rejected": urls.get("rejected", {}),
+        "urls": num_urls,
+        "captions": urls.get("captions_kept"),
         "succeeded": num_succeeded,
-        "failed": num_rows - num_succeeded,
+        "failed": num_urls - num_succeeded,
         "failures": failures,
         "passes": len(record["passes"]),
         "fetched": num_fetched,

@@ -23,6 +23,9 @@ class DownloadConfig:
     """Column of the URLs. None: the preset's, else `url`."""
     caption_column: str | None = None
     """Column of the captions. None: the preset's, else `caption` or `text`."""
+    max_bad_rows: float = 0.01
+    """Share of the list's rows that may be bad: broken lines, rows without a URL. They are left out, and written to
+    OUT/rejected.jsonl with file, line and reason; more of them are an error."""
     retry_failed: bool = False
     """Fetch the rows again that failed, other than by refusal; what succeeded is not touched."""
     distributor: Literal["multiprocessing", "ray"] = "multiprocessing"
@@ -64,6 +67,8 @@ class DownloadConfig:
         for name in ("timeout", "max_seconds", "progress_every_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} is no length of time: give seconds above 0")
+        if not 0 <= self.max_bad_rows <= 1:
+            raise ValueError(f"max_bad_rows={self.max_bad_rows} is not a share: give 0 to 1, e.g. 0.01 for 1 %")
         for name in ("url_list", "out"):
             if "@" in urlsplit(getattr(self, name)).netloc:
                 raise ValueError(f"{name}: holds credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
@@ -72,9 +77,9 @@ class DownloadConfig:
     def columns(self) -> Columns:
         columns = PRESETS[self.preset] if self.preset else Columns()
         if self.url_column is not None:
-            columns = dataclasses.replace(columns, url=(self.url_column,))
+            columns = dataclasses.replace(columns, url=(self.url_column,), exact=True)
         if self.caption_column is not None:
-            columns = dataclasses.replace(columns, caption=(self.caption_column,), caption_second=None)
+            columns = dataclasses.replace(columns, caption=(self.caption_column,), caption_second=None, exact=True)
         return columns
 
     @property
@@ -89,6 +94,6 @@ class DownloadConfig:
     def fixes_the_result(self) -> dict[str, Any]:
         """What cannot change between the runs of one download."""
         free = {"url_list", "out", "retry_failed", "distributor", "num_processes", "num_threads", "timeout"}
-        free |= {"max_seconds", "retries", "preflight", "progress_every_seconds"}
+        free |= {"max_seconds", "retries", "preflight", "progress_every_seconds", "max_bad_rows"}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
         return values | {"allow_hosts": list(self.allow_hosts)}

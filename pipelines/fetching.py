@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.raw_shards import shard_name
+from pipelines.download_progress import ShardProgress
+from pipelines.raw_shards import TEMPORARY, shard_name
 from pipelines.safe_http import FetchError, FetchLimits, make_opener
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # which img2dataset imports, and which looks for updates when imported
@@ -34,7 +35,6 @@ from pyarrow import fs
 from groupvit.image_metadata import without_metadata
 from pipelines import storage
 
-TEMPORARY = "_tmp"
 SHARD_DIGITS = 5
 _SHARDS_PER_PROCESS = 100  # decoders' and resolvers' libraries leak a little; starting a process takes seconds
 Task = tuple[int, str]
@@ -124,6 +124,7 @@ class WholeShardWriter(ParquetSampleWriter):
         self._work = tempfile.mkdtemp(prefix="groupvit-shard-", dir=beside)
         self._target = storage.join(output_folder, shard_name(shard_id))
         self._failure: Exception | None = None
+        self._progress = ShardProgress(output_folder, shard_id)
         super().__init__(shard_id, self._work, save_caption, oom_shard_count, schema, encode_format)
         self._written = Path(self._work) / shard_name(shard_id)
 
@@ -133,6 +134,7 @@ class WholeShardWriter(ParquetSampleWriter):
         except Exception as error:
             self._failure = self._failure or error  # img2dataset goes on with the next row, and this one would be lost
             raise
+        self._progress.add(succeeded=meta["status"] == "success")
 
     def close(self) -> None:
         try:
@@ -141,6 +143,7 @@ class WholeShardWriter(ParquetSampleWriter):
                 raise self._failure
             self._publish()
         finally:
+            self._progress.close()
             shutil.rmtree(self._work, ignore_errors=True)
 
     def _publish(self) -> None:

@@ -4,7 +4,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 from pipelines.raw_shards import failure_reason
 from pipelines.safe_http import FetchLimits, make_opener
@@ -56,8 +55,11 @@ def preflight(
     reasons = Counter(failure_reason(message) for _, message in failed)
     reason = reasons.most_common(1)[0][0]
     url, message = next((url, message) for url, message in failed if failure_reason(message) == reason)
-    host = urlsplit(url).netloc.rpartition("@")[2]  # not the whole URL, which may carry a signature
+    scheme, _, rest = url.partition("://")
+    host = rest.partition("/")[0].rpartition("@")[2]  # not the whole URL, which may carry a signature
+    proxy = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme.lower(), "")
+    through = f" through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]}" if proxy else ""
     raise ValueError(
         f"preflight: all {len(urls)} URLs tried failed ({', '.join(f'{name} {num}' for name, num in reasons.items())}; "
-        f"{host}: {message}): {_ADVICE.get(reason, 'check the list')}; --preflight 0 goes on regardless"
+        f"{host}{through}: {message}): {_ADVICE.get(reason, 'check the list')}; --preflight 0 goes on regardless"
     )

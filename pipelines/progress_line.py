@@ -1,35 +1,95 @@
 """The progress line of long work: how much is done, how fast, how long it will take."""
 
 import sys
+import threading
 import time
 
-_EVERY_SECONDS = 2.0
+_EVERY_SECONDS = 2.0  # on a terminal, where the line is rewritten
+_EVERY_SECONDS_IN_A_LOG = 10.0
 
 
 class ProgressLine:
-    """One line on stderr, rewritten on a terminal; every two seconds, and at the end."""
+    """One line on stderr, rewritten on a terminal. The last line has the time that all of it took in place of an ETA.
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    As a context, it shows the line also while nothing is added, so that a reader sees that the work is alive; without
+    an error, the context ends with the last line.
+    """
+
+    def __init__(
+        self, what: str, total: int | None, unit: str, *, done: int = 0, every_seconds: float | None = None
+    ) -> None:
+        """
+        Args:
+            total: None if that will only be known at the end; then nothing is shown of what is done in no time.
+            done: Number of those that are done already; the rate is of the others.
+            every_seconds: None for two on a terminal and ten in a log.
+        """
         self._what, self._total, self._unit = what, total, unit
-        self._done = 0
+        self._rewritten = sys.stderr.isatty()
+        self._every_seconds = every_seconds or (_EVERY_SECONDS if self._rewritten else _EVERY_SECONDS_IN_A_LOG)
+        self._done, self._before, self._note, self._width = done, done, "", 0
         self._start = self._shown = time.perf_counter()
+        self._lock, self._finished = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._keep_showing, name="progress-line", daemon=True)
 
-    def add(self, number: int, note: str = "") -> None:
-        """`number` more are done; `note` is shown with them."""
-        self._done += number
-        now = time.perf_counter()
-        if now - self._shown < _EVERY_SECONDS and self._done < self._total:
-            return
-        self._shown = now
-        rate = self._done / max(now - self._start, 1e-9)
+    def __enter__(self) -> "ProgressLine":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._lock:
+            is_worth_it = self._total is not None or self._shown > self._start
+            if kind is None and is_worth_it and not self._finished.is_set():
+                self._show(last=True)
+            elif self._rewritten and self._width and not self._finished.is_set():
+                print(file=sys.stderr, flush=True)  # what comes next is not to be written over the line
+            self._finished.set()
+        self._thread.join()
+
+    def add(self, number: int, note: str | None = None) -> None:
+        """`number` more are done; `note`, if there is one, is shown from now on."""
+        self.set(self._done + number, note)
+
+    def set(self, done: int, note: str | None = None) -> None:
+        """`done` are done altogether."""
+        with self._lock:
+            self._done = done
+            self._note = self._note if note is None else note
+            if self._finished.is_set():
+                return
+            if self._total is not None and done >= self._total:
+                self._show(last=True)
+                self._finished.set()
+            elif time.perf_counter() - self._shown >= self._every_seconds:
+                self._show(last=False)
+
+    def _keep_showing(self) -> None:
+        while not self._finished.wait(self._every_seconds / 2):
+            with self._lock:
+                if not self._finished.is_set() and time.perf_counter() - self._shown >= self._every_seconds:
+                    self._show(last=False)
+
+    def _show(self, *, last: bool) -> None:
+        self._shown = time.perf_counter()
+        seconds = self._shown - self._start
+        rate = (self._done - self._before) / max(seconds, 1e-9)
+        if last:
+            end = f"in {duration(seconds)}"
+        elif self._total is None:
+            end = f"after {duration(seconds)}"
+        else:
+            end = f"ETA {duration((self._total - self._done) / rate) if rate else 'unknown'}"
+        done = f"{self._done:,}" if self._total is None else f"{self._done:,} of {self._total:,}"
         parts = [
-            f"{self._what} {self._done:,} of {self._total:,} {self._unit}",
+            f"{self._what} {done} {self._unit}",
             f"{rate:,.1f}/s" if rate < 10 else f"{rate:,.0f}/s",
-            *([note] if note else []),
-            f"ETA {duration((self._total - self._done) / max(rate, 1e-9))} ",
+            *([self._note] if self._note else []),
+            end,
         ]
-        end = "\n" if self._done >= self._total or not sys.stderr.isatty() else "\r"
-        print("  ".join(parts), end=end, file=sys.stderr, flush=True)
+        line = "  ".join(parts)
+        padding = " " * (self._width - len(line)) if self._rewritten else ""
+        self._width = len(line)
+        print(line + padding, end="\n" if last or not self._rewritten else "\r", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -3,10 +3,14 @@
     OUT/download.json                 the record: the list's digest, what fixes the result, the passes
     OUT/00000.parquet                 a shard of the first pass, as img2dataset writes it: jpg (the bytes as they came,
                                       of whatever format; null where it failed), url, caption, key, status,
-                                      error_message, width, height, sha256, ... and `row`, the position in the list
+                                      error_message, width, height, sha256, captions (all those that the
+                                      list gives this URL; `caption` is the first), ... and `row`, the position among
+                                      the different URLs of the list
     OUT/00000_stats.json              written after its shard: a shard without it is not there
     OUT/retry-0001/urls.parquet       the rows that `--retry-failed` fetched again, sorted by `row`
     OUT/retry-0001/00000.parquet ...  what came of them
+    OUT/rejected.jsonl                bad rows of the list, each with its file and line, a reason, and what was found
+    OUT/_list/00000.parquet           the URLs to fetch, until all are; may be removed, and is then made again
     OUT/_tmp                          work under way; may be removed when nothing runs
 
 A row is as its last pass left it: rows are only fetched again when they had failed, so the first success of a row is
@@ -28,7 +32,11 @@ from pipelines import storage
 from pipelines.safe_http import Reason
 
 RECORD = "download.json"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+_READABLE_VERSIONS = (1, 2)
+"""In 1, `row` is the position in the list: an URL has as many rows as it has there."""
+LIST_FOLDER = "_list"
+TEMPORARY = "_tmp"
 _SHARD = re.compile(r"(\d+)\.parquet")
 _STATS = re.compile(r"(\d+)_stats\.json")
 _NUM_READERS = 16  # small files of object storage at a time
@@ -115,7 +123,7 @@ def failure_reason(error_message: str | None) -> str:
         return prefix
     if "is not allowed" in message:  # a redirect out of HTTP
         return "invalid_url"
-    if match := re.match(r"HTTP Error (\d{3})", message):
+    if match := re.match(r"HTTP Error (\d{3})", message) or re.search(r"Tunnel connection failed: (407)", message):
         return f"http_{match[1]}"
     return next((reason for pattern, reason in _PATTERNS if re.search(pattern, message)), "other")
 
@@ -137,6 +145,13 @@ _PATTERNS = (
 )
 
 
+def nsfw_label(value: Any) -> str:
+    """What the column `nsfw` says of an image, in upper case: NSFW, UNSURE, UNLIKELY or the list's own labels. True and
+    1 mean NSFW: some lists have a column of such values."""
+    label = str(value if value is not None else "").strip().upper()
+    return "NSFW" if label in ("TRUE", "1", "1.0") else label
+
+
 def shard_name(number: int) -> str:
     return f"{number:05d}.parquet"
 
@@ -151,7 +166,7 @@ def read_record(uri: str) -> dict[str, Any] | None:
         raise ValueError(f"{uri}: {RECORD} is damaged ({error}); download into another folder") from error
     except OSError as error:
         raise ValueError(f"{uri}: cannot be read ({error}); check the bucket and the credentials") from error
-    if record.get("version") != RECORD_VERSION:
+    if record.get("version") not in _READABLE_VERSIONS:
         raise ValueError(
             f"{uri}: {RECORD} has version {record.get('version')}, not {RECORD_VERSION}; upgrade this code"
         )
@@ -203,6 +218,9 @@ def failed_rows(shards: RawShards, columns: list[str]) -> Iterator[Any]:
             table = file.read([*dict.fromkeys([*columns, "row", "status", "error_message"])])
         failed = np.array([status != "success" for status in table.column("status").to_pylist()], bool)
         failed &= ~np.isin(table.column("row").to_numpy(), shard.superseded)
+        for name in columns:
+            if name not in table.column_names:  # earlier versions wrote fewer
+                table = table.append_column(name, pa.nulls(table.num_rows))
         yield table.filter(pa.array(failed))
 
 

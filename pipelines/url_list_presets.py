@@ -27,6 +27,8 @@ class Columns:
     license: tuple[str, ...] = ("license",)
     percent_encoded: bool = False
     """Captions are written like parts of URLs."""
+    exact: bool = False
+    """Whether a column whose name has the same case, too, comes before others: the user has named it."""
 
 
 _YFCC_FIELDS = (

@@ -1,40 +1,28 @@
 """Lists of image URLs with captions, as data sets are published, read as one table of LIST_SCHEMA.
 
-A list is a file or a folder of files: csv (quoted), tsv (as it is: captions contain quotes), json (a list of objects,
-or a data set's own form), jsonl, parquet; all but parquet also compressed (.gz, .bz2, .zst); local or s3://.
+A list is a file or a folder of files: csv, tsv, json, jsonl, parquet; all but parquet also compressed (.gz, .bz2,
+.zst); local or s3://. What each is like, the readers say: pipelines/url_list_text.py, url_list_json.py and
+url_list_parquet.py.
 """
 
 import hashlib
-import json
-import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import csv, fs
+from pyarrow import fs
 
 from pipelines import storage
+from pipelines.rejected_rows import Reject, RejectedRows
+from pipelines.url_list_content import START, check_compression
+from pipelines.url_list_json import read_json
+from pipelines.url_list_parquet import read_parquet
 from pipelines.url_list_presets import Columns
-
-LIST_SCHEMA = pa.schema(
-    [
-        pa.field("row", pa.int64()),  # position in the whole list
-        pa.field("url", pa.string()),  # without credentials; empty where the list has none
-        pa.field("caption", pa.string()),
-        # What some lists know besides, null where they do not
-        pa.field("license", pa.string()),
-        pa.field("similarity", pa.float64()),  # of image and caption, by CLIP
-        pa.field("nsfw", pa.string()),
-        pa.field("punsafe", pa.float64()),
-        pa.field("pwatermark", pa.float64()),
-    ]
-)
+from pipelines.url_list_rows import LIST_SCHEMA as LIST_SCHEMA
+from pipelines.url_list_rows import finished
+from pipelines.url_list_text import read_csv, read_tsv
 
 _KINDS = ("csv", "tsv", "jsonl", "json", "parquet")
 _COMPRESSIONS = ("gz", "bz2", "zst")
-_ROWS_PER_BATCH = 1 << 16
 
 
 def list_files(uri: str) -> list[str]:
@@ -69,20 +57,48 @@ def digest(files: Iterable[str]) -> str:
     return whole.hexdigest()[:32]
 
 
-def read_list(files: Iterable[str], columns: Columns) -> Iterator[pa.Table]:
-    """Tables of LIST_SCHEMA, one after the other all of the list. Memory: one table, or one json file.
+def read_list(files: Iterable[str], columns: Columns, rejected: RejectedRows) -> Iterator[pa.Table]:
+    """Tables of LIST_SCHEMA, one after the other all of the list but for its bad rows, which go to `rejected`. Memory:
+    some thousands of rows, or one document of JSON.
 
-    ValueError, one line, for a file that lacks a column or that is damaged.
+    ValueError, one line, for a file that lacks a column, is of another kind or is damaged, and for too many bad rows.
     """
     row = 0
     for uri in files:
+        reject = rejected.of(uri, "row" if _kind(uri) == "parquet" else "line")
         try:
-            for table in _READERS[_kind(uri)](uri, columns):
-                for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
-                    yield _finished(pa.Table.from_batches([batch]), columns, row)
-                    row += batch.num_rows
-        except (pa.ArrowException, OSError, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{uri}: damaged or half-written ({error}); write or copy it again") from error
+            for table in _read(uri, columns, reject):
+                rows = finished(table, columns, row, reject)
+                row += rows.num_rows
+                rejected.num_good += rows.num_rows
+                rejected.check(finished=False)
+                if rows.num_rows:
+                    yield rows
+        except (pa.ArrowException, OSError, EOFError) as error:
+            if isinstance(error, OSError) and storage.is_of_storage(error):
+                raise ValueError(
+                    f"{uri}: cannot be read ({error}); check the file, the disk and the network"
+                ) from error
+            raise ValueError(
+                f"{uri}: damaged or half-written ({' '.join(str(error).split())[:200]}); write or copy it again"
+            ) from error
+    rejected.check(finished=True)
+
+
+def _read(uri: str, columns: Columns, reject: Reject) -> Iterator[pa.Table]:
+    filesystem, path = storage.resolve(uri)
+    kind = _kind(uri)
+    if kind == "parquet":
+        with filesystem.open_input_file(path) as file:
+            yield from read_parquet(uri, file, columns, reject)
+        return
+    with filesystem.open_input_stream(path, compression=None) as file:
+        check_compression(uri, file.read(START))
+    if kind in ("json", "jsonl"):
+        yield from read_json(uri, lambda: filesystem.open_input_stream(path), columns, reject)
+        return
+    with filesystem.open_input_stream(path) as file:
+        yield from (read_tsv if kind == "tsv" else read_csv)(uri, file, columns, reject)
 
 
 def shards(tables: Iterable[pa.Table], rows_per_shard: int) -> Iterator[pa.Table]:
@@ -113,152 +129,3 @@ def _kind(uri: str) -> str:
     if kind is None:
         raise ValueError(f"{uri}: unknown kind of list; give a file that ends in {', '.join(_KINDS)}, or those + .gz")
     return kind
-
-
-def _selection(uri: str, names: Sequence[str], columns: Columns) -> dict[str, str]:
-    """Which column of the file becomes which of ours. ValueError if the URL or the caption is not there."""
-    by_lower = {name.lower(): name for name in reversed(names)}
-    selected: dict[str, str] = {}
-    for ours, candidates in (
-        ("url", columns.url),
-        ("caption", columns.caption),
-        ("caption_second", (columns.caption_second or "",)),
-        ("license", columns.license),
-        *((name, (name,)) for name in LIST_SCHEMA.names[4:]),
-    ):
-        found = next((by_lower[name.lower()] for name in candidates if name.lower() in by_lower), None)
-        if found is not None:
-            selected[ours] = found
-        elif ours in ("url", "caption"):
-            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            raise ValueError(
-                f"{uri}: no column {' or '.join(candidates)}; it has {shown or 'none'}: give --{ours}-column, or the "
-                "--preset of its data set"
-            )
-    return selected
-
-
-def _read_delimited(uri: str, columns: Columns) -> Iterator[pa.Table]:
-    filesystem, path = storage.resolve(uri)
-    tabs = _kind(uri) == "tsv"
-    parsing = csv.ParseOptions(
-        delimiter="\t" if tabs else ",", quote_char=False if tabs else '"', newlines_in_values=not tabs
-    )
-    reading = csv.ReadOptions(column_names=columns.header)
-    if not filesystem.open_input_stream(path).read(1):
-        return  # an empty file is an empty list, also without its header
-    with filesystem.open_input_stream(path) as file, csv.open_csv(file, reading, parsing) as reader:
-        selected = _selection(uri, reader.schema.names, columns)
-    # Types are ours, not guessed from the first rows, which later ones may not fit.
-    converting = csv.ConvertOptions(
-        include_columns=list(selected.values()),
-        column_types={theirs: _type(ours) for ours, theirs in selected.items()},
-    )
-    with filesystem.open_input_stream(path) as file, csv.open_csv(file, reading, parsing, converting) as reader:
-        for batch in reader:
-            yield pa.Table.from_batches([batch]).rename_columns(list(selected))
-
-
-def _read_parquet(uri: str, columns: Columns) -> Iterator[pa.Table]:
-    filesystem, path = storage.resolve(uri)
-    with filesystem.open_input_file(path) as opened, pq.ParquetFile(opened) as file:
-        selected = _selection(uri, file.schema_arrow.names, columns)
-        for batch in file.iter_batches(_ROWS_PER_BATCH, columns=list(selected.values())):
-            table = pa.Table.from_batches([batch]).select(list(selected.values()))
-            yield table.rename_columns(list(selected))
-
-
-def _read_json(uri: str, columns: Columns) -> Iterator[pa.Table]:
-    filesystem, path = storage.resolve(uri)
-    with filesystem.open_input_stream(path) as file:
-        content = json.loads(file.read())
-    if isinstance(content, dict):  # COCO has images and annotations, RedCaps annotations with URLs in them
-        records = _joined(content) if "images" in content else content.get("annotations")
-    else:
-        records = content
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ValueError(
-            f"{uri}: no list of objects; give one object per image, or COCO's or RedCaps' annotation files"
-        )
-    yield from _tables(uri, records, columns)
-
-
-def _joined(content: Mapping[str, Any]) -> list[Any]:
-    licenses = {license.get("id"): license.get("url") for license in content.get("licenses", [])}
-    images = {
-        image["id"]: {**image, "license": licenses.get(image.get("license"))} for image in content.get("images", [])
-    }
-    return [{**images.get(item.get("image_id"), {}), **item} for item in content.get("annotations", [])]
-
-
-def _read_json_lines(uri: str, columns: Columns) -> Iterator[pa.Table]:
-    filesystem, path = storage.resolve(uri)
-    records: list[Any] = []
-    pending = b""
-    with filesystem.open_input_stream(path) as file:
-        while piece := file.read(1 << 20):
-            *lines, pending = (pending + piece).split(b"\n")
-            records += [json.loads(line) for line in lines if line.strip()]
-            if len(records) >= _ROWS_PER_BATCH:
-                yield from _tables(uri, records, columns)
-                records = []
-    records += [json.loads(pending)] if pending.strip() else []
-    if not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"{uri}: a line is no object; give one object per line")
-    yield from _tables(uri, records, columns)
-
-
-def _tables(uri: str, records: Sequence[Mapping[str, Any]], columns: Columns) -> Iterator[pa.Table]:
-    if not records:
-        return
-    selected = _selection(uri, list(dict.fromkeys(name for record in records for name in record)), columns)
-    yield pa.table(
-        {
-            ours: pa.array([_value(record.get(theirs), _type(ours)) for record in records], _type(ours))
-            for ours, theirs in selected.items()
-        }
-    )
-
-
-def _type(ours: str) -> pa.DataType:
-    return pa.string() if ours == "caption_second" else LIST_SCHEMA.field(ours).type
-
-
-def _value(value: Any, kind: pa.DataType) -> str | float | None:
-    if value is None or isinstance(value, (list, dict)):
-        return None
-    if kind == pa.string():
-        return str(value)
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
-def _finished(table: pa.Table, columns: Columns, row: int) -> pa.Table:
-    values = {name: table.column(name).cast(_type(name)) for name in table.column_names}
-    url = pc.call_function("utf8_trim_whitespace", [pc.fill_null(values["url"], "")])
-    # Records of the download keep URLs for ever: what is written before an @ is a password.
-    without = pc.ReplaceSubstringOptions(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1")
-    values["url"] = pc.call_function("replace_substring_regex", [url], without)
-    captions = [values["caption"], *([values["caption_second"]] if "caption_second" in values else [])]
-    if columns.percent_encoded or len(captions) > 1:
-        texts = zip(*(caption.to_pylist() for caption in captions), strict=True)
-        decode = urllib.parse.unquote_plus if columns.percent_encoded else str
-        values["caption"] = pa.array(
-            [" ".join(decode(text) for text in parts if text) or None for parts in texts], pa.string()
-        )
-    values["row"] = pa.array(range(row, row + table.num_rows), pa.int64())
-    return pa.table(
-        {field.name: values.get(field.name, pa.nulls(table.num_rows, field.type)) for field in LIST_SCHEMA},
-        schema=LIST_SCHEMA,
-    )
-
-
-_READERS = {
-    "csv": _read_delimited,
-    "tsv": _read_delimited,
-    "json": _read_json,
-    "jsonl": _read_json_lines,
-    "parquet": _read_parquet,
-}

@@ -70,7 +70,7 @@ class CurateConfig:
     max_punsafe: float | None = 0.5
     """Largest probability that the image is unsafe (column `punsafe`)."""
     dropped_nsfw_labels: tuple[str, ...] = ("NSFW",)
-    """Labels in the column `NSFW` that are dropped, in any case."""
+    """Labels in the column `NSFW` that are dropped, in any case. True and 1 mean NSFW, as some lists write it."""
     max_pwatermark: float | None = 0.8
     """Largest probability of a watermark (column `pwatermark`)."""
 

@@ -31,12 +31,13 @@ def write_file(
     source_names: Sequence[str],
     rows_per_group: int,
     max_captions: int,
-) -> tuple[int, int]:
-    """Write one file of the data set from its rows of the index; returns its number and that of its samples."""
+) -> tuple[int, int, int]:
+    """Write one file of the data set from its rows of the index; returns its number, that of its samples, and that of
+    the samples of which they are left."""
     number = rows_and_marks.column("file")[0].as_py()
     record = storage.join(work, "files", f"{number:06d}.json")
     with contextlib.suppress(FileNotFoundError):
-        return number, read_file_record(record)["num_samples"]
+        return number, *_counts(read_file_record(record))
     decisions = decide(rows_and_marks, max_captions)
     manifest = MANIFEST_SCHEMA.empty_table()
     if decisions.kept:
@@ -56,7 +57,7 @@ def write_file(
         "manifest": manifest.to_pylist(),
     }
     storage.write_bytes(record, json.dumps(content).encode())
-    return number, len(kept)
+    return number, *_counts(content)
 
 
 def read_file_records(work: str) -> list[dict[str, Any]]:
@@ -69,6 +70,11 @@ def read_file_records(work: str) -> list[dict[str, Any]]:
 
 def read_file_record(uri: str) -> dict[str, Any]:
     return json.loads(storage.read_bytes(uri))
+
+
+def _counts(record: Mapping[str, Any]) -> tuple[int, int]:
+    num_dropped = sum(sum(drops.values()) for drops in record["drops"].values())
+    return record["num_samples"], record["num_samples"] + num_dropped
 
 
 def _fetch(kept: Sequence[KeptSample], work: str, source_names: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -97,9 +97,9 @@ def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iter
 
 def run_files(
     num_pieces: int, num_rows: int, num_captions: int, config: CurateConfig, source_names: Sequence[str], work: str
-) -> Iterator[tuple[int, int]]:
+) -> Iterator[tuple[int, int, int]]:
     """Find duplicates and boiler-plate among all samples and write the files of the data set; yields the number of
-    each file that is done and that of its samples.
+    each file that is done, that of its samples, and that of the rows of which they are left.
 
     `num_rows`: samples over all pieces; `num_captions`: theirs.
     """
@@ -152,7 +152,7 @@ def run_files(
         )
     )
     for row in files.iter_rows():
-        yield row["file"], row["num_samples"]
+        yield row["file"], row["num_samples"], row["num_rows"]
 
 
 def _quieten() -> None:
@@ -189,5 +189,5 @@ def _resolve(found: pa.Table, *, distance: int | None, max_captions: int) -> pa.
 
 
 def _write_file(rows: pa.Table, **places: Any) -> dict[str, list[int]]:
-    number, num_samples = write_file(rows, **places)
-    return {"file": [number], "num_samples": [num_samples]}
+    number, num_samples, num_rows = write_file(rows, **places)
+    return {"file": [number], "num_samples": [num_samples], "num_rows": [num_rows]}

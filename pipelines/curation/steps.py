@@ -23,7 +23,7 @@ from pipelines.curation.images import (
 )
 from pipelines.curation.opt_out import OptOutList
 from pipelines.curation.text import clean_caption, is_missing, is_name, latin_share, letter_share
-from pipelines.raw_shards import failure_reason
+from pipelines.raw_shards import failure_reason, nsfw_label
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,7 @@ def check_download(sample: Sample) -> str | None:
 
 def check_scores(sample: Sample, *, config: CurateConfig) -> str | None:
     raw = sample.raw
-    if str(raw.get("nsfw") or "").upper() in {label.upper() for label in config.dropped_nsfw_labels}:
+    if nsfw_label(raw.get("nsfw")) in {label.upper() for label in config.dropped_nsfw_labels}:
         return "nsfw"
     for column, limit, sign, reason in (
         ("punsafe", config.max_punsafe, 1, "nsfw"),

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -184,6 +185,16 @@ def test_neither_pieces_nor_workers_change_the_data_set_and_asking_again_does_no
     summary, out = curated
     other = make_config(raw, tmp_path / "other", rows_per_piece=1000, num_workers=1)
     assert curate(other)["digest"] == summary["digest"]
+    lines = capsys.readouterr().err.splitlines()
+    num_passed = NUM_GOOD + PLANTED["caption_boilerplate"] + PLANTED["duplicate"] + PLANTED["near_duplicate"]
+    for what, num_rows, share in (
+        ("checked", summary["num_rows"], f"{1 - num_passed / summary['num_rows']:.1%} dropped, duplicates not yet"),
+        ("compared and written", num_passed, f"{summary['num_samples'] / num_passed:.1%} kept"),
+    ):
+        last = [line for line in lines if line.startswith(what)][-1]
+        assert re.fullmatch(
+            rf"{what} {num_rows} of {num_rows} rows  [\d.,]+/s  {re.escape(share)}  in 0:\d\d:\d\d", last
+        )
     before = (out / "dataset.json").stat()
     assert curate(make_config(raw, out))["digest"] == summary["digest"]
     assert (out / "dataset.json").stat() == before and "nothing to do" in capsys.readouterr().err

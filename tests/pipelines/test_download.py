@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,10 @@ def test_every_planted_case_is_there_under_its_reason(site, downloaded):
     assert result["failures"] == site.reasons
     assert result["rows"] == result["fetched"] == len(site.rows)
     assert result["succeeded"] == sum(row.reason is None for row in site.rows)
-    assert "preflight: " in printed and "images/s  ETA" in printed
+    progress = rf"fetched \d+ of {len(site.rows)} URLs  [\d.,]+/s  \d+% arrived  "
+    assert (
+        "preflight: " in printed and re.search(progress + r"ETA \d", printed) and re.search(progress + "in 0", printed)
+    )
     assert all(f"  {reason:16} {count}" in printed for reason, count in site.reasons.items())
     names = {f"{number:05d}{end}" for number in range(4) for end in (".parquet", "_stats.json")}
     assert set(os.listdir(out)) == {"download.json"} | names

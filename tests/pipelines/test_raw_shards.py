@@ -107,6 +107,8 @@ def test_what_is_no_folder_of_raw_shards(tmp_path):
         ("Use of image disallowed by X-Robots-Tag directive", "opt_out"),
         ("HTTP Error 404: Not Found", "http_404"),
         ("<urlopen error timed out>", "timeout"),
+        ("<urlopen error Tunnel connection failed: 407 Proxy Authentication Required>", "http_407"),
+        ("<urlopen error Tunnel connection failed: 502 Bad Gateway>", "connection"),
         ("<urlopen error [Errno -2] Name or service not known>", "dns"),
         ("<urlopen error [Errno 111] Connection refused>", "connection"),
         ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed>", "tls"),

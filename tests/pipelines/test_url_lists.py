@@ -5,25 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.rejected_rows import RejectedRows
 from pipelines.url_list_presets import PRESETS, Columns
 from pipelines.url_lists import LIST_SCHEMA, digest, list_files, read_list, shards
-
-
-def rows_of(path, columns=None):
-    return [row for table in read_list(list_files(str(path)), columns or Columns()) for row in table.to_pylist()]
-
-
-def pairs_of(path, columns=None):
-    return [(row["url"], row["caption"]) for row in rows_of(path, columns)]
-
-
-PAIRS = [("http://a/1.jpg", 'a "big" dog'), ("http://a/2.jpg", '"quoted, with comma"'), ("http://a/3.jpg", "NA")]
-
-
-def write(path, text):
-    data = text.encode()
-    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
-    return path
+from tests.pipelines.url_list_files import PAIRS, pairs_of, rows_of, write
 
 
 @pytest.mark.parametrize(
@@ -45,7 +30,7 @@ def test_reads_parquet_with_what_else_it_knows(tmp_path):
     table = pa.table(
         {
             "SAMPLE_ID": [7, 8],
-            "URL": ["http://a/1", None],
+            "URL": ["http://a/1", "http://a/2"],
             "TEXT": ["one", None],
             "LICENSE": ["cc0", "?"],
             "NSFW": ["UNLIKELY", None],
@@ -56,10 +41,11 @@ def test_reads_parquet_with_what_else_it_knows(tmp_path):
     pq.write_table(table, tmp_path / "x.parquet")
     first, second = rows_of(tmp_path / "x.parquet")
     assert first == {
-        "row": 0, "url": "http://a/1", "caption": "one", "license": "cc0", "similarity": 0.25, "nsfw": "UNLIKELY",
-        "punsafe": 0.5, "pwatermark": None,
+        "row": 0, "url": "http://a/1", "caption": "one", "captions": ["one"], "license": "cc0", "similarity": 0.25,
+        "nsfw": "UNLIKELY", "punsafe": 0.5, "pwatermark": None,
     }  # fmt: skip
-    assert second["row"] == 1 and second["url"] == "" and second["caption"] is None
+    assert second["row"] == 1 and second["url"] == "http://a/2"
+    assert second["caption"] is None and second["captions"] == []
 
 
 def test_numbers_are_read_as_numbers_also_where_the_first_are_missing(tmp_path):
@@ -134,10 +120,14 @@ def test_credentials_in_urls_are_left_out(tmp_path):
         ("x.jsonl", b'{"url": "u"}\n', "no column caption or text; it has url"),
         ("x.json", b'{"a": 1}', "no list of objects"),
         ("x.json", b'[{"url": ', "damaged or half-written"),
-        ("x.jsonl", b'{"url": "u", "caption": "c"}\n{"url"', "damaged or half-written"),
-        ("x.jsonl", b"[1]\n", "a line is no object"),
-        ("x.csv", b"url,caption\nu,c,d\n", "Expected 2 columns, got 3"),
-        ("x.csv", b"url,caption\nu,\xff\xfe\n", "damaged or half-written"),
+        ("x.jsonl", b'{"url": "u", "caption": "c"}\n{"url"', "line 2: .*1 of 2 rows are bad (invalid_json 1)"),
+        ("x.jsonl", b"[1]\n", "line 1: int 1; .*one object per image"),
+        (
+            "x.csv",
+            b"url,caption\nu,c,d\n",
+            "line 2: 3 fields, expected 2 (url, caption): 'u,c,d'; .*check the separator",
+        ),
+        ("x.csv", b"url,caption\nu,\xff\xfe\n", "line 2: byte 0xff in .*convert the list to UTF-8"),
         ("x.csv.gz", gzip.compress(b"url,caption\n" + b"u,c\n" * 9999, mtime=0)[:-30], "damaged or half-written"),
         ("x.parquet", b"PAR1 and no end", "damaged or half-written"),
         ("x.parquet", b"", "damaged or half-written"),
@@ -146,9 +136,9 @@ def test_credentials_in_urls_are_left_out(tmp_path):
 )
 def test_what_is_wrong_with_a_list_is_said_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")) as caught:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")) as caught:
         rows_of(tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_half_written_parquet_is_named(tmp_path):
@@ -192,4 +182,64 @@ def test_shards_are_full_but_for_the_last(sizes, expected):
 
 def test_every_table_has_the_schema(tmp_path):
     write(tmp_path / "x.csv", "url,caption\nu,c\n")
-    assert [table.schema for table in read_list(list_files(str(tmp_path)), Columns())] == [LIST_SCHEMA]
+    with RejectedRows(tmp_path / "rejected", 0) as rejected:
+        tables = list(read_list(list_files(str(tmp_path)), Columns(), rejected))
+    assert [table.schema for table in tables] == [LIST_SCHEMA]
+
+
+def test_several_captions_in_a_row(tmp_path):
+    lists = [["one", "two", "one", None, " "], [], None, ["three"]]
+    expected = [("one", ["one", "two"]), (None, []), (None, []), ("three", ["three"])]
+    for kind in (pa.list_(pa.string()), pa.large_list(pa.large_string()), pa.list_(pa.binary())):
+        pq.write_table(pa.table({"url": ["u"] * 4, "caption": pa.array(lists, kind)}), tmp_path / "x.parquet")
+        assert [(row["caption"], row["captions"]) for row in rows_of(tmp_path / "x.parquet")] == expected
+    text = "\n".join(json.dumps({"url": "u", "caption": texts}) for texts in [*lists, "four"])
+    rows = rows_of(write(tmp_path / "x.jsonl", text))
+    assert [(row["caption"], row["captions"]) for row in rows] == [*expected, ("four", ["four"])]
+
+
+def test_what_stands_for_a_missing_caption_is_not_a_word(tmp_path):
+    pq.write_table(pa.table({"url": ["u"] * 2, "caption": [float("nan"), None]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"url": ["u"] * 2, "caption": [[7], [None]]}), tmp_path / "y.parquet")
+    pq.write_table(pa.table({"url": ["u"] * 2, "caption": [7, 8]}), tmp_path / "z.parquet")
+    write(tmp_path / "x.jsonl", '{"url": "u", "caption": NaN}\n{"url": "u", "caption": null}\n{"url": "u"}\n')
+    write(tmp_path / "y.jsonl", '{"url": "u", "caption": 7}\n{"url": "u", "caption": [true]}\n')
+    write(tmp_path / "x.csv", "url,caption\nu,\nu, \n")
+    rows = rows_of(tmp_path)
+    assert len(rows) == 13 and all(row["caption"] is None and row["captions"] == [] for row in rows)
+
+
+def test_scores_that_are_not_numbers_are_missing(tmp_path):
+    write(tmp_path / "x.csv", "url,caption,similarity\nu,c,n/a\nu,c,nan\nu,c,0.5\n")
+    pq.write_table(
+        pa.table({"url": ["u"] * 3, "caption": ["c"] * 3, "similarity": ["n/a", None, "0.5"]}), tmp_path / "x.parquet"
+    )
+    assert [row["similarity"] for row in rows_of(tmp_path)] == [None, None, 0.5] * 2
+
+
+def test_a_column_that_the_user_names_exactly_comes_before_one_of_another_case(tmp_path):
+    path = write(tmp_path / "x.csv", "URL,url,caption\nbig,small,c\n")
+    with pytest.raises(ValueError, match="several columns may be the url"):
+        rows_of(path)
+    for name, url in (("URL", "big"), ("url", "small")):
+        assert pairs_of(path, Columns(url=(name,), exact=True)) == [(url, "c")]
+
+
+def test_columns_with_dots_and_spaces_in_their_names(tmp_path):
+    pq.write_table(pa.table({"image.url": ["u"], "meta.caption": ["c"]}), tmp_path / "x.parquet")
+    assert pairs_of(tmp_path / "x.parquet", Columns(url=("image.url",), caption=("meta.caption",))) == [("u", "c")]
+    assert pairs_of(write(tmp_path / "x.csv", "url, caption\nu,c\n")) == [("u", "c")]
+
+
+def test_line_ends_of_every_kind(tmp_path):
+    write(tmp_path / "a.tsv", "url\tcaption\r\nu\ta\rb\r\n\r\nu\tc\u2028d\x85e\r\n")
+    (tmp_path / "b.csv").write_bytes(b'url,caption\r\nu,a\rb\r\nu,"c\r\nd"\r\n')
+    assert [row["caption"] for row in rows_of(tmp_path)] == ["a\rb", "c\u2028d\x85e", "a b", "c\nd"]
+
+
+def test_compressed_in_several_members(tmp_path):
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(b"url,caption\nu,c\n") + gzip.compress(b"v,d\n"))
+    assert pairs_of(tmp_path / "x.csv.gz") == [("u", "c"), ("v", "d")]
+    with pa.output_stream(str(tmp_path / "x.tsv.zst"), compression="zstd") as file:
+        file.write(b"url\tcaption\nu\tc\n")
+    assert pairs_of(tmp_path / "x.tsv.zst") == [("u", "c")]

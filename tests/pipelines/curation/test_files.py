@@ -77,7 +77,7 @@ def marked(index):
 def test_a_file_holds_the_samples_of_its_rows_and_is_written_once(curated, tmp_path):
     out, work = str(tmp_path / "out"), curated["work"]
     places = {"out": out, "work": work, "source_names": ["mine"], "rows_per_group": 16, "max_captions": 10}
-    assert write_file(marked(curated["index"]), **places) == (3, NUM_GOOD)
+    assert write_file(marked(curated["index"]), **places) == (3, NUM_GOOD, NUM_GOOD + 2)
     path = tmp_path / "out/data/part-000003.parquet"
     table = pq.read_table(path)
     assert table.schema.equals(DATASET_SCHEMA)
@@ -99,7 +99,7 @@ def test_a_file_holds_the_samples_of_its_rows_and_is_written_once(curated, tmp_p
     assert [group["rows"] for group in record["manifest"]] == [16, 16, 8]
     json.dumps(record)
     path.unlink()
-    assert write_file(marked(curated["index"]), **places) == (3, NUM_GOOD) and not path.exists()
+    assert write_file(marked(curated["index"]), **places) == (3, NUM_GOOD, NUM_GOOD + 2) and not path.exists()
 
 
 def test_a_damaged_row_group_is_an_error_or_counted(curated, tmp_path):

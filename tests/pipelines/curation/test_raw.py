@@ -7,7 +7,7 @@ import pytest
 from pipelines.curation.config import CurateConfig, Source
 from pipelines.curation.pieces import curate_piece
 from pipelines.curation.raw import check_shards, pieces_of, read_rows, read_shards
-from pipelines.curation.steps import sample_steps
+from pipelines.curation.steps import Sample, check_scores, sample_steps
 from tests.pipelines.raw_shards import SCHEMA, good_rows, write_shards
 
 
@@ -116,6 +116,25 @@ def test_missing_texts_are_not_the_word_nan(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "0.parquet")
     (piece,) = pieces_of(shards_of(tmp_path), 10)
     assert [(row["license"], row["url"]) for row in next(read_rows(piece))] == [(None, None), ("4.0", None)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([True, False, None]),
+        pa.array([1, 0, None], pa.int8()),
+        pa.array([1.0, 0.0, None]),
+        pa.array(["True", "False", ""]),
+        pa.array(["NSFW", "UNLIKELY", None]),
+    ],
+)
+def test_a_column_nsfw_of_any_type_is_honoured(tmp_path, column):
+    table = pa.table({"jpg": [b"x"] * 3, "caption": ["a"] * 3, "NSFW": column})
+    pq.write_table(table, tmp_path / "0.parquet")
+    (piece,) = pieces_of(shards_of(tmp_path), 10)
+    config = CurateConfig(raw=("x",), out="y")
+    reasons = [check_scores(Sample(raw=row), config=config) for row in next(read_rows(piece))]
+    assert reasons == ["nsfw", None, None]
 
 
 def test_text_that_is_no_utf8_is_none(tmp_path):
