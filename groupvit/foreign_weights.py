@@ -98,11 +98,11 @@ def _read_torch(path: Path) -> ForeignWeights:
 def _weights(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """The dictionary of the weights in a checkpoint, where an entry holds them."""
     found = content
-    while (key := next((key for key in _KEYS if key in found), None)) and not _is_tensor(found[key]):
-        inner = _entries(found[key])
-        if not inner:
+    while keys := [key for key in _KEYS if key in found and not _is_tensor(found[key])]:
+        inner = next((inner for key in keys if (inner := _entries(found[key]))), None)
+        if inner is None:
             raise OtherFileError(
-                f"has an entry {key!r} that is a {_kind(found[key])}, not a dictionary of weights: save the "
+                f"has an entry {keys[0]!r} that is a {_kind(found[keys[0]])}, not a dictionary of weights: save the "
                 "state_dict() of the model"
             )
         found = inner
@@ -111,7 +111,9 @@ def _weights(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 def _tensors(weights: Mapping[Any, Any], file: TorchFile, num_bytes_of_file: int) -> dict[str, Tensor]:
     for name, value in weights.items():
-        if not isinstance(name, str) or not _is_tensor(value):
+        if not isinstance(name, str):
+            raise OtherFileError(f"has {name!r} where the name of a tensor belongs: give a checkpoint of weights")
+        if not _is_tensor(value):
             raise OtherFileError(
                 f"has {name!r}, which is not a tensor but of type {_kind(value)}: give a checkpoint of weights alone, "
                 f"or with them in one of the entries {', '.join(_KEYS)}"

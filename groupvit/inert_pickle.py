@@ -61,6 +61,7 @@ class StandIn:
 class StoredTensor(StandIn):
     """A tensor that is not made yet."""
 
+    name = "tensor"
     place: tuple[Any, ...]
     """Storage, offset, size, stride: unchecked, and maybe fewer."""
 

@@ -36,6 +36,11 @@ _DTYPES = {
     "torch.BoolStorage": torch.bool,
     "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128,
+    # Of tensors that are not read; in the older format, what lies behind them is found by their size.
+    "torch.storage.UntypedStorage": torch.uint8,
+    "torch.QInt8Storage": torch.int8,
+    "torch.QUInt8Storage": torch.uint8,
+    "torch.QInt32Storage": torch.int32,
 }
 
 
@@ -47,7 +52,14 @@ class _Storage(StandIn):
     """The numbers that tensors are made of, in the file."""
 
     key: str
-    dtype: torch.dtype
+    kind: str
+    """The class that PyTorch gives it; those of `_DTYPES` are read."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        if self.kind not in _DTYPES:
+            raise OtherFileError(f"has numbers of {self.kind}, which are not read: save weights as float32")
+        return _DTYPES[self.kind]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +145,7 @@ def _storage_of(identifier: Any) -> _Storage:
     if kind != "storage" or not isinstance(key, str) or any(view):
         raise pickle.UnpicklingError("its tensors lie in another way than torch.save writes them")
     storage = _Storage()
-    storage.key, storage.dtype = key, _DTYPES[storage_class.name]
+    storage.key, storage.kind = key, storage_class.name
     return storage
 
 

@@ -9,6 +9,7 @@ import pickle
 import sys
 import tarfile
 import types
+import warnings
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
@@ -92,11 +93,21 @@ def transposed(tensor: Tensor) -> Tensor:
     return tensor.mT.contiguous().mT if tensor.ndim == 2 else tensor
 
 
+def quantized() -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # PyTorch is about to remove them
+        return torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+
+
 WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "model": lambda weights: {"epoch": 3, "model": weights},
     "state_dict": lambda weights: {"state_dict": weights, "meta": {"epoch": 30}},
     "model_state_dict": lambda weights: {"model_state_dict": OrderedDict(weights)},
     "nested": lambda weights: {"model": {"state_dict": weights}},
+    "names beside them": lambda weights: {"model": "groupvit_small", "ema": None, "state_dict": weights},
+    "numbers of other kinds beside them": lambda weights: {
+        "model": weights,
+        "scales": [quantized(), torch.ones(2).to(torch.uint16), torch.ones(2).to(torch.float8_e4m3fn)],
+    },
     "distributed": lambda weights: {"model": {f"module.{name}": tensor for name, tensor in weights.items()}},
     "compiled and distributed": lambda weights: {f"module._orig_mod.{name}": weights[name] for name in weights},
     "Lightning": lambda weights: {
@@ -260,13 +271,23 @@ def stretched(path: Path, whole: bytes) -> None:
             lambda path, whole: torch.save({"model": {"a": np.ones(3)}}, path),
             "'a', which is not a tensor but of type n",
         ),
-        (lambda path, whole: torch.save({"model": {3: torch.ones(3)}}, path), "has 3, which is not"),
+        (
+            lambda path, whole: torch.save({"model": {3: torch.ones(3)}}, path),
+            "has 3 where the name of a tensor belongs",
+        ),
         (lambda path, whole: torch.save({"a": torch.ones(3, dtype=torch.complex64)}, path), "complex64"),
         (lambda path, whole: old_format(path, 3000), "claims more numbers than it holds: it is cut short"),
         (lambda path, whole: old_format(path, 300), "damaged or cut short"),
         (lambda path, whole: old_format(path, 20), "damaged or cut short"),
         (lambda path, whole: path.write_bytes(pickle.dumps({"model": {}})), "is a plain pickle, not a checkpoint"),
         (lambda path, whole: torch.save([torch.ones(1)], path), "holds a list"),
+        (lambda path, whole: torch.save(torch.ones(1), path), "holds a tensor, not a dictionary of weights"),
+        (lambda path, whole: torch.save({"a": quantized()}, path), "'a', which is not a tensor but .*_rebuild_qtensor"),
+        (
+            lambda path, whole: torch.save({"a": torch.ones(1).to("meta")}, path),
+            "'a', which is not a tensor but .*meta",
+        ),
+        (lambda path, whole: torch.save({"a": torch.ones(1).to(torch.uint16)}, path), "but .*_rebuild_tensor_v3"),
         (lambda path, whole: torch.save({"model": {}}, path), "not a dictionary of weights"),
         (lambda path, whole: torch.save({"epoch": 3}, path), "'epoch', which is not a tensor but of type int"),
         (lambda path, whole: torch.save({"a": torch.eye(3).to_sparse()}, path), "sparse"),
