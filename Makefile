@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # A crash in a library says where.
 export PYTHONFAULTHANDLER := 1
 
-.PHONY: demo demo-s3 test test-slow check format docs mlflow
+.PHONY: demo demo-s3 test test-promises test-slow check format docs mlflow
 .DEFAULT_GOAL := check
 
 # Draws scenes, trains for some minutes, segments by words; the last line is a JSON object with the results.
@@ -24,11 +24,15 @@ demo-s3: $(INSTALLED)
 	@. ./object-store/environment && $(BIN)/groupvit demo --store s3://groupvit/demo --out runs/demo-s3 --json; \
 		status=$$?; infra/object_store/stop; exit $$status
 
-# The tests that take seconds each; all of them under 20 minutes on 2 cores
+# The tests that take seconds each
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "not slow"
 
-# The others: clusters, killed processes, runs from end to end, every command of the documentation; 45 minutes
+# What is promised whatever happens: processes and nodes killed, storage that fails, the chain from end to end
+test-promises: $(INSTALLED)
+	@$(BIN)/python -m pytest -m slow tests/chaos tests/end_to_end
+
+# All the others: clusters, killed processes, runs from end to end, every command of the documentation
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow
 
