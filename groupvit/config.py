@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 Config = TypeVar("Config")
 Precision = Literal["float32", "bfloat16"]
 """Which arithmetic matrix products use; see groupvit/precision.py."""
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+"""What a user asks for. `auto`: bfloat16 where the device computes it natively, else float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

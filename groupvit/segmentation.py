@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from groupvit import pamr
-from groupvit.config import SegmentationConfig
+from groupvit.config import Precision, SegmentationConfig
 from groupvit.label_maps import best_groups, combined_hard, combined_soft, decide, full_maps, pixel_groups, resized_rows
 from groupvit.metrics import GroupUsage, best_classes, group_usage
 from groupvit.model import GroupViT
@@ -229,13 +229,15 @@ def predict(
     *,
     background_embeddings: Tensor | None = None,
     thresholds: Sequence[float | None] | None = None,
+    precision: Precision = "float32",
 ) -> list[NDArray[np.uint8]]:
     """Labels every pixel of an RGB image uint8 [H, W, 3]: one label map uint8 [H, W] per background threshold.
 
     Label 0 is the background and class i has label i + 1; without a threshold class i has label i. `thresholds`
     (default: the config's) share one pass through the model, as choosing among them on calibration images needs.
+    `precision`: what the image tower computes in.
     """
-    [views] = encode_views(model, [image], config)
+    [views] = encode_views(model, [image], config, precision=precision)
     words = Words.of(model, class_embeddings, background_embeddings, config)
     tried = (config.background_threshold,) if thresholds is None else thresholds
     return label(views, words, (image.shape[0], image.shape[1]), config, tried)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from groupvit.config import SegmentationConfig
+from groupvit.config import Precision, PrecisionChoice, SegmentationConfig
 from groupvit.model import GroupViT
+from groupvit.precision import resolve_precision
 from groupvit.segmentation import Words, predict, segment_scores
 from groupvit.windows import encode_views
 from groupvit.words import BACKGROUND, check_lengths, check_words
@@ -49,8 +50,17 @@ class Segmented:
 class Segmenter:
     """Holds a model with its protocol and tokeniser. Not for several threads at once."""
 
-    def __init__(self, model: GroupViT, segmentation: SegmentationConfig, tokenize: Tokenize) -> None:
+    def __init__(
+        self,
+        model: GroupViT,
+        segmentation: SegmentationConfig,
+        tokenize: Tokenize,
+        *,
+        precision: PrecisionChoice = "auto",
+    ) -> None:
+        """`precision`: what the image tower computes in; `auto`: bfloat16 where the model's device has it natively."""
         self.model = model.eval()
+        self.precision: Precision = resolve_precision(precision, model.logit_scale.device)
         self.segmentation = segmentation
         self._tokenize = tokenize
 
@@ -73,7 +83,7 @@ class Segmenter:
         classes = class_embeddings(self.model, self._tokenize, words, config.templates)
         prompts = config.background_prompts
         others = class_embeddings(self.model, self._tokenize, prompts, config.templates) if prompts else None
-        [labels] = predict(self.model, image, classes, config, background_embeddings=others)
+        [labels] = predict(self.model, image, classes, config, background_embeddings=others, precision=self.precision)
         maps, affinities = self._groups(image, Words.of(self.model, classes, others, config), config)
         names = (*words,) if config.background_threshold is None else (BACKGROUND, *words)
         counts = np.bincount(labels.ravel(), minlength=len(names))
@@ -100,7 +110,12 @@ class Segmenter:
         self, image: NDArray[np.uint8], words: Words, config: SegmentationConfig
     ) -> tuple[tuple[NDArray[np.float32], ...], NDArray[np.float32]]:
         """The group maps of the whole image, and the affinities of the last stage's groups."""
-        [[view]] = encode_views(self.model, [image], replace(config, window=None, scales=(1.0,), flip=False))
+        [[view]] = encode_views(
+            self.model,
+            [image],
+            replace(config, window=None, scales=(1.0,), flip=False),
+            precision=self.precision,
+        )
         [window] = view.windows
         if not window.group_maps:
             return (), np.zeros((0, len(words.classes)), np.float32)

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 
 from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, SUBSET_PROMPT_TEMPLATES
 from groupvit.checkpoint import load, load_state
+from groupvit.config import Precision, PrecisionChoice
 from groupvit.model import GroupViT
 from groupvit.model_card import license_of
+from groupvit.precision import autocast
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import center_crop, to_tensor
 from groupvit.zero_shot import class_embeddings, classify
 from pipelines.benchmarks.imagenet import NUM_IMAGES, ImageNetDataset, LabelledImage
 from pipelines.checkpoints import local_checkpoint
-from pipelines.model_workers import model_workers
+from pipelines.model_workers import model_workers, resolved_precision
 from pipelines.progress_line import ProgressLine
 from pipelines.text_table import count_of
 
@@ -55,6 +57,8 @@ class ClassifyConfig:
     """CPUs reserved for, and threads used by, a worker."""
     gpus_per_worker: float = 0.0
     """GPUs (or a share of one) of a worker."""
+    precision: PrecisionChoice = "auto"
+    """What the model computes in; as for `evaluate`."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_workers", "cpus_per_worker"):
@@ -90,6 +94,7 @@ class Task:
     embeddings: NDArray[np.float32]
     """[C, D], unit length."""
     batch_size: int
+    precision: Precision
 
 
 def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
     started = time.monotonic()
     with local_checkpoint(config.checkpoint) as folder:
         model, state = load(folder), load_state(folder)
-    hits = _count_hits(config, dataset, model)
+    hits, precision = _count_hits(config, dataset, model)
     num_images = int(hits.images.sum())
     seconds = time.monotonic() - started
     summary = {
@@ -111,6 +116,7 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
         "data": dataset.uri,
         "data_digest": dataset.digest,
         "templates": config.templates,
+        "precision": precision,
         "num_images": num_images,
         "official_num_images": NUM_IMAGES,
         "metrics": {
@@ -122,7 +128,7 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
         "images_per_second": round(num_images / seconds, 2),
     }
     print(
-        f"{count_of(num_images, NUM_IMAGES)} images of {dataset.uri}, templates {config.templates}: "
+        f"{count_of(num_images, NUM_IMAGES)} images of {dataset.uri}, templates {config.templates}, {precision}: "
         f"top-1 {summary['metrics']['top1']:.2f} %, top-5 {summary['metrics']['top5']:.2f} %"
     )
     out = Path(config.out)
@@ -140,7 +146,7 @@ class Classifier:
         torch.set_num_threads(num_threads)
         self._model = model.to(device).eval()
         self._tokenizer = Tokenizer()
-        self._device = device
+        self.device = torch.device(device)
 
     def embed(self, templates: Sequence[str], classes: Sequence[str]) -> NDArray[np.float32]:
         """Class embeddings of unit length, [C, D]."""
@@ -150,13 +156,14 @@ class Classifier:
     def count_hits(self, task: Task, block: Any) -> Hits:
         """Classifies a block, in batches. ValueError for an image that cannot be read."""
         num_classes = len(task.embeddings)
-        embeddings = torch.tensor(task.embeddings, device=self._device)
+        embeddings = torch.tensor(task.embeddings, device=self.device)
         size = self._model.config.image.image_size
         hits = Hits.none(num_classes)
         for images in _batches(task.dataset.read(block), task.batch_size):
-            pixels = torch.stack([to_tensor(center_crop(item.image, size)) for item in images]).to(self._device)
+            pixels = torch.stack([to_tensor(center_crop(item.image, size)) for item in images]).to(self.device)
             labels = np.array([item.label for item in images])
-            embedded = self._model.encode_image(pixels).embedding
+            with autocast(self.device, task.precision):
+                embedded = self._model.encode_image(pixels).embedding
             best = classify(embedded, embeddings, self._model.logit_scale).topk(TOP).indices.cpu().numpy()
             found = best == labels[:, None]
             batch = Hits(
@@ -168,19 +175,20 @@ class Classifier:
         return hits
 
 
-def _count_hits(config: ClassifyConfig, dataset: ImageNetDataset, model: GroupViT) -> Hits:
+def _count_hits(config: ClassifyConfig, dataset: ImageNetDataset, model: GroupViT) -> tuple[Hits, Precision]:
     names = dataset.classes
     parts = [names[start : start + CLASSES_PER_TASK] for start in range(0, len(names), CLASSES_PER_TASK)]
     resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
     with model_workers(Classifier, model, config.num_workers, **resources) as workers:
         embedded = dict(workers.each(Classifier.embed, TEMPLATES[config.templates], parts))
         embeddings = np.concatenate([embedded[index] for index in range(len(parts))])
-        task = Task(dataset=dataset, embeddings=embeddings, batch_size=config.batch_size)
+        precision = resolved_precision(workers, config.precision)
+        task = Task(dataset=dataset, embeddings=embeddings, batch_size=config.batch_size, precision=precision)
         total, progress = Hits.none(len(names)), ProgressLine("imagenet: classified", len(dataset.labels), "images")
         for _, hits in workers.each(Classifier.count_hits, task, dataset.blocks()):
             total = total.plus(hits)
             progress.add(int(hits.images.sum()))
-    return total
+    return total, precision
 
 
 def _batches(images: Iterator[LabelledImage], batch_size: int) -> Iterator[list[LabelledImage]]:

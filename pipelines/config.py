@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, Precision, SegmentationConfig, to_dict
+from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, PrecisionChoice, SegmentationConfig, to_dict
 from pipelines.benchmarks.names import BenchmarkName, Protocol
 from pipelines.folder_names import check_folder_name, split_name
 
@@ -81,8 +81,9 @@ class TrainingConfig:
     gpus_per_worker: float = 1.0
     """GPUs reserved for a worker, where workers use GPUs. A share, like 0.25, puts several on one GPU, for small
     models: they share its memory."""
-    precision: Precision = "bfloat16"
-    """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32."""
+    precision: PrecisionChoice = "auto"
+    """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `auto`: bfloat16
+    where every worker's device computes it natively, else float32; chosen at the first start, and kept."""
     compile: bool = False
     """Compile the towers with torch.compile: minutes at the start, faster steps on GPUs."""
     ema_decay: float | None = None

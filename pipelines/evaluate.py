@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from groupvit.captions import TEMPLATE_SETS
 from groupvit.checkpoint import load, load_state
-from groupvit.config import SegmentationConfig
+from groupvit.config import Precision, SegmentationConfig
 from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
 from groupvit.model_card import license_of
@@ -43,7 +43,7 @@ from pipelines.evaluation_report import (
     write_report,
 )
 from pipelines.mlflow_places import check_database
-from pipelines.model_workers import ModelWorkers, model_workers
+from pipelines.model_workers import ModelWorkers, model_workers, resolved_precision
 from pipelines.progress_line import ProgressLine
 from pipelines.protocols import protocol_of
 from pipelines.scoring import Method, Scorer, Scores, Task, mean_usage, score_all
@@ -80,10 +80,11 @@ def evaluate(
     resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
     summaries: dict[str, dict[str, Any]] = {}
     with model_workers(Scorer, model, config.num_workers, **resources) as workers:
+        precision = resolved_precision(workers, config.precision)
         for dataset in datasets:
             out = Path(config.out) / dataset.benchmark if config.benchmark == "all" else Path(config.out)
             chosen = segmentation or segmentation_for(config, dataset, model, state)
-            summaries[dataset.benchmark] = _evaluate_one(config, dataset, chosen, workers, out, state, show)
+            summaries[dataset.benchmark] = _evaluate_one(config, dataset, chosen, workers, precision, out, state, show)
     if config.benchmark != "all":
         return next(iter(summaries.values()))
     print(comparison(summaries, left_out))
@@ -118,6 +119,7 @@ def _classify(config: EvaluateConfig) -> dict[str, Any]:
         num_workers=config.num_workers,
         cpus_per_worker=config.cpus_per_worker,
         gpus_per_worker=config.gpus_per_worker,
+        precision=config.precision,
     )
     summary = classify_images(task, open_imagenet(config.root))
     if config.mlflow_run is not None:
@@ -154,6 +156,7 @@ def _evaluate_one(
     dataset: SegmentationDataset,
     segmentation: SegmentationConfig,
     workers: ModelWorkers,
+    precision: Precision,
     out: Path,
     state: dict[str, Any],
     show: bool,
@@ -168,14 +171,14 @@ def _evaluate_one(
     chosen = _evenly_spaced(dataset, config.max_scenes)
     drawn = frozenset(_evenly_spaced(dataset, config.num_pictures, chosen))
     if calibration is not None and dataset.has_background:
-        methods = _calibrated(workers, calibration, methods, config, show)
+        methods = _calibrated(workers, calibration, methods, config, precision, show)
     task = Task(
         dataset=dataset,
         methods=methods,
         details=True,
         drawn=drawn,
         batch_size=config.batch_size,
-        precision=config.precision,
+        precision=precision,
     )
     progress = ProgressLine(f"{dataset.benchmark}: scored", len(chosen), "images") if show else None
     scores = score_all(workers, task, chosen, progress)
@@ -192,7 +195,7 @@ def _evaluate_one(
         protocol=_protocol(config, dataset),
         rules_changed=config.background_threshold is not None or config.templates not in (None, "simple"),
         segmentation=methods[0].segmentation,
-        precision=config.precision,
+        precision=precision,
         thresholds={method.name: method.thresholds[0] for method in methods},
         parts=_part_results(dataset, methods, scores, chosen),
         num_scenes=len(chosen),
@@ -241,13 +244,12 @@ def _calibrated(
     calibration: SegmentationDataset,
     methods: tuple[Method, ...],
     config: EvaluateConfig,
+    precision: Precision,
     show: bool,
 ) -> tuple[Method, ...]:
     """The methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
     tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
-    task = Task(
-        dataset=calibration, methods=tried, details=False, batch_size=config.batch_size, precision=config.precision
-    )
+    task = Task(dataset=calibration, methods=tried, details=False, batch_size=config.batch_size, precision=precision)
     chosen = _evenly_spaced(calibration, config.max_scenes)
     progress = ProgressLine("background threshold: tried on", len(chosen), "images") if show else None
     scores = score_all(workers, task, chosen, progress)

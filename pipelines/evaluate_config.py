@@ -3,7 +3,7 @@
 import dataclasses
 
 from groupvit.captions import TemplateSet
-from groupvit.config import Precision
+from groupvit.config import PrecisionChoice
 from pipelines.benchmarks.names import BenchmarkName, Protocol
 
 
@@ -48,9 +48,10 @@ class EvaluateConfig:
     batch_size: int | None = None
     """Windows that go through the image tower together on a GPU. None: 32. On CPUs only the windows of one image do, so
     that masks have the same bits for any value."""
-    precision: Precision = "float32"
-    """bfloat16: the image tower runs in autocast, about twice as fast where the hardware has it; masks differ a little,
-    and no longer are the same in any batch."""
+    precision: PrecisionChoice = "auto"
+    """What the image tower computes in. `bfloat16`: autocast, about twice as fast where the hardware has it, with masks
+    that differ a little. `auto`: bfloat16 where the workers' device computes it natively, else float32. The result says
+    which; published numbers are float32."""
     max_scenes: int | None = None
     """Scenes used of each part, evenly spaced. None: all."""
     num_pictures: int = 8

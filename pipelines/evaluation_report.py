@@ -149,7 +149,7 @@ class EvaluationReport:
             kind = "below" if rules.background_rule == "below_threshold" else "as a class of score"
             parts.append(f"background {kind} {self.thresholds['groups']}")
         parts += [f"PAMR x {rules.pamr_iterations}"] if rules.pamr_iterations is not None else []
-        parts += [self.precision] if self.precision != "float32" else []
+        parts.append(self.precision)
         count = len(rules.templates)
         parts.append(f'"{rules.templates[0]}"' if count == 1 else f"{count} prompt templates")
         return ", ".join(parts)

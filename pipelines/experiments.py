@@ -105,7 +105,6 @@ def demo() -> ExperimentConfig:
             num_steps=num_steps,
             global_batch_size=64,
             num_workers=2,
-            precision="bfloat16",
             checkpoint_every_n_steps=500,
             log_every_n_steps=50,
         ),
@@ -164,7 +163,6 @@ def _paper(name: str, *, num_pairs: int, num_epochs: int, num_prompts: int) -> E
             global_batch_size=4096,
             num_workers=16,
             cpus_per_worker=4,
-            precision="bfloat16",
             checkpoint_every_n_steps=1000,
         ),
     )

@@ -14,7 +14,7 @@ from pipelines.home import cache_folder
 from pipelines.mlflow_places import artifacts_in, check_database, database_path, database_uri
 from pipelines.mlflow_run import RunIdentity, TrackedDataset
 from pipelines.provenance import code_version
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import RunFolder, recorded_precision
 from pipelines.schema import DatasetInfo
 from pipelines.storage import absolute
 from pipelines.tracking import Tracker
@@ -139,7 +139,11 @@ def start_or_continue(
         run.write_description(description)
     added_since = fixes_the_result(ExperimentConfig(name=config.name))  # fields that the run's first version had not
     for name, value in fixed.items():
-        if (before := description["fixed"].get(name, added_since.get(name))) != value:
+        before = description["fixed"].get(name, added_since.get(name))
+        if name == "training.precision":  # what `auto` came to; and `auto` goes on with whatever that was
+            before = recorded_precision(description) or value
+            value = before if value == "auto" else value
+        if before != value:
             raise ValueError(
                 f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
                 f"{before}: continue it with that value, or give another --training.run-name"

@@ -1,5 +1,6 @@
 """Actors on a Ray cluster that each hold a copy of a model, and take pieces of work as they get free."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ import ray
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from groupvit.config import Precision, PrecisionChoice
 from groupvit.model import GroupViT
+from groupvit.precision import emulation_warning, resolve_precision
 from pipelines.cluster import check_room, ray_cluster
 
 Worker = Callable[..., Any]
-"""A class whose instances do the work: `Worker(model, num_threads=..., device=...)`."""
+"""A class whose instances do the work: `Worker(model, num_threads=..., device=...)`; `device` says where."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,19 @@ class ModelWorkers:
         yield from pool.map_unordered(
             lambda actor, piece: actor.do.remote([self.model], method, reference, *piece), enumerate(pieces)
         )
+
+
+def resolved_precision(workers: ModelWorkers, choice: PrecisionChoice) -> Precision:
+    """The precision that `choice` means where the workers compute; a warning is printed where it is emulated there."""
+    [(_, (precision, warning))] = workers.each(_resolve, choice, [None])
+    if warning is not None:
+        print(warning, file=sys.stderr)
+    return precision
+
+
+def _resolve(worker: Any, choice: PrecisionChoice, _: None) -> tuple[Precision, str | None]:
+    precision = resolve_precision(choice, worker.device)
+    return precision, emulation_warning(precision, worker.device)
 
 
 @contextmanager

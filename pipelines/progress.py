@@ -68,7 +68,7 @@ class Clock:
         self._num_steps, self._batch, self._seconds_before = num_steps, global_batch_size, seconds_before
         self._start = self._lap_start = time.perf_counter()
         self._lap_step, self._lap_wait = first_step, 0.0
-        self._wait_start = 0.0
+        self._phase, self._phase_start, self._step = "waiting for data", self._start, first_step
         self._first_batch_seconds: float | None = None
         self._values: dict[str, float] = {}
 
@@ -76,7 +76,7 @@ class Clock:
         return self
 
     def __enter__(self) -> None:
-        self._wait_start = time.perf_counter()
+        self._phase, self._phase_start = "waiting for data", time.perf_counter()
 
     def __exit__(self, *exception: object) -> None:
         now = time.perf_counter()
@@ -84,12 +84,13 @@ class Clock:
             self._first_batch_seconds = now - self._start
             self._start = self._lap_start = now
         else:
-            self._lap_wait += now - self._wait_start
+            self._lap_wait += now - self._phase_start
+        self._phase, self._phase_start = "computing", now
 
-    def lap(self, done: int) -> None:
-        """Close the stretch of steps since the last lap."""
-        now = time.perf_counter()
-        seconds = max(now - self._lap_start, 1e-9)
+    def update(self, done: int) -> None:
+        """Measure the stretch of steps since the last lap."""
+        self._step = done
+        seconds = max(time.perf_counter() - self._lap_start, 1e-9)
         steps = done - self._lap_step
         self._values = {
             "images_per_second": steps * self._batch / seconds,
@@ -97,10 +98,18 @@ class Clock:
             "eta_seconds": (self._num_steps - done) * seconds / max(steps, 1),
             "first_batch_seconds": self._first_batch_seconds or 0.0,
         }
-        self._lap_start, self._lap_step, self._lap_wait = now, done, 0.0
+
+    def lap(self) -> None:
+        """Begin a new stretch."""
+        self._lap_start, self._lap_step, self._lap_wait = time.perf_counter(), self._step, 0.0
 
     def metrics(self) -> dict[str, float]:
         return dict(self._values)
+
+    def activity(self) -> str:
+        """What the step after the last one is at, and for how long."""
+        seconds = time.perf_counter() - self._phase_start
+        return f"step {self._step + 1}/{self._num_steps}  {self._phase} for {duration(seconds)}"
 
     def line(self, done: int, loss: float) -> str:
         return (

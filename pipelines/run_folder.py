@@ -1,6 +1,6 @@
 """The folder of one run, on disk or in object storage.
 
-    RUNS/NAME/run.json                    the job's id, the config it was started with, data set digests
+    RUNS/NAME/run.json                    the job's id, the config it was started with, data set digests, precision
     RUNS/NAME/checkpoints/step-00001000/  a checkpoint: model.safetensors, optimizer.pt, state.json
     RUNS/NAME/evaluations.json            scores of the checkpoints evaluated while training (evaluation_record.py)
     RUNS/NAME/tracking/                   metrics on their way to MLflow
@@ -12,16 +12,26 @@ which has none, state.json is uploaded last.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
+from groupvit.config import Precision
 from pipelines import storage
 
 _STATE_FILE = "state.json"
+
+
+def recorded_precision(description: Mapping[str, Any] | None) -> Precision | None:
+    """The precision of the run that run.json describes; None: it has not begun, or no worker has chosen yet."""
+    if description is None:
+        return None
+    # Runs of earlier versions have only what was asked for, which was never `auto`.
+    recorded = description.get("precision", description.get("fixed", {}).get("training.precision"))
+    return None if recorded == "auto" else recorded
 
 
 class RunFolder:

@@ -113,6 +113,7 @@ class Scorer:
 
     def __init__(self, model: GroupViT, *, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(num_threads)
+        self.device = torch.device(device)
         self._model = model.to(device).eval()
         self._tokenizer = Tokenizer()
         self._embedded: dict[tuple[tuple[str | tuple[str, ...], ...], tuple[str, ...]], Tensor] = {}

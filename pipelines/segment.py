@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from groupvit.checkpoint import load, load_state
-from groupvit.config import to_dict
+from groupvit.config import Precision, PrecisionChoice, to_dict
+from groupvit.precision import emulation_warning
 from groupvit.segmentation import SegmentationConfig
 from groupvit.segmenter import Segmented, Segmenter
 from groupvit.tokenizer import Tokenizer
@@ -62,6 +63,8 @@ class SegmentConfig:
     """Whether pixels that suit no word are background. --no-background: every pixel gets one of the words."""
     background_threshold: float | None = None
     """Pixels whose best word scores less are background, 0 to 1. None: as the protocol says."""
+    precision: PrecisionChoice = "auto"
+    """What the image tower computes in. `auto`: bfloat16 where this CPU has it natively, else float32."""
     show_groups: bool = False
     """Also draw the groups the image fell into: groups_stage_1.png and so on, one per grouping stage."""
 
@@ -85,7 +88,9 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
     with local_checkpoint(config.checkpoint) as folder:
         model = load(folder)
         segmentation = segmentation or protocol_of(config.protocol, model, load_state(folder))
-    segmenter = Segmenter(model, segmentation, Tokenizer())
+    segmenter = Segmenter(model, segmentation, Tokenizer(), precision=config.precision)
+    if (warning := emulation_warning(segmenter.precision, model.logit_scale.device)) is not None:
+        print(warning, file=sys.stderr)
     used = segmenter.protocol(background=config.background, background_threshold=config.background_threshold)
     segmenter.check(words, background=used.background_threshold is not None)
 
@@ -103,7 +108,7 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
             failed[uri] = str(error) if uri in str(error) else f"{uri}: {error}"
             print(f"[{number}/{len(config.images)}] {uri}: not segmented ({error})", file=sys.stderr)
             continue
-        summary = _summary(uri, out, found, config, used)
+        summary = _summary(uri, out, found, config, used, segmenter.precision)
         _write(out, image, found, summary, show_groups=config.show_groups)
         done.append(summary)
         _print(found, f"[{number}/{len(config.images)}] {uri}" if len(config.images) > 1 else None)
@@ -133,7 +138,9 @@ def _folders(config: SegmentConfig) -> list[str]:
     return folders
 
 
-def _summary(uri: str, out: str, found: Segmented, config: SegmentConfig, used: SegmentationConfig) -> dict[str, Any]:
+def _summary(
+    uri: str, out: str, found: Segmented, config: SegmentConfig, used: SegmentationConfig, precision: Precision
+) -> dict[str, Any]:
     """What segmentation.json holds."""
     colours = label_palette(len(found.names), found.has_background)
     shares = (round(100 * share, 2) for share in found.shares)
@@ -146,6 +153,7 @@ def _summary(uri: str, out: str, found: Segmented, config: SegmentConfig, used: 
         "colours": {name: colours[label].tolist() for label, name in enumerate(found.names)},
         "checkpoint": config.checkpoint,
         "protocol": {"name": config.protocol, **to_dict(used)},
+        "precision": precision,
     }
 
 

@@ -17,13 +17,14 @@ import torch
 import torch.distributed as dist
 
 from groupvit import checkpoint
-from groupvit.config import to_dict
+from groupvit.config import Precision, to_dict
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
 from groupvit.training import Batch, compile_blocks, train_step
 from groupvit.transforms import finish
 from pipelines.config import ExperimentConfig
 from pipelines.evaluation_record import is_due, read_record
+from pipelines.heartbeat import Heartbeat
 from pipelines.progress import Clock, RunStoppedError, Slice, Totals
 from pipelines.run_folder import RunFolder
 from pipelines.tracking import Tracker
@@ -38,6 +39,7 @@ class WorkerContext:
     device: torch.device
     group: dist.ProcessGroup | None
     """None: the only worker."""
+    precision: Precision
     first_step: int
     """Step to continue from: the checkpoint's; 0 without one."""
     slices: Iterator[Slice]
@@ -68,61 +70,73 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
     if training.compile:
         compile_blocks(model)
     clock = Clock(first_step, training.num_steps, training.global_batch_size, seconds_before)
+    with Heartbeat(context.say if context.rank == 0 else _say_nothing, clock.activity) as heartbeat:
+        for step in range(first_step, training.num_steps):
+            with clock.waiting():
+                slices = [_next_slice(context, config, step, index) for index in range(config.micro_batches_per_step)]
+            rate = learning_rate(
+                step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
+            )
+            set_learning_rate(optimizer, rate)
+            metrics = train_step(
+                model,
+                optimizer,
+                [to_batch(item, context.device) for item in slices],
+                loss=config.loss,
+                seed=training.seed,
+                step=step,
+                precision=context.precision,
+                clip_grad_norm=config.optimizer.clip_grad_norm,
+                group=context.group,
+            )
+            if average is not None and training.ema_decay is not None:
+                update_average(average, model, training.ema_decay, step)
+            totals.add(slices)
+            if training.record_samples is not None:
+                _record_samples(Path(training.record_samples), context, step, slices)
 
-    for step in range(first_step, training.num_steps):
-        with clock.waiting():
-            slices = [_next_slice(context, config, step, index) for index in range(config.micro_batches_per_step)]
-        rate = learning_rate(
-            step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
-        )
-        set_learning_rate(optimizer, rate)
-        metrics = train_step(
-            model,
-            optimizer,
-            [to_batch(item, context.device) for item in slices],
-            loss=config.loss,
-            seed=training.seed,
-            step=step,
-            precision=training.precision,
-            clip_grad_norm=config.optimizer.clip_grad_norm,
-            group=context.group,
-        )
-        if average is not None and training.ema_decay is not None:
-            update_average(average, model, training.ema_decay, step)
-        totals.add(slices)
-        if training.record_samples is not None:
-            _record_samples(Path(training.record_samples), context, step, slices)
+            done = step + 1
+            is_last = done == training.num_steps
+            log = is_last or done % training.log_every_n_steps == 0
+            evaluated = is_due(done, config.evaluation.every_n_steps, training.num_steps)
+            save = is_last or evaluated or done % training.checkpoint_every_n_steps == 0
+            clock.update(done)
+            if context.rank == 0 and not log and (step == first_step or heartbeat.is_due):
+                heartbeat.say(clock.line(done, metrics["loss"].item()))
+            if not (log or save):
+                continue
 
-        done = step + 1
-        is_last = done == training.num_steps
-        log = is_last or done % training.log_every_n_steps == 0
-        evaluated = is_due(done, config.evaluation.every_n_steps, training.num_steps)
-        save = is_last or evaluated or done % training.checkpoint_every_n_steps == 0
-        if not (log or save):
-            continue
+            totals.share()
+            totals.check(config.ingest.max_corrupt_fraction)
+            values = {name: value.item() for name, value in metrics.items()}
+            _check_finite("loss", values["loss"], done)
+            _check_finite("norm of the gradient", values["grad_norm"], done)  # the weights are as finite as it is
 
-        totals.share()
-        totals.check(config.ingest.max_corrupt_fraction)
-        values = {name: value.item() for name, value in metrics.items()}
-        _check_finite("loss", values["loss"], done)
-        _check_finite("norm of the gradient", values["grad_norm"], done)  # the weights are as finite as it is
+            if log:
+                clock.lap()
+                values |= {"learning_rate": rate, "substituted_images": totals.num_substituted} | clock.metrics()
+                if context.rank == 0:
+                    heartbeat.say(clock.line(done, values["loss"]))
+                    context.watch(done, values)
+                if context.tracker is not None:
+                    named = {f"train/{name}": float(value) for name, value in values.items()}
+                    context.tracker.log_metrics(named, done, training=True)
 
-        if log:
-            clock.lap(done)
-            values |= {"learning_rate": rate, "substituted_images": totals.num_substituted} | clock.metrics()
-            if context.rank == 0:
-                context.say(clock.line(done, values["loss"]))
-                context.watch(done, values)
-            if context.tracker is not None:
-                named = {f"train/{name}": float(value) for name, value in values.items()}
-                context.tracker.log_metrics(named, done, training=True)
+            if save and context.rank == 0:
+                progress = {
+                    "step": done,
+                    "loss": values["loss"],
+                    **totals.state(),
+                    "train_seconds": clock.total_seconds(),
+                }
+                state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
+                _save(run, done, model, optimizer, average, state)
+                if training.keep_checkpoints is not None:
+                    run.delete_old_checkpoints(training.keep_checkpoints, _kept_for_evaluation(config, run))
 
-        if save and context.rank == 0:
-            progress = {"step": done, "loss": values["loss"], **totals.state(), "train_seconds": clock.total_seconds()}
-            state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
-            _save(run, done, model, optimizer, average, state)
-            if training.keep_checkpoints is not None:
-                run.delete_old_checkpoints(training.keep_checkpoints, _kept_for_evaluation(config, run))
+
+def _say_nothing(line: str) -> None:
+    """Of the workers, rank 0 speaks."""
 
 
 def to_batch(item: Slice, device: torch.device) -> Batch:

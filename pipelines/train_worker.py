@@ -1,5 +1,6 @@
 """One training worker: gathers what `train_loop.train` needs, and runs it."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -14,12 +15,14 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from groupvit.config import to_dict
+from groupvit.precision import emulation_warning
 from pipelines.causes import root_cause
 from pipelines.cluster import LineHandler
 from pipelines.ingest import iter_slices
 from pipelines.job import Job
 from pipelines.progress import RunStoppedError
 from pipelines.ray_metrics import StepGauges
+from pipelines.run_precision import PRECISION_TAG, settle_precision
 from pipelines.train_loop import WorkerContext, train
 from pipelines.training_data import SlicesFromCheckpoint
 
@@ -63,6 +66,10 @@ def _work(
     """Gathers what the loop needs, and runs it."""
     torch.set_num_threads(job.config.training.cpus_per_worker)
     first_step = job.run.latest_step()
+    group = dist.group.WORLD if world_size > 1 else None
+    precision, why = settle_precision(job.run, job.config.training.precision, device, group)
+    training = dataclasses.replace(job.config.training, precision=precision)
+    config = dataclasses.replace(job.config, training=training)
     tracker = job.open_tracker(system_metrics=True) if rank == 0 else None
     gauges = StepGauges(job.config.run_name)
     batch = job.config.training.global_batch_size
@@ -70,7 +77,8 @@ def _work(
         rank=rank,
         world_size=world_size,
         device=device,
-        group=dist.group.WORLD if world_size > 1 else None,
+        group=group,
+        precision=precision,
         first_step=first_step,
         slices=iter_slices(shard, prefetch_slices=job.config.ingest.prefetch_slices),
         say=say,
@@ -80,11 +88,14 @@ def _work(
     )
     if rank == 0:
         started = f"from step {first_step}" if first_step else "from the start"
-        say(f"{job.config.run_name}: training {started} on {world_size} x {device.type}")
+        say(f"{config.run_name}: training {started} on {world_size} x {device.type} in {precision} ({why})")
+        if (warning := emulation_warning(precision, device)) is not None:
+            say(warning)
     try:
         if tracker is not None:
-            tracker.log_text(json.dumps(to_dict(job.config), indent=2), "config.json")
-        train(job.config, job.run, context)
+            tracker.log_text(json.dumps(to_dict(config), indent=2), "config.json")
+            tracker.set_tags({PRECISION_TAG: precision})
+        train(config, job.run, context)
     except RunStoppedError as error:  # starting again would not help
         return str(error)
     except Exception as error:

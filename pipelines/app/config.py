@@ -4,6 +4,8 @@ import dataclasses
 import ipaddress
 from typing import Literal
 
+from groupvit.config import PrecisionChoice
+
 MEGABYTE = 1_000_000
 
 
@@ -30,6 +32,8 @@ class AppConfig:
     along: up to 12 are shown. None: visitors bring their own images."""
     protocol: Literal["model", "paper"] = "model"
     """How images are segmented, as for `evaluate`."""
+    precision: PrecisionChoice = "auto"
+    """What the image tower computes in. `auto`: bfloat16 where the hardware has it natively, else float32."""
     max_upload_megabytes: int = 20
     """Largest image file that is accepted."""
     show_logs: bool = False

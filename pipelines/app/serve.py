@@ -54,6 +54,7 @@ def run_app(config: AppConfig) -> dict[str, Any]:
         settings,
         checkpoint=checkpoint,
         protocol=config.protocol,
+        precision=config.precision,
         num_replicas=config.num_replicas,
         gpus=config.gpus_per_replica,
         num_threads=max((os.cpu_count() or 1) // config.num_replicas, 1),

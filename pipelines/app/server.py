@@ -36,6 +36,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from groupvit.checkpoint import load, load_state
+from groupvit.config import PrecisionChoice
 from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer
 from pipelines.app.answers import Answer, Question, answer
@@ -80,13 +81,13 @@ class PageSettings:
 class Model:
     """One copy of the model. Serve hands it one question at a time."""
 
-    def __init__(self, checkpoint: str, protocol: Any, num_threads: int) -> None:
+    def __init__(self, checkpoint: str, protocol: Any, precision: PrecisionChoice, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         with local_checkpoint(checkpoint) as folder:
             model = load(folder)
             segmentation = protocol_of(protocol, model, load_state(folder))
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._segmenter = Segmenter(model.to(device), segmentation, Tokenizer())
+        self._segmenter = Segmenter(model.to(device), segmentation, Tokenizer(), precision=precision)
 
     def answer(self, question: Question) -> Answer:
         return answer(self._segmenter, question)
@@ -109,7 +110,14 @@ class SafeHeaders:
 
 
 def application(
-    settings: PageSettings, *, checkpoint: str, protocol: str, num_replicas: int, gpus: float, num_threads: int
+    settings: PageSettings,
+    *,
+    checkpoint: str,
+    protocol: str,
+    precision: PrecisionChoice,
+    num_replicas: int,
+    gpus: float,
+    num_threads: int,
 ) -> serve.Application:
     """The Serve application: the pages in front of `num_replicas` copies of the model."""
     model = serve.deployment(
@@ -128,7 +136,7 @@ def application(
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=2,
     )
-    return pages.bind(model.bind(checkpoint, protocol, num_threads))
+    return pages.bind(model.bind(checkpoint, protocol, precision, num_threads))
 
 
 def _pages(settings: PageSettings) -> Callable[[], ASGIApp]:

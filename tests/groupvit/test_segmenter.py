@@ -39,7 +39,7 @@ def segmenter_of(image: ImageEncoderConfig = IMAGE, segmentation: SegmentationCo
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and "text" not in name:
                 parameter.mul_(6)
-    return Segmenter(model, segmentation, Tokenizer())
+    return Segmenter(model, segmentation, Tokenizer(), precision="float32")
 
 
 @pytest.fixture(scope="module")

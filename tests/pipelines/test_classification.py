@@ -120,7 +120,12 @@ def test_equal_to_torchmetrics_for_any_number_of_workers(
     for num_workers in (1, 3):
         out = tmp_path / f"out{num_workers}"
         config = ClassifyConfig(
-            checkpoint=checkpoint, out=str(out), templates=templates, num_workers=num_workers, batch_size=4
+            checkpoint=checkpoint,
+            out=str(out),
+            templates=templates,
+            num_workers=num_workers,
+            batch_size=4,
+            precision="float32",
         )
         summary = classify_images(config, dataset)
         assert json.loads((out / "metrics.json").read_text()) == summary

@@ -92,6 +92,7 @@ def evaluated(
         protocol=request.param,
         out=str(out),
         num_workers=2,
+        precision="float32",  # what the oracle below computes in
         num_pictures=1,
     )
     with contextlib.redirect_stdout(printed):

@@ -58,6 +58,7 @@ def run_alone(config: ExperimentConfig, runs: Path) -> RunFolder:
         world_size=1,
         device=torch.device("cpu"),
         group=None,
+        precision="float32",
         first_step=first_step,
         slices=slices(first_step, config.loss.num_prompts),
         say=lambda line: None,

@@ -1,0 +1,40 @@
+"""The precision of a training run: chosen once, by the hardware it starts on, and kept from then on."""
+
+import torch
+import torch.distributed as dist
+
+from groupvit.config import Precision, PrecisionChoice
+from groupvit.precision import has_native_bfloat16
+from pipelines.run_folder import RunFolder, recorded_precision
+
+PRECISION_TAG = "groupvit.precision"
+"""MLflow tag of the precision that was chosen."""
+
+
+def settle_precision(
+    run: RunFolder, choice: PrecisionChoice, device: torch.device, group: dist.ProcessGroup | None = None
+) -> tuple[Precision, str]:
+    """The run's precision, and why in some words. A collective: every worker gets the same.
+
+    The first start chooses, and rank 0 records it in run.json; every later one goes on with what is recorded.
+    """
+    recorded = recorded_precision(run.read_description())
+    native = _all_native(device, group)
+    if recorded is not None:
+        return recorded, "as the run began"
+    if choice != "auto":
+        chosen, why = choice, "as asked"
+    elif native:
+        chosen, why = "bfloat16", "native here"
+    else:
+        chosen, why = "float32", "bfloat16 would be emulated here"
+    if group is None or dist.get_rank(group) == 0:
+        run.write_description((run.read_description() or {}) | {"precision": chosen})
+    return chosen, why
+
+
+def _all_native(device: torch.device, group: dist.ProcessGroup | None) -> bool:
+    native = torch.tensor(int(has_native_bfloat16(device)), device=device)
+    if group is not None:
+        dist.all_reduce(native, op=dist.ReduceOp.MIN, group=group)
+    return bool(native.item())
