@@ -16,6 +16,8 @@ from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.weight_names import name_rows
 
+_IF_NOT_FINITE = "fetch the weights again, or take those of an earlier step"
+
 
 def from_official(
     state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...] | None = None, image_size: int | None = None
@@ -31,10 +33,11 @@ def from_official(
         image_size: side of the training image, pixels; None: what the position table is for.
 
     Raises:
-        ValueError: a tensor is missing, unknown, or its shape does not fit the others'.
+        ValueError: a tensor is missing, unknown, not finite, or its shape does not fit the others'.
     """
     if any(name.startswith("vision_model.") for name in state_dict):
         raise ValueError("these are Hugging Face's names: their config.json is needed as well, so give its folder")
+    check_finite(state_dict, source="state dict", advice=_IF_NOT_FINITE)
     try:
         config = _official_config(state_dict, num_heads, image_size)
     except KeyError as error:
@@ -56,9 +59,10 @@ def from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
         config: `hf_model.config.to_dict()`.
 
     Raises:
-        ValueError: a tensor is missing, unknown, or does not fit the config.
+        ValueError: a tensor is missing, unknown, not finite, or does not fit the config.
     """
     ours = _config_from_hugging_face(config)
+    check_finite(state_dict, source="Hugging Face state dict", advice=_IF_NOT_FINITE)
     _check_config_is_plausible(ours, len(state_dict))
     # Older versions of transformers saved this buffer of consecutive numbers with the weights.
     remaining = {name: tensor for name, tensor in state_dict.items() if not name.endswith(".position_ids")}
@@ -118,9 +122,6 @@ def _filled(config: ModelConfig, weights: dict[str, Tensor], *, source: str) -> 
     check_tensors(weights, expected, source=source)
     model = GroupViT(config)
     model.load_state_dict(weights)
-    # As they are in float32: a larger number of float64 is infinite there.
-    advice = "fetch the weights again, or take those of an earlier step"
-    check_finite(model.state_dict(), source=source, advice=advice)
     return model.eval()
 
 

@@ -107,10 +107,18 @@ def _open_archive(archive: zipfile.ZipFile, path: Path) -> TorchFile:
     stored = sum(entry.file_size for entry in entries)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or stored > path.stat().st_size:
         raise OtherFileError("is a compressed archive, which torch.save does not write: give the checkpoint itself")
-    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in archive.namelist() and _read(archive, f"{root}byteorder") != b"little":
         raise OtherFileError("was written on a big-endian machine: save its tensors as .safetensors there")
-    content = load(io.BytesIO(archive.read(pickles[0])), _storage_of)
-    return TorchFile(content=content, tensor=_Maker(lambda key: archive.read(f"{root}data/{key}")))
+    content = load(io.BytesIO(_read(archive, pickles[0])), _storage_of)
+    return TorchFile(content=content, tensor=_Maker(lambda key: _read(archive, f"{root}data/{key}")))
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of an archive, checked by its checksum where there is one."""
+    entry = archive.getinfo(name)
+    if getattr(entry, "CRC", None) == 0:
+        del entry.CRC  # by torch.serialization.set_crc32_options(False), none is written
+    return archive.read(entry)
 
 
 def _open_old(file: BinaryIO) -> TorchFile:

@@ -61,7 +61,11 @@ def import_weights(config: ImportWeightsConfig) -> dict[str, Any]:
     wrong."""
     with new_folder(config.out, last=checkpoint.STATE_FILE) as folder:
         with _local(config.source) as path:
-            source = _read(path, config.num_heads)
+            try:
+                source = _read(path, config.num_heads)
+            except ValueError as error:
+                reason = str(error).replace(str(path), config.source)  # not the copy of what lies elsewhere
+                raise ValueError(reason if config.source in reason else f"{config.source}: {reason}") from None
             digest = _sha256(source.file)
         notice = config.license or source.license or RELEASED_NOTICE
         notice = None if notice == UNKNOWN else " ".join(notice.split())

@@ -320,6 +320,22 @@ def test_flipped_bytes_are_a_value_error_or_harmless(tmp_path: Path) -> None:
             read_weights(path)
 
 
+def test_a_checksum_is_checked_where_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    options = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save({"a": torch.arange(100.0), "b": torch.ones(0)}, path)
+    finally:
+        torch.serialization.set_crc32_options(options)
+    found = read_weights(path).tensors
+    assert torch.equal(found["a"], torch.arange(100.0)) and found["b"].shape == (0,)
+    torch.save({"a": torch.arange(100.0)}, path)
+    path.write_bytes(path.read_bytes().replace(torch.tensor([57.0]).numpy().tobytes(), bytes(4)))
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        read_weights(path)
+
+
 def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "weights.pth")
     torch.save({"a": torch.ones(2)}, tmp_path / "weights.safetensors")

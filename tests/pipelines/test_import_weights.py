@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import GroupViTConfig, GroupViTModel
 
 from groupvit.checkpoint import load, load_state
@@ -200,7 +200,7 @@ def without(weights: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tens
         (
             lambda w: {**w, "img_encoder.norm.bias": torch.full((32,), -1e300, dtype=torch.float64)},
             "",
-            "image_encoder.norm.bias, in which 32 of 32 numbers are -inf",
+            "released.pth: state dict has img_encoder.norm.bias, in which 32 of 32 numbers are -inf",
         ),
         (lambda w: {**w, "extra": torch.ones(1)}, "", "has an unknown tensor extra"),
         (lambda w: {**w, "img_encoder.norm.bias": torch.ones(3)}, "", "with shape (3,) where (32,) is expected"),
@@ -230,6 +230,12 @@ def in_shards(folder: Path) -> None:
     GroupViTModel(GroupViTConfig(**SMALL_HUGGING_FACE)).save_pretrained(folder, max_shard_size="30KB")
 
 
+def not_finite(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["text_model.final_layer_norm.bias"][0] = torch.inf
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def configure(**entries: Any) -> Any:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -244,6 +250,10 @@ def configure(**entries: Any) -> Any:
     ("change", "message"),
     [
         (no_weights, "has neither model.safetensors nor pytorch_model.bin"),
+        (
+            not_finite,
+            "source: Hugging Face state dict has text_model.final_layer_norm.bias, in which 1 of 32 numbers are",
+        ),
         (in_shards, "has its weights in several files (model.safetensors.index.json): save the model in one"),
         (lambda folder: (folder / "model.safetensors").write_text(LFS_POINTER), "is a Git LFS pointer, not the file"),
         (lambda folder: (folder / "config.json").unlink(), "source has no config.json"),
