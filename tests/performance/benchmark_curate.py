@@ -38,6 +38,7 @@ from pipelines.curation.raw import Piece, pieces_of, read_rows, read_shards
 from pipelines.curation.run import run_pieces
 from pipelines.curation.steps import Sample, sample_steps
 from pipelines.memory import PeakMemory
+from tests.performance.machine import machine
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()
 NUM_PICTURES, ROWS_PER_SHARD = 64, 1024
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="memory at 2,000 and at 20,000 rows instead of speed")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         if args.memory:
             result = memory(Path(folder))

@@ -28,6 +28,7 @@ from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label
 from groupvit.transforms import resize_short_side, to_tensor
 from groupvit.windows import encode_views, windows
+from tests.performance.machine import machine
 
 BAR = 3.0
 BENCHMARKS = {
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    print(machine())
     if unknown := set(arguments.benchmarks) - set(BENCHMARKS):
         parser.error(f"{', '.join(sorted(unknown))}: no such benchmark; there are {', '.join(BENCHMARKS)}")
     results = {}

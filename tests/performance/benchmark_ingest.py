@@ -38,6 +38,7 @@ from pipelines.config import DataConfig, IngestConfig, TrainingConfig
 from pipelines.experiments import gcc_yfcc_30e
 from pipelines.ingest import iter_slices, training_slices
 from pipelines.schema import sample_id, write_dataset
+from tests.performance.machine import machine
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()
 NUM_SAMPLES, NUM_IMAGES, WINDOW_SIZE, SLICE_SIZE, NUM_PROMPTS = 4096, 256, 1024, 256, 3
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         result = benchmark(args.processes, args.windows, args.repeats, Path(folder))
     for name, bar in BARS.items():

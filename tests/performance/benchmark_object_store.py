@@ -21,6 +21,7 @@ from pipelines.config import DataConfig, ExperimentConfig, IngestConfig, Trainin
 from pipelines.experiments import gcc_yfcc_30e
 from pipelines.schema import write_dataset
 from tests.performance.benchmark_ingest import SLICE_SIZE, WINDOW_SIZE, make_samples, ray_slices, timed
+from tests.performance.machine import machine
 from tests.pipelines.object_store import ObjectStore
 
 BAR = 0.8
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    print(machine())
     with tempfile.TemporaryDirectory() as folder, ObjectStore(Path(folder)) as store:
         os.environ.update(store.environment)
         store.create_bucket("bucket")

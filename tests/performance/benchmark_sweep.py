@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.memory import PeakMemory
+from tests.performance.machine import machine
 
 BAR = 0.85
 """Least throughput of the sweep, over that of the runs one after the other."""
@@ -85,6 +86,7 @@ def main() -> None:
     if arguments.side:
         run_side(arguments.side, json.loads(arguments.flags))
         return
+    print(machine())
     images = arguments.trials * arguments.num_steps * 32
     ratios: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

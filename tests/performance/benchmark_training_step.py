@@ -26,6 +26,7 @@ from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, set_learning_rate
 from groupvit.tokenizer import Tokenizer
 from groupvit.training import Batch, train_step
+from tests.performance.machine import machine
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()
 BARS: dict[tuple[int, Precision], float] = {
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    print(machine())
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     results = {}
     print(f"batch {arguments.batch_size}, {arguments.threads} threads, images/s, median of {arguments.repeats} turns")
