@@ -12,6 +12,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.causes import is_of_ray, root_cause
+from pipelines.cluster_start import join_cluster, named_address, start_cluster
 from pipelines.home import provide_ray_token
 from pipelines.terminal import without_ray_lines
 
@@ -45,14 +46,13 @@ def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[Non
 def _join_or_start(least_cpus: int, show_logs: bool) -> None:
     # Ray's warnings tell of its own affairs, like the tokens by which its processes know each other.
     level = logging.WARNING if show_logs else logging.ERROR
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=show_logs, logging_level=level)
+    if (address := named_address()) is not None:
+        join_cluster(address, log_to_driver=show_logs, logging_level=level)
     else:
         # One process less per run: nobody takes this machine away in advance.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         provide_ray_token(os.environ)
-        ray.init(
-            address="local",
+        start_cluster(
             num_cpus=max(os.cpu_count() or 1, least_cpus),
             include_dashboard=False,
             log_to_driver=show_logs,
@@ -74,7 +74,7 @@ def shut_down() -> None:
 
 def starts_here() -> bool:
     """Whether `ray_cluster` would start one."""
-    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    return not ray.is_initialized() and named_address() is None
 
 
 def check_room(
