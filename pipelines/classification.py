@@ -184,10 +184,11 @@ def _count_hits(config: ClassifyConfig, dataset: ImageNetDataset, model: GroupVi
         embeddings = np.concatenate([embedded[index] for index in range(len(parts))])
         precision = resolved_precision(workers, config.precision)
         task = Task(dataset=dataset, embeddings=embeddings, batch_size=config.batch_size, precision=precision)
-        total, progress = Hits.none(len(names)), ProgressLine("imagenet: classified", len(dataset.labels), "images")
-        for _, hits in workers.each(Classifier.count_hits, task, dataset.blocks()):
-            total = total.plus(hits)
-            progress.add(int(hits.images.sum()))
+        total = Hits.none(len(names))
+        with ProgressLine("imagenet: classified", len(dataset.labels), "images") as progress:
+            for _, hits in workers.each(Classifier.count_hits, task, dataset.blocks()):
+                total = total.plus(hits)
+                progress.add(int(hits.images.sum()))
     return total, precision
 
 

@@ -63,12 +63,12 @@ def verify(info: DatasetInfo) -> Verification:
         note([f"dataset.json: digest {info.digest} is not that of manifest.parquet, {digest_of_manifest(manifest)}"])
     ids = bytearray()  # 16 bytes each
     num_read = 0
-    progress = ProgressLine("verified", info.num_samples, "samples")
-    for checked in in_threads(lambda run: _check(info, manifest, run), runs_of(info, np.arange(len(info.rows)))):
-        note(checked.problems)
-        ids += checked.ids
-        num_read += checked.num_samples
-        progress.add(checked.num_expected, f"{num_problems:,} problems")
+    with ProgressLine("verified", info.num_samples, "samples") as progress:
+        for checked in in_threads(lambda run: _check(info, manifest, run), runs_of(info, np.arange(len(info.rows)))):
+            note(checked.problems)
+            ids += checked.ids
+            num_read += checked.num_samples
+            progress.add(checked.num_expected, f"{num_problems:,} problems")
     note(_duplicates(ids))
     present = {f"data/{name}" for name in storage.list_files(storage.join(info.uri, "data"))}
     return Verification(

@@ -22,7 +22,7 @@ class DownloadConfig:
     url_column: str | None = None
     """Column of the URLs. None: the preset's, else `url`."""
     caption_column: str | None = None
-    """Column of the captions. None: the preset's, else `caption` or `text`."""
+    """Column of the captions, which are texts or lists of texts. None: the preset's, else `caption` or `text`."""
     max_bad_rows: float = 0.01
     """Share of the list's rows that may be bad: broken lines, rows without a URL. They are left out, and written to
     OUT/rejected.jsonl with file, line and reason; more of them are an error."""

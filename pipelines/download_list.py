@@ -19,7 +19,7 @@ from pipelines.progress_line import ProgressLine
 from pipelines.raw_shards import LIST_FOLDER
 from pipelines.rejected_rows import REJECTED_FILE, RejectedRows
 from pipelines.url_groups import by_url
-from pipelines.url_list_rows import LIST_SCHEMA
+from pipelines.url_list_rows import LIST_SCHEMA, MOST_CAPTIONS
 from pipelines.url_lists import read_list
 
 _NUM_SAMPLED = 64
@@ -39,7 +39,7 @@ class ListCounts:
     urls: int = 0
     """Different ones."""
     captions_kept: int = 0
-    """Of those in the good rows: a caption that an URL has twice counts once."""
+    """Of those in the good rows, without the repetitions of a URL and those beyond MOST_CAPTIONS."""
     sample: list[str] = dataclasses.field(default_factory=list)
     """URLs from all over the list."""
 
@@ -149,7 +149,9 @@ def describe(urls: Mapping[str, Any]) -> list[str]:
     if num_again:
         lines.append(f"  {num_again:,} rows have the URL of an earlier one, which has their captions")
     if num_repeated:
-        lines.append(f"  {num_repeated:,} captions left out, which their URL has already")
+        lines.append(
+            f"  {num_repeated:,} captions left out, which their URL has already, or beyond {MOST_CAPTIONS:,} a URL"
+        )
     if num_rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items())
         lines.append(f"  {num_rejected:,} bad rows left out ({reasons}), see {REJECTED_FILE}")

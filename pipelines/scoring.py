@@ -3,6 +3,7 @@
 Sums are of whole pixels, so they can be added in any order.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,10 +102,11 @@ SCENES_PER_BLOCK = 16
 def score_all(workers: ModelWorkers, task: Task, chosen: Sequence[int], progress: ProgressLine | None = None) -> Scores:
     """Sums over the chosen scenes, by workers made of `Scorer`. ValueError for a scene that cannot be read."""
     total = Scores()
-    for _, scores in workers.each(Scorer.score, task, task.dataset.blocks(chosen, SCENES_PER_BLOCK)):
-        total.add(scores)
-        if progress is not None:
-            progress.add(scores.num_scenes)
+    with progress or contextlib.nullcontext():
+        for _, scores in workers.each(Scorer.score, task, task.dataset.blocks(chosen, SCENES_PER_BLOCK)):
+            total.add(scores)
+            if progress is not None:
+                progress.add(scores.num_scenes)
     return total
 
 

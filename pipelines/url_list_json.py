@@ -94,6 +94,11 @@ def _items(uri: str, file: pa.NativeFile, reject: Reject) -> Iterator[tuple[int,
                 piece = file.read(_CHUNK)
                 text, place, ended = text[place:] + decode(piece, not piece), 0, not piece
                 continue
+            if len(text) - place >= _LONGEST_ITEM:
+                raise ValueError(
+                    f"{uri}: line {line}: an item of the array is not JSON, or has more than {_LONGEST_ITEM:,} "
+                    f"characters; {_REWRITE}"
+                ) from None
             where = line + text.count("\n", place, getattr(error, "pos", place))
             if ended and getattr(error, "pos", place) >= len(text.rstrip()):
                 raise ValueError(

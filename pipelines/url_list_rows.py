@@ -29,6 +29,10 @@ LIST_SCHEMA = pa.schema(
 )
 
 
+MOST_CAPTIONS = 1000
+"""Of a URL: a placeholder that millions of rows name has not more to say."""
+
+
 class UnfitValueError(ValueError):
     """A value that makes its row a bad one: `reason` is one of `pipelines.rejected_rows`."""
 
@@ -124,8 +128,9 @@ def finished(table: pa.Table, columns: Columns, row: int, reject: Reject) -> pa.
 
 
 def lists_of(parents: npt.NDArray[np.int64], texts: pa.Array, num_rows: int) -> tuple[pa.Array, pa.Array]:
-    """For each of `num_rows` rows the list of its texts, without nulls, blanks and repetitions, and the first of them
-    (null where there is none). `parents`: the row of each text; a row's texts need not be neighbours."""
+    """For each of `num_rows` rows the list of its texts, without nulls, blanks and repetitions, at most MOST_CAPTIONS,
+    and the first of them (null where there is none). `parents`: the row of each text; a row's texts need not be
+    neighbours."""
     trimmed = pc.call_function("utf8_trim_whitespace", [texts])
     written = pc.fill_null(pc.call_function("not_equal", [trimmed, pa.scalar("")]), False).to_numpy(
         zero_copy_only=False
@@ -136,6 +141,8 @@ def lists_of(parents: npt.NDArray[np.int64], texts: pa.Array, num_rows: int) -> 
         pairs = parents[kept] * (int(codes.max(initial=0)) + 1) + codes[kept]
         kept = kept[np.sort(np.unique(pairs, return_index=True)[1])]
         kept = kept[np.argsort(parents[kept], kind="stable")]
+        starts = np.searchsorted(parents[kept], parents[kept])
+        kept = kept[np.arange(len(kept)) - starts < MOST_CAPTIONS]
     counts = np.bincount(parents[kept], minlength=num_rows)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     values = texts.take(pa.array(kept))

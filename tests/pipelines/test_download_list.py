@@ -109,7 +109,7 @@ def test_every_row_is_accounted_for(site, tmp_path, capsys):
     assert lines[:4] == [
         "26 rows of the list: 8 URLs with 16 captions",
         "  16 rows have the URL of an earlier one, which has their captions",
-        "  8 captions left out, which their URL has already",
+        "  8 captions left out, which their URL has already, or beyond 1,000 a URL",
         "  2 bad rows left out (url_missing 1, wrong_number_of_fields 1), see rejected.jsonl",
     ]
     assert json.loads(result)["rejected"] == {"url_missing": 1, "wrong_number_of_fields": 1}

@@ -61,5 +61,12 @@ def test_a_url_has_all_its_captions_and_the_place_of_its_first_row(tmp_path, mon
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # they are removed on the way
 
 
+def test_a_placeholder_has_a_bounded_number_of_captions(tmp_path):
+    rows = [{"row": number, "url": f"u{number % 2}", "captions": [f"c{number}"]} for number in range(4010)]
+    (table,) = by_url(iter([pa.Table.from_pylist(rows, schema=LIST_SCHEMA)]), tmp_path)
+    for number, captions in enumerate(table.column("captions").to_pylist()):
+        assert captions == [f"c{2 * place + number}" for place in range(1000)]
+
+
 def test_no_rows(tmp_path):
     assert list(by_url(iter([]), tmp_path)) == []
