@@ -1,5 +1,6 @@
 """Pieces and files by themselves, without Ray: what one task leaves is what the next one finds."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,14 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from groupvit.tokenizer import Tokenizer
+from pipelines.config import DataConfig, IngestConfig
 from pipelines.curation.config import CurateConfig, Source
 from pipelines.curation.duplicates import KEEP, MARKS_SCHEMA, duplicate_keys, find_duplicates, resolve
 from pipelines.curation.files import read_file_records, write_file
 from pipelines.curation.pieces import INDEX_SCHEMA, curate_piece, index_uri, read_report
 from pipelines.curation.raw import pieces_of, read_shards
 from pipelines.curation.steps import sample_steps
-from pipelines.schema import DATASET_SCHEMA, sample_id
-from tests.pipelines.raw_shards import encoded, good_rows, picture, raw_row, write_shards
+from pipelines.experiments import debug
+from pipelines.ingest import plan_ingest
+from pipelines.schema import DATASET_SCHEMA, MANIFEST_SCHEMA, finish_dataset, sample_id
+from pipelines.slices import load_slices
+from tests.pipelines.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
 
 NUM_GOOD = 40
 
@@ -116,3 +122,40 @@ def test_a_damaged_row_group_is_an_error_or_counted(curated, tmp_path):
     assert report.num_rows == 25 and report.drops["shard_unreadable"] == 25
     with pytest.raises(ValueError, match=r"0\.parquet: is no parquet file, or a damaged one"):
         curate_piece(damaged, CurateConfig(raw=("x",), out="y"), steps, str(tmp_path / "work"))
+
+
+def test_all_captions_that_were_downloaded_are_drawn_in_as_many_epochs(tmp_path):
+    """Shards as `download` writes them for five captions an image, here and there with a copy under another URL."""
+    said = [
+        [f"a dog and ball {number}, {word} time" for word in ("1st", "2nd", "3rd", "4th", "5th")]
+        for number in range(12)
+    ]
+    images = [row["jpg"] for row in good_rows(range(12), width=70, height=64)]
+    rows = [raw_row(n, images[n], captions=said[n][:3] if n < 4 else said[n]) for n in range(12)]
+    rows += [raw_row(100 + n, images[n], captions=said[n][2:]) for n in range(4)]
+    raw = write_shards(tmp_path / "raw", rows, 1000, SCHEMA.append(pa.field("captions", pa.list_(pa.string()))))
+    config = CurateConfig(raw=(str(raw),), out=str(tmp_path / "out"))
+    (piece,) = pieces_of(read_shards([Source(name="x", uri=str(raw))]), 1000)
+    work = str(tmp_path / "out/_curation")
+    report = curate_piece(piece, config, sample_steps(config, None), work)
+    index = pq.read_table(index_uri(work, piece.number))
+    places = {"out": config.out, "work": work, "source_names": ["x"], "rows_per_group": 4, "max_captions": 10}
+    assert write_file(marked(index), **places)[1] == 12 and report.num_captions == 8 * 5 + 4 * (3 + 3)
+    (record,) = read_file_records(work)
+    assert record["captions_kept"] == {"x": 60} and record["caption_drops"] == {"x": {"caption_repeated": 4}}
+    finish_dataset(config.out, [pa.Table.from_pylist(record["manifest"], schema=MANIFEST_SCHEMA)])
+
+    base = debug()
+    run = dataclasses.replace(
+        base,
+        data=DataConfig(sources=(config.out,)),
+        ingest=IngestConfig(slice_size=12, window_size=12, augmentation="crop_flip"),
+        training=dataclasses.replace(base.training, global_batch_size=12),
+    )
+    drawn = [
+        texts[0].tobytes()
+        for epoch in range(5)
+        for texts in load_slices(plan_ingest(run), epoch, epoch + 1)[0]["token_ids"]
+    ]
+    expected = Tokenizer()([caption for captions in said for caption in captions], run.model.text.context_length)
+    assert sorted(drawn) == sorted(ids.tobytes() for ids in expected)
