@@ -108,7 +108,7 @@ class UrlList:
                 self.counts.captions += _num_captions(table)
                 progress.add(table.num_rows)
                 yield table
-        self.counts.sample = [url for _, url in sample]
+        self.counts.sample = list(dict.fromkeys(url for _, url in sample))  # each is tried once
 
 
 def is_written(out: str, num_urls: int) -> bool:

@@ -200,3 +200,11 @@ def test_the_sample_is_spread_over_the_list_and_parts_are_read_in_order(tmp_path
     assert is_written(config.out, 1000) and not is_written(config.out, 999)
     table = pa.concat_tables(read_written(config.out))
     assert table.schema == LIST_SCHEMA and table.column("row").to_pylist() == list(range(1000))
+
+
+def test_the_sample_holds_an_url_once(tmp_path):
+    (tmp_path / "list.csv").write_text("url,caption\n" + "".join(f"http://x.org/{n % 4},c {n}\n" for n in range(20)))
+    config = DownloadConfig(url_list=str(tmp_path / "list.csv"), out=str(tmp_path / "out"))
+    with UrlList(config, list_files(config.url_list)) as urls:
+        urls.write(config.out)
+        assert urls.counts.sample == [f"http://x.org/{n}" for n in range(4)]
