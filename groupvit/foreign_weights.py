@@ -19,6 +19,9 @@ from groupvit.torch_files import ZIP_MAGIC, OtherFileError, TorchFile, num_bytes
 MAX_NOTICE = 2000
 """Characters of a licence notice that are taken over."""
 
+_MAX_NAME = 300
+_MAX_NESTED = 3
+"""Dictionaries in which the weights lie."""
 _NAMED_PREFIX = "weights/"
 _KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "ema", "module", "net")
 """Entries of a checkpoint that hold its weights; the first that is there is taken."""
@@ -55,6 +58,9 @@ def read_weights(path: Path) -> ForeignWeights:
         found = _read_torch(path)
     else:
         raise ValueError(f"{path} {other_kind(start) or _unknown_kind(start)}")
+    for name in found.tensors:
+        if not name.isprintable() or len(name) > _MAX_NAME:
+            raise ValueError(f"{path} has {name[:_MAX_NAME]!r} where the name of a tensor belongs: give a checkpoint")
     found = dataclasses.replace(found, tensors=_without_prefixes(found.tensors))
     if any(name.startswith(_NAMED_PREFIX) for name in found.tensors):
         prefixed = {name: tensor for name, tensor in found.tensors.items() if name.startswith(_NAMED_PREFIX)}
@@ -84,21 +90,30 @@ def _read_torch(path: Path) -> ForeignWeights:
                 tensors=_tensors(_weights(content), file, path.stat().st_size), license=_notice(content)
             )
     except OtherFileError as error:
-        raise ValueError(f"{path} {error}") from None
+        raise ValueError(f"{path} {_line(error)}") from None
     except UnsafeCallError as error:
         raise ValueError(
-            f"{path} would call {error} if it were unpickled, which no weights need: it may be made to do harm, so get "
-            "it from elsewhere"
+            f"{path} would call {_line(error)} if it were unpickled, which no weights need: get it from elsewhere, "
+            "since it may be made to do harm"
         ) from None
     except Exception as error:  # a damaged file fails in as many ways as a reader has lines
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = _line(error) or type(error).__name__
         raise ValueError(f"{path} is damaged or cut short ({reason}): fetch it again") from None
+
+
+def _line(error: Exception) -> str:
+    """A message in which texts of the file may stand, as one printable line."""
+    text = " ".join(str(error).split())
+    return "".join(character if character.isprintable() else "?" for character in text)[: 2 * _MAX_NAME]
 
 
 def _weights(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """The dictionary of the weights in a checkpoint, where an entry holds them."""
     found = content
-    while keys := [key for key in _KEYS if key in found and not _is_tensor(found[key])]:
+    for _ in range(_MAX_NESTED):
+        keys = [key for key in _KEYS if key in found and not _is_tensor(found[key])]
+        if not keys:
+            break
         inner = next((inner for key in keys if (inner := _entries(found[key]))), None)
         if inner is None:
             raise OtherFileError(
@@ -115,8 +130,8 @@ def _tensors(weights: Mapping[Any, Any], file: TorchFile, num_bytes_of_file: int
             raise OtherFileError(f"has {name!r} where the name of a tensor belongs: give a checkpoint of weights")
         if not _is_tensor(value):
             raise OtherFileError(
-                f"has {name!r}, which is not a tensor but of type {_kind(value)}: give a checkpoint of weights alone, "
-                f"or with them in one of the entries {', '.join(_KEYS)}"
+                f"has {name[:_MAX_NAME]!r}, which is not a tensor but of type {_kind(value)}: give a checkpoint of "
+                f"weights alone, or with them in one of the entries {', '.join(_KEYS)}"
             )
     # A tensor can claim to be larger than the numbers it stands on.
     if sum(num_bytes(value) for value in weights.values()) > num_bytes_of_file:
@@ -139,7 +154,7 @@ def _entries(value: Any) -> Mapping[Any, Any]:
 
 def _kind(value: Any) -> str:
     """What an object of a checkpoint is, for people."""
-    return value.name if isinstance(value, StandIn) else type(value).__name__
+    return value.name[:80] if isinstance(value, StandIn) else type(value).__name__
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
