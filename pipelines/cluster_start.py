@@ -91,7 +91,7 @@ def start_cluster(**options: Any) -> None:
 
     WorkFailedError, one line, if it fails again; ValueError for what more time does not heal.
     """
-    if shutil.disk_usage("/dev/shm").free < _LEAST_SHARED_MEMORY:
+    if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free < _LEAST_SHARED_MEMORY:
         print(
             "/dev/shm has less than 1 GB free, so Ray keeps its objects on disk, which is slower: free some, or start "
             "the container with --shm-size=4g",

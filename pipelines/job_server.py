@@ -3,10 +3,13 @@
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import requests
 from ray.exceptions import AuthenticationError
@@ -16,6 +19,7 @@ from ray.util.state.exception import RayStateApiException
 
 from pipelines.cluster_room import Machine
 
+_SECONDS_TO_ANSWER = 15.0
 _SECONDS_TO_BEGIN = 30.0
 """A cluster has no machine at all for at most so long."""
 
@@ -26,7 +30,20 @@ def connect(address: str) -> JobSubmissionClient:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     with explained(address):
+        _check_answer(address)
         return JobSubmissionClient(address)
+
+
+def _check_answer(address: str) -> None:
+    """ConnectionError if nothing answers there within 15 s: Ray's client would wait for as long as the system does."""
+    parts = urlsplit(address)
+    if not parts.hostname or (parts.scheme in getproxies() and not proxy_bypass(parts.hostname)):
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=_SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise ConnectionError(error.strerror or f"within {_SECONDS_TO_ANSWER:g} s") from None
 
 
 def machines(address: str) -> list[Machine]:

@@ -1,5 +1,6 @@
 """`groupvit submit` against a real cluster with a token: what is refused before, what a job does, what it leaves."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import job_server
 from pipelines.cli import main
 from pipelines.cluster_room import Machine, check_room
 from pipelines.run_folder import RunFolder
@@ -65,6 +67,22 @@ def test_mistakes_are_found_before_anything_is_sent(
     assert error.startswith("groupvit: error: ")
     assert message in error
     assert "very-secret" not in error
+
+
+def test_a_job_server_that_drops_what_is_sent_is_said_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job_server, "_SECONDS_TO_ANSWER", 0.3)
+    with socket.socket() as server, contextlib.ExitStack() as waiting:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):  # more than the system lets wait: it drops what comes then
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert main(["submit", "list", "--address", address]) == 2
+    assert f"address={address}: no job server answers (within 0.3 s)" in capsys.readouterr().err
 
 
 def test_a_local_server_given_by_the_environment_is_refused(
