@@ -26,6 +26,7 @@ from pipelines.writable import check_writable
 
 _WORK = "_curation"
 _TERMS = "terms.json"
+_OF_SCHEMA_2 = ("captions", "max_captions_per_image")
 _NUM_THREADS = 32  # that wait for object storage
 
 
@@ -182,7 +183,11 @@ def _finished(config: CurateConfig, terms: Mapping[str, Any]) -> dict[str, Any] 
     except OSError as error:
         raise ValueError(_unwritable(config, error)) from error
     info = open_dataset(config.out)
-    if info.metadata.get("terms_hash") != _hash(terms):
+    known = terms
+    if info.metadata["schema_version"] == 1:  # made before there were these fields, by what the same command meant then
+        fields = {name: value for name, value in terms["config"].items() if name not in _OF_SCHEMA_2}
+        known = {**terms, "config": fields}
+    if info.metadata.get("terms_hash") != _hash(known):
         refuse_existing(config.out)
     storage.remove_folder(storage.join(config.out, _WORK))
     print(f"{config.out} already holds this data set: nothing to do", file=sys.stderr)

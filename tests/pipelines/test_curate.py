@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -20,7 +21,7 @@ from pipelines.curation.config import CurateConfig
 from pipelines.dataset_card import read_card
 from pipelines.schema import open_dataset, sample_id
 from tests.pipelines.curation.test_images import png_that_promises
-from tests.pipelines.dataset_folder import make_dataset
+from tests.pipelines.dataset_folder import make_dataset, make_samples, write_schema_1
 from tests.pipelines.local_cluster import local_cluster
 from tests.pipelines.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
 
@@ -298,6 +299,24 @@ def _begin(tmp_path):
     config = CurateConfig(raw=(str(tmp_path / "raw"),), out="x", seed=1)
     terms = {"config": fixes_the_result(config), "opt_out": None, "input": {}}
     (tmp_path / "begun/_curation/terms.json").write_text(json.dumps(terms))
+
+
+def test_a_data_set_that_the_same_command_made_in_schema_1_is_left_as_it_is(tmp_path, monkeypatch, capsys):
+    raw = write_shards(tmp_path / "raw", good_rows(range(3)), 3)
+    monkeypatch.setattr("pipelines.curate._curate", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        curate(CurateConfig(raw=(str(raw),), out=str(tmp_path / "begun")))
+    terms = json.loads((tmp_path / "begun/_curation/terms.json").read_text())
+    del terms["config"]["captions"], terms["config"]["max_captions_per_image"]
+    rows = [{**row, "caption": row["captions"][0], "nouns": row["nouns"][0]} for row in make_samples(3)]
+    write_schema_1(tmp_path / "old", rows, rows_per_group=4)
+    path = tmp_path / "old/dataset.json"
+    old_hash = hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()[:32]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"terms_hash": old_hash, "curation": {"num_samples": 3}}))
+    assert curate(CurateConfig(raw=(str(raw),), out=str(tmp_path / "old")))["num_samples"] == 3
+    assert "nothing to do" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="already holds a data set"):
+        curate(CurateConfig(raw=(str(raw),), out=str(tmp_path / "old"), seed=1))
 
 
 @pytest.mark.slow
