@@ -19,6 +19,7 @@ from pipelines.curation.config import CurateConfig, fixes_the_result, validate
 from pipelines.curation.opt_out import read_opt_out
 from pipelines.curation.pieces import Report, read_report
 from pipelines.curation.raw import Piece, Shard, check_shards, pieces_of, read_shards
+from pipelines.folder_lock import only_one
 from pipelines.progress_line import ProgressLine
 from pipelines.provenance import code_version, redact
 from pipelines.schema import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
@@ -56,9 +57,10 @@ def curate(config: CurateConfig) -> dict[str, Any]:
         return done
     check_writable(config.out, "out")
     work = _begin(config, terms)
-    started = time.perf_counter()
-    reports = _curate(config, pieces, work)
-    return _finish(config, shards, reports, terms, work, started)
+    with only_one(work, "out"):
+        started = time.perf_counter()
+        reports = _curate(config, pieces, work)
+        return _finish(config, shards, reports, terms, work, started)
 
 
 def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[str, Report]:

@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pipelines import storage, url_lists
 from pipelines.download_config import DownloadConfig
 from pipelines.download_list import UrlList, describe, is_written, read_by_rows, read_written
 from pipelines.download_progress import showing_progress
+from pipelines.folder_lock import only_one
 from pipelines.provenance import code_version, redact
 from pipelines.raw_shards import (
     LIST_FOLDER,
@@ -52,12 +54,13 @@ def download(config: DownloadConfig) -> dict[str, Any]:
     record = _open_record(config, out, files)
     last = record["passes"][-1]
     interrupted, num_fetched = not last["finished"], 0
-    if interrupted:
-        num_fetched += _run_pass(config, out, record, last, files)
-    # The same command continues an interrupted retry; it does not begin another one right after.
-    if config.retry_failed and not (interrupted and last["folder"]):
-        again = _begin_retry(out, record)
-        num_fetched += _run_pass(config, out, record, again, files) if again else 0
+    with only_one(out, "out") if interrupted or config.retry_failed else nullcontext():
+        if interrupted:
+            num_fetched += _run_pass(config, out, record, last, files)
+        # The same command continues an interrupted retry; it does not begin another one right after.
+        if config.retry_failed and not (interrupted and last["folder"]):
+            again = _begin_retry(out, record)
+            num_fetched += _run_pass(config, out, record, again, files) if again else 0
     return _summary(out, record, num_fetched, time.perf_counter() - start)
 
 

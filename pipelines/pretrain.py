@@ -23,6 +23,7 @@ from pipelines.causes import root_cause
 from pipelines.cluster import check_room, ray_cluster, shown_lines, starts_here
 from pipelines.config import ExperimentConfig, validate
 from pipelines.evaluation_record import EvaluationRecord, read_record
+from pipelines.folder_lock import only_one
 from pipelines.job import Job, Ties, check_places, start_or_continue, with_absolute_paths
 from pipelines.mlflow_run import is_reached, make_run
 from pipelines.partial import WorkFailedError
@@ -58,7 +59,9 @@ def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, An
     job = start_or_continue(run, config, datasets, ties)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
-        _train(job, ties)
+        # A sweep holds its own folder, in which the process of a trial may live on for a moment.
+        with only_one(run.uri, "run") if ties is None else nullcontext():
+            _train(job, ties)
     summary = _summary(job, first_step, read_record(run) if job.evaluates else None)
     print(_results(summary), flush=True)
     return summary

@@ -24,6 +24,7 @@ import ray.tune
 from pipelines import storage
 from pipelines.cluster import check_room, ray_cluster, starts_here
 from pipelines.evaluation_record import read_record
+from pipelines.folder_lock import only_one
 from pipelines.mlflow_places import check_database
 from pipelines.partial import PartlyDone
 from pipelines.pretrain import gpus_here, open_datasets, resources_per_worker, trains_in_place, uses_gpu
@@ -75,15 +76,16 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
     if starts_here():
         _check_gpus(planned, gpus_here(space.base), "this machine")
         warn_of_crowd(planned, os.cpu_count() or 1)
-    parent = start_parent(planned, sweep_id)
-    task = TrialTask(sweep=planned, sweep_id=sweep_id, parent_run_id=parent)
-    settler = _Settler(task, folder, book, datasets)
-    try:
-        _run_trials(task, folder, book)
-    finally:
-        settler.finish()
-        folder.write_seconds(book.seconds)
-    return _conclude(task, folder, book)
+    with only_one(planned.uri, "sweep"):
+        parent = start_parent(planned, sweep_id)
+        task = TrialTask(sweep=planned, sweep_id=sweep_id, parent_run_id=parent)
+        settler = _Settler(task, folder, book, datasets)
+        try:
+            _run_trials(task, folder, book)
+        finally:
+            settler.finish()
+            folder.write_seconds(book.seconds)
+        return _conclude(task, folder, book)
 
 
 def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:

@@ -195,6 +195,15 @@ def test_general_help_does_not_wait_for_heavy_imports() -> None:
     assert time.monotonic() - start < 10
 
 
+def test_mlflow_says_nothing_of_its_tables() -> None:
+    code = (
+        "from pipelines.cli import main; main(['--help']); import mlflow.utils.logging_utils, logging; "
+        "print(logging.getLogger('mlflow.store.db.utils').isEnabledFor(logging.INFO))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_pretrain_help_does_not_import_ray() -> None:
     code = (
         "import sys\nfrom pipelines.cli import main\n"
