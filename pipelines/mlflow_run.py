@@ -85,6 +85,7 @@ def _client(identity: RunIdentity) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of the tables it makes, in lines of its own style
     return MlflowClient(tracking_uri=identity.uri)
 
 

@@ -184,6 +184,16 @@ def test_a_run_that_is_made_early_is_the_one_that_is_written_to(server: MlflowSe
     assert tracker.run_id == run.info.run_id
 
 
+def test_a_new_database_is_made_without_a_word(tmp_path: Path) -> None:
+    code = (
+        "from pipelines.mlflow_run import RunIdentity, is_reached\n"
+        f"identity = RunIdentity(uri='sqlite:///{tmp_path}/mlflow.db', experiment='x', run_name='x', job_id='x')\n"
+        "print(is_reached(identity))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_a_server_that_is_away_does_not_refuse() -> None:
     make_run(identity("http://127.0.0.1:9", "nobody"))
 
