@@ -20,15 +20,15 @@ def settle_precision(
     """
     recorded = recorded_precision(run.read_description())
     native = _all_native(device, group)
-    if recorded is not None:
-        return recorded, "as the run began"
     if choice != "auto":
-        chosen, why = choice, "as asked"
+        chosen, why = choice, "as asked"  # which is what the run began with, or the driver had refused it
+    elif recorded is not None:
+        chosen, why = recorded, "as the run began"
     elif native:
         chosen, why = "bfloat16", "native here"
     else:
         chosen, why = "float32", "bfloat16 would be emulated here"
-    if group is None or dist.get_rank(group) == 0:
+    if recorded != chosen and (group is None or dist.get_rank(group) == 0):
         run.write_description((run.read_description() or {}) | {"precision": chosen})
     return chosen, why
 
