@@ -74,12 +74,11 @@ def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[st
         print(f"{len(pieces) - len(missing):,} of {len(pieces):,} pieces are done already", file=sys.stderr)
     with ray_cluster(show_logs=config.show_ray_logs):
         if missing:
-            num_rows = num_dropped = 0
+            num_dropped = 0
             with ProgressLine("checked", sum(piece.num_rows for piece in missing), "rows") as progress:
                 for report in run_pieces(missing, config, work):
-                    num_rows += report.num_rows
                     num_dropped += report.drops.total()
-                    progress.add(report.num_rows, f"{num_dropped / max(num_rows, 1):.1%} dropped, duplicates not yet")
+                    progress.add(report.num_rows, f"{num_dropped:,} dropped, duplicates not yet")
         names = [source.name for source in config.sources]
         reports = _reports_by_source(pieces, work, names)
         report = _sum(list(reports.values()))
@@ -89,12 +88,11 @@ def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[st
             raise ValueError(
                 f"out={config.out}: no sample passed; drops: {dict(report.drops.most_common())}. Loosen the rules"
             )
-        num_compared = num_written = 0
+        num_written = 0
         with ProgressLine("compared and written", num_rows, "rows") as progress:
             for _, num_samples, num_of_file in run_files(len(pieces), num_rows, num_captions, config, names, work):
-                num_compared += num_of_file
                 num_written += num_samples
-                progress.add(num_of_file, f"{num_written / max(num_compared, 1):.1%} kept")
+                progress.add(num_of_file, f"{num_written:,} kept")
     return reports
 
 
