@@ -131,13 +131,17 @@ def run_files(
         .groupby("partition", num_partitions=num_key_partitions)
         .map_groups(partial(find_duplicates, distance=config.near_duplicate_distance), batch_format="pyarrow")
     )
-    marks = found.repartition(1).map_batches(
-        partial(_resolve, distance=config.near_duplicate_distance, max_captions=config.max_captions),
-        batch_format="pyarrow",
-        batch_size=None,  # pyright: ignore[reportArgumentType]
+    marks = (
+        found.repartition(1)
+        .map_batches(
+            partial(_resolve, distance=config.near_duplicate_distance, max_captions=config.max_captions),
+            batch_format="pyarrow",
+            batch_size=None,  # pyright: ignore[reportArgumentType]
+        )
+        .materialize()
     )
     files = (
-        rows.union(marks)
+        (rows.union(marks) if marks.count() else rows)  # without a row, Ray knows no columns of the marks
         .groupby("file", num_partitions=min(num_files, _MAX_BLOCKS))
         .map_groups(
             partial(
