@@ -220,6 +220,16 @@ def test_from_and_to_an_object_store(curated, raw, bucket):
 
 
 @pytest.mark.slow
+def test_data_in_which_nothing_is_a_duplicate(cluster, tmp_path):
+    """In several files, which get no marks then: Ray knows no columns of a data set without rows."""
+    raw = write_shards(tmp_path / "raw", good_rows(range(96)), 48)
+    rules = {"near_duplicate_distance": None, "max_images_per_caption": None}
+    sizes = {"rows_per_piece": 24, "rows_per_group": 8, "groups_per_file": 2}
+    config = CurateConfig(raw=(f"one={raw}",), out=str(tmp_path / "out"), **rules, **sizes)
+    assert curate(config)["num_samples"] == 96
+
+
+@pytest.mark.slow
 def test_an_unreadable_shard_is_an_error_or_left_out(cluster, raw, tmp_path):
     rows = good_rows(range(40), width=70, height=64)
     folder = write_shards(tmp_path / "raw", rows, 20)
