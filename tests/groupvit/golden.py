@@ -62,6 +62,15 @@ def assert_golden(model: GroupViT, name: str) -> None:
     expected = {key for key in tensors if key.startswith(("encoder/", "embed/", "seg/"))} - {"seg/class_embeddings"}
     assert made.keys() == expected
     for key, value in made.items():
-        torch.testing.assert_close(
-            value, tensors[key], atol=TOLERANCE, rtol=0, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        assert_near(value, tensors[key], key)
+
+
+def assert_near(actual: Tensor, expected: Tensor, name: str = "") -> None:
+    """Equal within 1e-5, and 1e-5 of an entry's size.
+
+    Embeddings are not normalised: entries go up to 8, and rounding errors grow with them. Another order of the sums in
+    a matrix product, as another instruction set brings, moves them by 7e-6 of their size.
+    """
+    torch.testing.assert_close(
+        actual.detach(), expected, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda text: f"{name}: {text}"
+    )

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +14,9 @@ from groupvit import interop
 from groupvit.losses import image_text_contrastive_loss, multi_label_contrastive_loss
 from groupvit.model import GroupViT
 from groupvit.segmentation import segment_logits
+from tests.groupvit.golden import GOLDEN, TOLERANCE, assert_near
 from tests.groupvit.workers import run_workers
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-TOLERANCE = 1e-5
 MODELS = ("one_stage", "two_stage")
 
 Golden = tuple[GroupViT, dict[str, Tensor]]
@@ -36,10 +34,6 @@ def golden_model(name: str) -> Golden:
 @pytest.fixture(scope="module", params=MODELS)
 def golden(request: pytest.FixtureRequest) -> Golden:
     return golden_model(request.param)
-
-
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual.detach(), expected, atol=TOLERANCE, rtol=0)
 
 
 def test_config_is_read_off_the_shapes() -> None:

@@ -223,9 +223,15 @@ def test_from_and_to_an_object_store(curated, raw, bucket):
 def test_data_in_which_nothing_is_a_duplicate(cluster, tmp_path):
     """In several files, which get no marks then: Ray knows no columns of a data set without rows."""
     raw = write_shards(tmp_path / "raw", good_rows(range(96)), 48)
-    rules = {"near_duplicate_distance": None, "max_images_per_caption": None}
-    sizes = {"rows_per_piece": 24, "rows_per_group": 8, "groups_per_file": 2}
-    config = CurateConfig(raw=(f"one={raw}",), out=str(tmp_path / "out"), **rules, **sizes)
+    config = CurateConfig(
+        raw=(f"one={raw}",),
+        out=str(tmp_path / "out"),
+        near_duplicate_distance=None,
+        max_images_per_caption=None,
+        rows_per_piece=24,
+        rows_per_group=8,
+        groups_per_file=2,
+    )
     assert curate(config)["num_samples"] == 96
 
 
