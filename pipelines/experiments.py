@@ -60,7 +60,7 @@ def demo() -> ExperimentConfig:
     What departs from the paper is what learns grouping from tens of thousands of small images instead of millions:
     every such option is named, and docs/ablations.md shows what each gives.
     """
-    num_steps = 1600
+    num_steps = 2200
     return ExperimentConfig(
         name="demo",
         model=ModelConfig(
@@ -69,7 +69,7 @@ def demo() -> ExperimentConfig:
                 patch_size=8,
                 stem="convolutional",
                 width=128,
-                depths=(3, 0),
+                depths=(4, 0),
                 num_heads=(2, 2),
                 num_group_tokens=(8, 0),
                 num_output_groups=(8,),
@@ -84,7 +84,7 @@ def demo() -> ExperimentConfig:
         ),
         loss=LossConfig(num_prompts=5, multi_label_match="mixture"),
         optimizer=OptimizerConfig(
-            learning_rate=8e-4,
+            learning_rate=1e-3,
             warmup_learning_rate=1e-5,
             min_learning_rate=1e-5,
             reference_batch_size=64,

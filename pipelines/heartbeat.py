@@ -6,7 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 SILENCE_SECONDS = 15.0
-"""Longest time without a line."""
+"""Time without a line after which one is due."""
+_PATIENCE = 1.25
 
 
 class Heartbeat:
@@ -44,5 +45,6 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._end.wait(self._silence / 20):
-            if self.is_due:
+            # A step that ends about now says more than this line, so it is given some time.
+            if time.monotonic() - self._last >= _PATIENCE * self._silence:
                 self.say(self._describe())

@@ -11,7 +11,7 @@ def test_silence_is_broken() -> None:
     lines: list[tuple[float, str]] = []
     start = time.monotonic()
     with Heartbeat(lambda line: lines.append((time.monotonic() - start, line)), lambda: "at work", 0.4) as heartbeat:
-        time.sleep(1.0)
+        time.sleep(1.5)
         heartbeat.say("a step")
         time.sleep(0.2)
     time.sleep(0.5)
