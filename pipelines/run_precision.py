@@ -18,8 +18,9 @@ def settle_precision(
 
     The first start chooses, and rank 0 records it in run.json; every later one goes on with what is recorded.
     """
-    recorded = recorded_precision(run.read_description())
-    native = _all_native(device, group)
+    description = run.read_description()
+    recorded = recorded_precision(description)
+    native = _all_native(device, group)  # always, so that all have read run.json before rank 0 writes it
     if choice != "auto":
         chosen, why = choice, "as asked"  # which is what the run began with, or the driver had refused it
     elif recorded is not None:
@@ -29,7 +30,7 @@ def settle_precision(
     else:
         chosen, why = "float32", "bfloat16 would be emulated here"
     if recorded != chosen and (group is None or dist.get_rank(group) == 0):
-        run.write_description((run.read_description() or {}) | {"precision": chosen})
+        run.write_description((description or {}) | {"precision": chosen})
     return chosen, why
 
 

@@ -111,7 +111,7 @@ def score_all(workers: ModelWorkers, task: Task, chosen: Sequence[int], progress
 
 
 class Scorer:
-    """Holds a model; scores blocks of scenes. The windows of a block go through the image tower in batches."""
+    """Holds a model; scores blocks of scenes."""
 
     def __init__(self, model: GroupViT, *, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(num_threads)
