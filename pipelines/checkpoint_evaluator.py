@@ -21,7 +21,7 @@ from pipelines.evaluate_config import EvaluateConfig
 from pipelines.evaluation_record import EvaluationRecord, missing_steps, read_record, write_record
 from pipelines.ray_metrics import EvaluationGauges
 from pipelines.run_folder import RunFolder
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, metrics_record
 
 BEST = "best"
 """Alias of the registered version with the highest mIoU."""
@@ -118,17 +118,23 @@ class CheckpointEvaluator:
             write_record(self._run, dataclasses.replace(record, failures={**record.failures, step: reason}))
             return
         scores = {name: summary["metrics"][f"{name}/miou"] for name in summary["class_iou"]}
+        named = {f"evaluation/{name}": value for name, value in summary["metrics"].items()}
+        named |= {f"evaluation/{name}": count for name, count in image_counts(summary).items()}
+        metrics = metrics_record(named | {"evaluation/miou": statistics.fmean(scores.values())}, step)
         if self._tracker is not None:
-            named = {f"evaluation/{name}": value for name, value in summary["metrics"].items()}
-            named |= {f"evaluation/{name}": count for name, count in image_counts(summary).items()}
-            self._tracker.log_metrics(named | {"evaluation/miou": statistics.fmean(scores.values())}, step)
+            self._tracker.send_again([metrics])
             self._tracker.log_artifact(out, f"evaluation/{out.name}")
             for picture in sorted(out.glob("examples_*.png")):
                 self._tracker.log_picture(picture, f"evaluation {picture.stem.replace('_', ' ')}", step)
         record = read_record(self._run)
         scored = {**record.scores, step: statistics.fmean(scores.values())}
-        parts = {**record.part_scores, step: scores}
-        write_record(self._run, dataclasses.replace(record, scores=scored, part_scores=parts))
+        record = dataclasses.replace(
+            record,
+            scores=scored,
+            part_scores={**record.part_scores, step: scores},
+            metrics={**record.metrics, step: metrics},
+        )
+        write_record(self._run, record)
         self._gauges.set(step, miou=scored[step], best_miou=max(scored.values()))
         best = ", the best so far" if max(scored.values()) == scored[step] else ""
         shown = "  ".join(f"{name} {value:.2f} %" for name, value in scores.items())

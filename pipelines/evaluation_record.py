@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.run_folder import RunFolder
+from pipelines.spool import Record
 
 _FILE = "evaluations.json"
 
@@ -22,6 +23,8 @@ class EvaluationRecord:
     """By step: mIoU in percent, the mean over the parts of the benchmark."""
     part_scores: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """By step: mIoU in percent of each part."""
+    metrics: Mapping[int, Record] = field(default_factory=dict)
+    """By step: what MLflow is sent, as `pipelines.tracking.metrics_record` makes it."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """By step: why it could not be evaluated."""
 
@@ -31,7 +34,7 @@ class EvaluationRecord:
         return max(sorted(self.scores), key=lambda step: self.scores[step], default=None)
 
     def summary(self) -> dict[str, Any]:
-        """JSON-safe: as it is kept."""
+        """JSON-safe: for people."""
         parts = {step: dict(scores) for step, scores in self.part_scores.items()}
         return {
             "best_step": self.best_step,
@@ -63,6 +66,7 @@ def read_record(run: RunFolder) -> EvaluationRecord:
     return EvaluationRecord(
         scores={int(step): score for step, score in content["scores"].items()},
         part_scores={int(step): scores for step, scores in content.get("part_scores", {}).items()},
+        metrics={int(step): record for step, record in content.get("metrics", {}).items()},
         failures={int(step): reason for step, reason in content["failures"].items()},
     )
 
@@ -76,4 +80,5 @@ def missing_steps(run: RunFolder, every_n_steps: int | None, num_steps: int) -> 
 
 def write_record(run: RunFolder, record: EvaluationRecord) -> None:
     """Replaces the record of a run."""
-    storage.write_bytes(storage.join(run.uri, _FILE), (json.dumps(record.summary(), indent=2) + "\n").encode())
+    content = record.summary() | {"metrics": dict(record.metrics)}
+    storage.write_bytes(storage.join(run.uri, _FILE), (json.dumps(content, indent=2) + "\n").encode())

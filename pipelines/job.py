@@ -1,6 +1,7 @@
 """A pretraining job: its run's folder, who it is in MLflow, what is kept with its checkpoints."""
 
 import dataclasses
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from groupvit.config import to_dict
 from pipelines.config import ExperimentConfig, fixes_the_result, flatten
-from pipelines.evaluation_record import missing_steps
+from pipelines.evaluation_record import missing_steps, read_record
 from pipelines.home import cache_folder
 from pipelines.mlflow_places import artifacts_in, check_database, database_path, database_uri
 from pipelines.mlflow_run import RunIdentity, TrackedDataset
 from pipelines.provenance import code_version
-from pipelines.run_folder import RunFolder, recorded_precision
+from pipelines.run_folder import UNSENT_METRICS, RunFolder, recorded_precision
 from pipelines.schema import DatasetInfo
 from pipelines.storage import absolute
 from pipelines.tracking import Tracker
@@ -22,6 +23,9 @@ from pipelines.writable import check_writable
 
 if TYPE_CHECKING:
     from pipelines.checkpoint_evaluator import CheckpointEvaluator
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,17 +66,31 @@ class Job:
         )
 
     def open_evaluation_tracker(self) -> Tracker | None:
-        """What sends the evaluator's results; it waits for the run that a training worker makes."""
+        """What sends the evaluator's results; it waits for the run that a training worker makes.
+
+        It first sends the metrics of all evaluations on record again, which is harmless: an earlier process may have
+        been lost with the machine on which they waited.
+        """
         if self.identity is None:
             return None
         identity = dataclasses.replace(self.identity, makes_run=False)
-        return Tracker(identity, self.spool_folder.with_name("tracking-evaluation"))
+        tracker = Tracker(identity, self.spool_folder.with_name("tracking-evaluation"))
+        metrics = read_record(self.run).metrics
+        tracker.send_again([metrics[step] for step in sorted(metrics)])
+        return tracker
 
     def open_tracker(self, *, system_metrics: bool) -> Tracker | None:
+        """The writer of the job's run, which first sends what the newest checkpoint says was not sent."""
         if self.identity is None:
             return None
         cadence = self.config.tracking.system_metrics_every_n_seconds
-        return Tracker(self.identity, self.spool_folder, cadence if system_metrics else None)
+        tracker = Tracker(self.identity, self.spool_folder, cadence if system_metrics else None)
+        try:
+            if step := self.run.latest_step():
+                tracker.send_again(self.run.read_state(step).get(UNSENT_METRICS, ()))
+        except (OSError, ValueError) as error:  # the training, which needs them, says more of it
+            logger.warning("tracking: metrics kept with the newest checkpoint cannot be read: %s", error)
+        return tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

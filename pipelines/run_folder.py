@@ -23,6 +23,8 @@ from groupvit.config import Precision
 from pipelines import storage
 
 _STATE_FILE = "state.json"
+UNSENT_METRICS = "unsent_metrics"
+"""In a checkpoint's state: the metrics up to its step that MLflow had not confirmed, as records of a spool."""
 
 
 def recorded_precision(description: Mapping[str, Any] | None) -> Precision | None:

@@ -5,6 +5,9 @@ unsent part in order, and remembers how far it got. While the server is away the
 server is back, by this process or by the next one that continues the run. Records carry their time stamp, so that
 sending one twice is harmless. One job is one MLflow run: the run is looked up by a tag that holds the job's id, so a
 restarted job finds it again.
+
+A spool lies on one machine, which may be lost. So a checkpoint keeps the training metrics that were not sent when it
+was made (`unsent_training_metrics`), and whoever continues from it sends them first (`send_again`).
 """
 
 import logging
@@ -12,7 +15,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipelines.mlflow_errors import refusal_of
@@ -46,13 +49,30 @@ class Tracker:
         self._warned: set[str] = set()
         self._refusal: str | None = None
         """Why MLflow refused what was sent last."""
+        self._lock = threading.Lock()
+        self._unsent = [record for batch, _ in self._spool.unsent_batches() for record in batch if _is_training(record)]
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, *, training: bool = False) -> None:
         """Queue `metrics` of `step`. `training=True`: steps that were already recorded before a restart are dropped,
         so a continued run shows each step once."""
-        self._queue.put({"metrics": dict(metrics), "step": step, "time": _now_ms(), "training": training})
+        self.send_again([metrics_record(metrics, step, training=training)])
+
+    def send_again(self, records: Sequence[Record]) -> None:
+        """Queue records as they were made, e.g. those that a process on a lost machine may not have sent."""
+        for record in records:
+            if _is_training(record):
+                with self._lock:
+                    if self._unsent and record["step"] <= self._unsent[-1]["step"]:
+                        continue  # it waits in the spool already, or was sent
+                    self._unsent.append(record)
+            self._queue.put(record)
+
+    def unsent_training_metrics(self) -> list[Record]:
+        """Metrics logged with `training=True` of which the server has not confirmed that it has them, in order."""
+        with self._lock:
+            return list(self._unsent)
 
     def log_artifact(self, local_path: str | Path, folder: str | None = None) -> None:
         """Queue the upload of a file or folder, which must stay where it is until it was sent."""
@@ -131,6 +151,8 @@ class Tracker:
                 return
             self._sender.send(batch)
             self._spool.mark_sent(end)
+            with self._lock:
+                del self._unsent[: sum(map(_is_training, batch))]
 
     def _warn(self, error: Exception) -> None:
         kind = self._refusal or type(error).__name__
@@ -138,6 +160,15 @@ class Tracker:
             self._warned.add(kind)
             shown = self._refusal or f"{redact(str(error).partition(chr(10))[0])[:300]} (will be tried again)"
             logger.warning("tracking: %s", shown)
+
+
+def metrics_record(metrics: Mapping[str, float], step: int, *, training: bool = False) -> Record:
+    """What `Tracker.log_metrics` queues, with the time of now; JSON-safe."""
+    return {"metrics": dict(metrics), "step": step, "time": _now_ms(), "training": training}
+
+
+def _is_training(record: Record) -> bool:
+    return record.get("training", False)
 
 
 def _now_ms() -> int:

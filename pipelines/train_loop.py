@@ -26,7 +26,7 @@ from pipelines.config import ExperimentConfig
 from pipelines.evaluation_record import is_due, read_record
 from pipelines.heartbeat import Heartbeat
 from pipelines.progress import Clock, RunStoppedError, Slice, Totals
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import UNSENT_METRICS, RunFolder
 from pipelines.tracking import Tracker
 
 
@@ -130,6 +130,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                     "train_seconds": clock.total_seconds(),
                 }
                 state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
+                if context.tracker is not None:
+                    state[UNSENT_METRICS] = context.tracker.unsent_training_metrics()
                 _save(run, done, model, optimizer, average, state)
                 if training.keep_checkpoints is not None:
                     run.delete_old_checkpoints(training.keep_checkpoints, _kept_for_evaluation(config, run))

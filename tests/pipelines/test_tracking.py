@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.mlflow_run import JOB_TAG, RunIdentity, TrackedDataset, find_run, make_run
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, metrics_record
 from tests.pipelines.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.timeout(600)  # the server needs seconds to start, or minutes on a machine that is busy
@@ -154,6 +154,42 @@ def test_next_process_sends_what_a_killed_one_left(server: MlflowServer, tmp_pat
     tracker.log_metrics({"train/loss": 5.0}, 5, training=True)
     assert tracker.close()
     assert history(server.uri, "killed", "train/loss") == [(step, float(step)) for step in range(6)]
+
+
+def test_what_a_lost_machine_had_not_sent_is_sent_by_the_next(server: MlflowServer, tmp_path: Path) -> None:
+    first = Tracker(identity("http://127.0.0.1:9", "lost"), tmp_path / "first")
+    for step in range(6):
+        first.log_metrics({"train/loss": float(step)}, step, training=True)
+    first.log_metrics({"evaluation/miou": 50.0}, 5)
+    kept = first.unsent_training_metrics()[:4]  # the checkpoint was at step 3
+    assert [record["step"] for record in kept] == [0, 1, 2, 3]
+    first.close(None, timeout=0.1)
+
+    again = Tracker(identity("http://127.0.0.1:9", "lost"), tmp_path / "first")  # on the machine, what waits is known
+    again.send_again(kept)
+    again.log_metrics({"train/loss": 4.0}, 4, training=True)
+    assert [record["step"] for record in again.unsent_training_metrics()] == list(range(6))
+    again.close(None, timeout=0.1)
+
+    second = Tracker(identity(server.uri, "lost"), tmp_path / "second")  # the first machine is gone
+    second.send_again(kept)
+    for step in range(4, 8):
+        second.log_metrics({"train/loss": float(step)}, step, training=True)
+    assert second.close(None)
+    assert second.unsent_training_metrics() == []
+    third = Tracker(identity(server.uri, "lost"), tmp_path / "third")  # from the same checkpoint, with more than needed
+    third.send_again(kept)
+    assert third.close()
+    assert history(server.uri, "lost", "train/loss") == [(step, float(step)) for step in range(8)]
+
+
+def test_an_evaluation_that_is_sent_twice_is_there_once(server: MlflowServer, tmp_path: Path) -> None:
+    record = metrics_record({"evaluation/miou": 50.0}, 4)
+    for folder in ("first", "second"):
+        tracker = Tracker(identity(server.uri, "twice"), tmp_path / folder)
+        tracker.send_again([record])
+        assert tracker.close()
+    assert history(server.uri, "twice", "evaluation/miou") == [(4, 50.0)]
 
 
 def test_never_raises_when_nothing_answers(tmp_path: Path) -> None:
