@@ -5,6 +5,7 @@ the reference say so, and say why, in the string under the field.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
@@ -12,6 +13,8 @@ Precision = Literal["float32", "bfloat16"]
 """Which arithmetic matrix products use; see groupvit/precision.py."""
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 """What a user asks for. `auto`: bfloat16 where the device computes it natively, else float32."""
+Protocol = Literal["model", "paper", "unified"]
+"""How images are segmented: as suits the model, by the paper, or by later work; see groupvit/protocols.py."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,3 +271,11 @@ def _typed(hint: Any, value: Any) -> Any:
         inner = get_args(hint)[0]
         return tuple(_typed(inner, item) for item in value)
     return value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -25,18 +25,6 @@ from groupvit.windows import View, Window, encode_views, encode_window
 from groupvit.zero_shot import classify
 
 
-def unified_protocol(*, with_pamr: bool = False) -> SegmentationConfig:
-    """One protocol for all benchmarks (TCL, CVPR 2023): the paper's sizes and windows, every class may appear, and the
-    background is a class of constant score, the same for all data sets: 0.5, with mask refinement 0.4.
-    """
-    return SegmentationConfig(
-        top_classes=None,
-        background_rule="constant",
-        background_threshold=0.4 if with_pamr else 0.5,
-        pamr_iterations=10 if with_pamr else None,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Words:
     """What an image is searched for, as the model sees it, and how its scores are made."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.pipelines.benchmarks.miniatures import Photo, fetch_photos
-from tests.pipelines.object_store import ObjectStore
+from tests.support.miniatures import Photo, fetch_photos
+from tests.support.object_store import ObjectStore
 
 for name, value in {
     "DO_NOT_TRACK": "1",

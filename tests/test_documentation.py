@@ -10,30 +10,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.app.config import AppConfig
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context_labels import PrepareContextConfig
 from pipelines.benchmarks.published import PAPER_THRESHOLDS, PUBLISHED
-from pipelines.cli import COMMANDS, main, parse, pretrain_config, sweep_request
-from pipelines.compare_config import CompareConfig
-from pipelines.cost import CostConfig
+from pipelines.cli.commands import COMMANDS
+from pipelines.cli.flags import parse
+from pipelines.cli.main import main
+from pipelines.cli.requests import pretrain_config, sweep_request
+from pipelines.cli.submit import split_flags
+from pipelines.cli.submittable import SUBMITTABLE
+from pipelines.cluster.config import SubmitConfig
+from pipelines.comparison.config import CompareConfig
 from pipelines.curation.config import CurateConfig
+from pipelines.dataset.inspect import InspectConfig
 from pipelines.demo.generate import DemoDataConfig
 from pipelines.demo.run import DemoConfig
-from pipelines.download_config import DownloadConfig
-from pipelines.evaluate_config import EvaluateConfig
-from pipelines.experiments import EXPERIMENTS
-from pipelines.export import ExportConfig
-from pipelines.import_weights import ImportWeightsConfig
-from pipelines.inspect_dataset import InspectConfig
-from pipelines.register import RegisterConfig
-from pipelines.segment import SegmentConfig
-from pipelines.submit import split_flags
-from pipelines.submit_config import SubmitConfig
-from pipelines.submittable import SUBMITTABLE
-from pipelines.sweep_plan import plan_sweep
-from tests.pipelines.small_checkpoint import write_small_checkpoint
+from pipelines.download.config import DownloadConfig
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.experiments.catalogue import EXPERIMENTS
+from pipelines.models.export import ExportConfig
+from pipelines.models.import_weights import ImportWeightsConfig
+from pipelines.models.register import RegisterConfig
+from pipelines.serving.app.config import AppConfig
+from pipelines.serving.segment import SegmentConfig
+from pipelines.sweeps.plan import plan_sweep
+from pipelines.training.cost import CostConfig
+from tests.support.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

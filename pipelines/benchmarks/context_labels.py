@@ -22,7 +22,7 @@ from groupvit.decode import MAX_PIXELS
 from pipelines import storage
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context import LABELS, LIST, find_context
-from pipelines.writable import check_writable
+from pipelines.local.writable import check_writable
 
 ANNOTATIONS = "trainval_merged.json"
 _IMAGE_NAME = re.compile(r"(\w+)\.jpg")

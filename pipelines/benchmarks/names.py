@@ -1,4 +1,4 @@
-"""What users call the benchmarks, and the protocols. Apart from what opens them: a config needs no PyTorch."""
+"""What users call the benchmarks. Apart from what opens them: a config needs no PyTorch."""
 
 from typing import Literal
 

@@ -11,8 +11,8 @@ import tyro
 from groupvit.captions import DEFAULT_TAGGER
 from groupvit.decode import MAX_PIXELS
 from pipelines import storage
-from pipelines.folder_names import split_name
-from pipelines.schema import DEFAULT_ROWS_PER_GROUP
+from pipelines.dataset.format import DEFAULT_ROWS_PER_GROUP
+from pipelines.local.folder_names import split_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

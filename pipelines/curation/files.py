@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipelines import storage
 from pipelines.curation.decisions import KeptSample, Row, decide
 from pipelines.curation.pieces import records_uri, rest_of_record
-from pipelines.schema import DATASET_SCHEMA, MANIFEST_SCHEMA, sample_id, write_data_file
+from pipelines.dataset.format import DATASET_SCHEMA, MANIFEST_SCHEMA, sample_id, write_data_file
 
 _NUM_THREADS = 8  # that wait for object storage
 

@@ -25,7 +25,7 @@ from pipelines import storage
 from pipelines.curation.config import CurateConfig
 from pipelines.curation.raw import Piece, UnreadableShardError, read_rows
 from pipelines.curation.steps import Sample, Step, raw_captions
-from pipelines.schema import sample_id
+from pipelines.dataset.format import sample_id
 
 ROWS_PER_RUN = 1024
 """Samples that are held in memory, and sorted, at a time."""

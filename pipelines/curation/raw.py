@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.curation.config import CurateConfig, Source
-from pipelines.raw_columns import CAPTION_COLUMNS, captions, texts, wrong_with_columns
-from pipelines.raw_shards import raw_shards
+from pipelines.dataset.raw_columns import CAPTION_COLUMNS, captions, texts, wrong_with_columns
+from pipelines.dataset.raw_shards import raw_shards
 
 COLUMNS = (
     *("jpg", *CAPTION_COLUMNS),

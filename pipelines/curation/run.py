@@ -22,7 +22,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipelines import storage
-from pipelines.causes import root_cause
+from pipelines.cluster.causes import root_cause
 from pipelines.curation.config import CurateConfig
 from pipelines.curation.duplicates import (
     KEEP,

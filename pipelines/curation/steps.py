@@ -23,7 +23,7 @@ from pipelines.curation.images import (
 )
 from pipelines.curation.opt_out import OptOutList
 from pipelines.curation.text import clean_caption, is_missing, is_name, latin_share, letter_share
-from pipelines.raw_shards import failure_reason, nsfw_label
+from pipelines.dataset.raw_shards import failure_reason, nsfw_label
 
 
 @dataclass(kw_only=True)

@@ -25,13 +25,13 @@ import numpy as np
 import simplejpeg
 
 from pipelines import storage
+from pipelines.console.progress import ProgressLine
+from pipelines.dataset.format import sample_id, write_dataset
 from pipelines.demo.compose import Background, Cutout, Scene, compose
 from pipelines.demo.material import Material
 from pipelines.demo.raw import write_raw_shards
 from pipelines.demo.scenes import write_scenes
-from pipelines.progress_line import ProgressLine
-from pipelines.schema import sample_id, write_dataset
-from pipelines.writable import check_writable
+from pipelines.local.writable import check_writable
 
 SCENES_PER_TASK = 250
 MAX_TASKS_UNDER_WAY = 16

@@ -21,18 +21,18 @@ from groupvit import checkpoint
 from groupvit.config import to_dict
 from groupvit.model import GroupViT
 from pipelines import storage
-from pipelines.config import ExperimentConfig
-from pipelines.curate import curate
 from pipelines.curation.config import CurateConfig
+from pipelines.curation.curate import curate
 from pipelines.demo.generate import DemoDataConfig, demo_data
+from pipelines.demo.memory import PeakMemory
 from pipelines.demo.packages import PackagesUnavailable
-from pipelines.evaluate import evaluate
-from pipelines.evaluate_config import EvaluateConfig
-from pipelines.experiments import demo as demo_experiment
-from pipelines.memory import PeakMemory
-from pipelines.mlflow_places import database_uri
-from pipelines.pretrain import pretrain
-from pipelines.writable import check_writable
+from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.experiments.catalogue import demo as demo_experiment
+from pipelines.experiments.config import ExperimentConfig
+from pipelines.local.writable import check_writable
+from pipelines.tracking.places import database_uri
+from pipelines.training.pretrain import pretrain
 
 DATA_SEED = 1
 """Of the scenes; the demo's settings were found on scenes of another seed."""

@@ -20,7 +20,7 @@ from PIL import Image
 from pipelines.demo.compose import Background, Cutout, make_cutout
 from pipelines.demo.material import Material
 from pipelines.demo.packages import unpack_packages
-from pipelines.home import cache_folder
+from pipelines.local.home import cache_folder
 
 HELD_OUT_EVERY = 4
 VALIDATION_BACKGROUND_EVERY = 3

@@ -13,9 +13,9 @@ import psutil
 import pytest
 import ray
 
-from pipelines.schema import open_dataset
-from tests.pipelines.local_cluster import local_cluster
-from tests.pipelines.raw_shards import good_rows, raw_row, write_shards
+from pipelines.dataset.format import open_dataset
+from tests.support.local_cluster import local_cluster
+from tests.support.raw_shards import good_rows, raw_row, write_shards
 
 NUM_KILLS = 10
 

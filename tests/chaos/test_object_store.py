@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
-from pipelines.config import ExperimentConfig
-from pipelines.curate import curate
 from pipelines.curation.config import CurateConfig
-from pipelines.pretrain import pretrain
-from tests.chaos.small_run import (
+from pipelines.curation.curate import curate
+from pipelines.experiments.config import ExperimentConfig
+from pipelines.training.pretrain import pretrain
+from tests.support.faulty_proxy import FAULTS, FaultyProxy
+from tests.support.local_cluster import local_cluster
+from tests.support.object_store import ObjectStore
+from tests.support.raw_shards import good_rows, raw_row, write_shards
+from tests.support.small_run import (
     NUM_STEPS,
     assert_every_epoch_saw_every_sample_once,
     assert_same_result,
@@ -22,10 +26,6 @@ from tests.chaos.small_run import (
     wait_for_step,
     write_noise,
 )
-from tests.pipelines.faulty_proxy import FAULTS, FaultyProxy
-from tests.pipelines.local_cluster import local_cluster
-from tests.pipelines.object_store import ObjectStore
-from tests.pipelines.raw_shards import good_rows, raw_row, write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

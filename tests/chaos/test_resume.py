@@ -14,9 +14,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.config import ExperimentConfig
-from pipelines.pretrain import pretrain
-from tests.chaos.small_run import (
+from pipelines.experiments.config import ExperimentConfig
+from pipelines.training.pretrain import pretrain
+from tests.support.local_cluster import local_cluster
+from tests.support.small_run import (
     NUM_STEPS,
     assert_every_epoch_saw_every_sample_once,
     assert_same_result,
@@ -26,7 +27,6 @@ from tests.chaos.small_run import (
     wait_for_step,
     write_noise,
 )
-from tests.pipelines.local_cluster import local_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -13,10 +13,10 @@ import pytest
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
-from pipelines.evaluation_record import read_record
-from pipelines.run_folder import RunFolder
-from tests.chaos.small_run import write_noise
-from tests.pipelines.scenes_folder import write_scenes
+from pipelines.runs.evaluations import read_record
+from pipelines.runs.folder import RunFolder
+from tests.support.scenes_folder import write_scenes
+from tests.support.small_run import write_noise
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # minutes each on a machine that is busy
 

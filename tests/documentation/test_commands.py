@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
-from pipelines.cli import main, pretrain_config
-from tests.documentation.pages import PAGES, lines_of, name_of
-from tests.documentation.small_runs import HOW, NOT_RUN, places_read, words_of
-from tests.documentation.stand_ins import StandIns
-from tests.pipelines.image_server import image_server
-from tests.pipelines.local_cluster import local_cluster
-from tests.pipelines.object_store import ObjectStore
+from pipelines.cli.main import main
+from pipelines.cli.requests import pretrain_config
+from tests.support.image_server import image_server
+from tests.support.local_cluster import local_cluster
+from tests.support.object_store import ObjectStore
+from tests.support.pages import PAGES, lines_of, name_of
+from tests.support.small_runs import HOW, NOT_RUN, places_read, words_of
+from tests.support.stand_ins import StandIns
 
 COMMANDS = {page: [line for line in lines_of(page) if line.startswith("groupvit ")] for page in PAGES}
 
@@ -72,6 +73,6 @@ def test_it_is_known_how_to_run_every_command() -> None:
         if line.split()[1] not in HOW and not line.startswith(tuple(NOT_RUN))
     }
     assert not unknown, (
-        "these commands of pages are not run by any test: add how to HOW in tests/documentation/small_runs.py (flags "
+        "these commands of pages are not run by any test: add how to HOW in tests/support/small_runs.py (flags "
         "that make them small) and what they read to STAND_INS in stand_ins.py, or the reason why not to NOT_RUN"
     )

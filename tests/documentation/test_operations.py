@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.cli import pretrain_config
-from pipelines.cluster import check_room
-from pipelines.config import validate
-from pipelines.job import start_or_continue, with_absolute_paths
-from pipelines.pretrain import open_datasets
-from pipelines.progress import Totals
-from pipelines.run_folder import RunFolder
-from tests.chaos.small_run import write_noise
-from tests.documentation.pages import ROOT
+from pipelines.cli.requests import pretrain_config
+from pipelines.cluster.session import check_room
+from pipelines.experiments.config import validate
+from pipelines.runs.folder import RunFolder
+from pipelines.training.job import start_or_continue, with_absolute_paths
+from pipelines.training.pretrain import open_datasets
+from pipelines.training.progress import Totals
+from tests.support.pages import ROOT
+from tests.support.small_run import write_noise
 
 PAGE = (ROOT / "docs/operations.md").read_text()
 

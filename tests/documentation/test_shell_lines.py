@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import COMMANDS
-from tests.documentation.pages import PAGES, ROOT, lines_of, name_of
+from pipelines.cli.commands import COMMANDS
+from tests.support.pages import PAGES, ROOT, lines_of, name_of
 
 ELSEWHERE = {
     "docker": "no daemon here; tests/infra/test_docker.py lints the recipe and can run its steps",

@@ -17,8 +17,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.documentation.pages import ROOT
-from tests.pipelines.app.test_browser import CHROMEDRIVER, CHROMIUM, OPTIONS
+from tests.pipelines.serving.app.test_browser import CHROMEDRIVER, CHROMIUM, OPTIONS
+from tests.support.pages import ROOT
 
 ELSEWHERE = ("http:", "https:", "//")
 

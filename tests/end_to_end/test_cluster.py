@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.end_to_end.machines import HOME, Machine, Network, missing_for_machines
+from tests.support.machines import HOME, Machine, Network, missing_for_machines
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.prefix) / "bin"
@@ -98,7 +98,7 @@ def wait_for(machine: Machine, port: int) -> None:
 MAKE_DATA = """
 import os
 from pyarrow import fs
-from tests.chaos.small_run import write_noise
+from tests.support.small_run import write_noise
 store = fs.S3FileSystem(allow_bucket_creation=True, endpoint_override=os.environ["AWS_ENDPOINT_URL"])
 store.create_dir("bucket")
 print(write_noise("s3://bucket/data"))
@@ -131,7 +131,7 @@ print(json.dumps([[node.node_ip, node.resources_total.get("CPU", 0)] for node in
 OUTCOME = """
 import json
 from mlflow import MlflowClient
-from pipelines.run_folder import RunFolder
+from pipelines.runs.folder import RunFolder
 client = MlflowClient()
 runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 print(json.dumps({

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipelines import storage
-from pipelines.schema import open_dataset
-from tests.pipelines.image_server import PLANTED, image_server
+from pipelines.dataset.format import open_dataset
+from tests.support.image_server import PLANTED, image_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

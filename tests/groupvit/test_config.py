@@ -5,7 +5,7 @@ import json
 import pytest
 
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, from_dict, to_dict
-from tests.groupvit.small import SMALL
+from tests.support.small_model import SMALL
 
 
 @pytest.mark.parametrize("config", [ModelConfig(), SMALL])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from groupvit.decode import ImageError, decode_image, decode_upright
-from tests.groupvit.image_files import encoded, png_chunk, write_png
+from tests.support.image_files import encoded, png_chunk, write_png
 
 
 def picture(height: int = 61, width: int = 83, mode: str = "RGB") -> Image.Image:

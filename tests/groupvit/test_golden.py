@@ -14,8 +14,8 @@ from groupvit import interop
 from groupvit.losses import image_text_contrastive_loss, multi_label_contrastive_loss
 from groupvit.model import GroupViT
 from groupvit.segmentation import segment_logits
-from tests.groupvit.golden import GOLDEN, TOLERANCE, assert_near
-from tests.groupvit.workers import run_workers
+from tests.support.golden import GOLDEN, TOLERANCE, assert_near
+from tests.support.torch_workers import run_workers
 
 MODELS = ("one_stage", "two_stage")
 

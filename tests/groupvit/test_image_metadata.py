@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from groupvit.decode import decode_image, decode_upright, read_header
 from groupvit.image_metadata import file_orientation, without_metadata
-from tests.groupvit.image_files import encoded, exif_block, orientation_entry, png_chunk, with_chunk, with_segment
+from tests.support.image_files import encoded, exif_block, orientation_entry, png_chunk, with_chunk, with_segment
 
 COLOURS = np.array([[[220, 30, 30], [30, 200, 30]], [[30, 30, 220], [230, 220, 30]]], dtype=np.uint8)
 UPRIGHT = Image.fromarray(COLOURS.repeat(24, axis=0).repeat(32, axis=1))

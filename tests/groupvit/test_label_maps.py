@@ -14,7 +14,7 @@ from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label, oracle, segment_logits
 from groupvit.transforms import resize_short_side, to_tensor
 from groupvit.windows import encode_views, windows
-from tests.groupvit.small import SMALL, small_model
+from tests.support.small_model import SMALL, small_model
 
 NUM_CLASSES = 7
 ODD = SegmentationConfig(short_side=53, max_long_side=90, window=32, stride=20, top_classes=3)

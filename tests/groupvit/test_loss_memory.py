@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from groupvit.losses import image_text_contrastive_loss, multi_label_contrastive_loss
-from tests.groupvit.workers import run_workers
+from tests.support.torch_workers import run_workers
 
 BATCHES = (1024, 2048)
 STATUS = Path("/proc/self/status")

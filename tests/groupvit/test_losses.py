@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from groupvit.losses import image_text_contrastive_loss, multi_label_contrastive_loss, segment_mixture_loss
-from tests.groupvit.workers import run_workers
+from tests.support.torch_workers import run_workers
 
 SCALE = torch.tensor(math.log(1 / 0.07))
 

@@ -5,8 +5,8 @@ import torch.distributed as dist
 
 from groupvit.config import ModelConfig
 from groupvit.model import GroupViT, SharedBatchNorm
-from tests.groupvit.small import small_model
-from tests.groupvit.workers import run_workers
+from tests.support.small_model import small_model
+from tests.support.torch_workers import run_workers
 
 
 def test_the_papers_model_has_the_papers_parameters() -> None:

@@ -14,8 +14,8 @@ from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.onnx_export import IMAGE_GRAPH, TEXT_GRAPH, cubic_weights, export_onnx
 from groupvit.windows import group_maps
-from tests.groupvit.small import SMALL, small_model
 from tests.groupvit.test_hugging_face_parity import randomise
+from tests.support.small_model import SMALL, small_model
 
 TOLERANCE = 1e-4
 CONVOLUTIONAL = ModelConfig(

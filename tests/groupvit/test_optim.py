@@ -6,7 +6,7 @@ import pytest
 
 from groupvit.config import OptimizerConfig
 from groupvit.optim import build_optimizer, learning_rate
-from tests.groupvit.small import small_model
+from tests.support.small_model import small_model
 
 
 @pytest.mark.parametrize("decay_logit_scales", [False, True])

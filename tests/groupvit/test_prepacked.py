@@ -8,7 +8,7 @@ import torch
 from groupvit.config import ImageEncoderConfig
 from groupvit.image_encoder import ImageEncoder
 from groupvit.prepacked import PrepackedLinear, prepacked
-from tests.groupvit.small import SMALL, small_model
+from tests.support.small_model import SMALL, small_model
 
 CONFIGS = {
     "two stages": SMALL.image,

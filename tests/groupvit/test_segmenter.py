@@ -15,7 +15,7 @@ from groupvit.transforms import to_tensor
 from groupvit.windows import group_maps
 from groupvit.words import check_lengths, check_words, parse_words
 from groupvit.zero_shot import class_embeddings
-from tests.groupvit.small import small_model
+from tests.support.small_model import small_model
 
 IMAGE = ImageEncoderConfig(
     image_size=32,

@@ -7,7 +7,7 @@ import torch
 
 from groupvit.config import TextEncoderConfig
 from groupvit.text_encoder import TextEncoder
-from tests.groupvit.small import random_batch
+from tests.support.small_model import random_batch
 
 CONFIG = TextEncoderConfig(context_length=16, vocab_size=100, width=32, depth=2, num_heads=2)
 

@@ -10,8 +10,8 @@ from groupvit.config import LossConfig, OptimizerConfig, Precision
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, set_learning_rate
 from groupvit.training import Batch, compute_gradients, train_step
-from tests.groupvit.small import SMALL, random_batch, small_model
-from tests.groupvit.workers import run_workers
+from tests.support.small_model import SMALL, random_batch, small_model
+from tests.support.torch_workers import run_workers
 
 LOSSES = {
     "paper": LossConfig(),

@@ -18,7 +18,7 @@ from torchvision.transforms import Compose
 
 from groupvit import transforms
 from groupvit.transforms import TrainTransform, center_crop, finish, normalize, resize_short_side, to_tensor
-from tests.groupvit.image_files import encoded
+from tests.support.image_files import encoded
 
 
 def picture(height: int, width: int) -> np.ndarray:

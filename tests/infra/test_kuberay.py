@@ -15,9 +15,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pipelines.cli import main
-from pipelines.config import ExperimentConfig
-from tests.infra import kuberay_schema
+from pipelines.cli.main import main
+from pipelines.experiments.config import ExperimentConfig
+from tests.support import kuberay_schema
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "infra/kuberay"
@@ -159,7 +159,7 @@ def test_the_job_has_the_cluster_of_the_cluster_but_for_its_size(cluster, job):
 def test_the_job_is_one_that_a_new_cluster_continues(job, monkeypatch):
     """As the command line reads its command: a fixed name, a folder all clusters reach, workers for all its GPUs."""
     seen: list[ExperimentConfig] = []
-    monkeypatch.setattr("pipelines.pretrain.pretrain", lambda config: seen.append(config) or {})
+    monkeypatch.setattr("pipelines.training.pretrain.pretrain", lambda config: seen.append(config) or {})
     command = job["spec"]["entrypoint"].split()
     assert command[0] == "groupvit"
     assert main(command[1:]) == 0

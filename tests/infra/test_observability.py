@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 
-from pipelines.ray_metrics import EVALUATION_GAUGES, STEP_GAUGES
+from pipelines.tracking.gauges import EVALUATION_GAUGES, STEP_GAUGES
 
 FOLDER = Path(__file__).parents[2] / "infra/observability"
 OURS = {f"ray_{name}" for name, _ in [*STEP_GAUGES.values(), *EVALUATION_GAUGES.values()]}
@@ -102,7 +102,7 @@ def test_the_pod_monitor_finds_the_port_of_the_manifests():
 _EXPORT = """
 import sys, time, urllib.request
 import ray
-from pipelines.ray_metrics import EvaluationGauges, StepGauges
+from pipelines.tracking.gauges import EvaluationGauges, StepGauges
 
 port = int(sys.argv[1])
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port=port)

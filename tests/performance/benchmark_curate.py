@@ -31,13 +31,13 @@ import ray
 import simplejpeg
 from PIL import Image
 
-from pipelines.curate import curate
 from pipelines.curation.config import CurateConfig, Source
+from pipelines.curation.curate import curate
 from pipelines.curation.pieces import add_nouns, read_report, run_steps
 from pipelines.curation.raw import Piece, pieces_of, read_rows, read_shards
 from pipelines.curation.run import run_pieces
 from pipelines.curation.steps import Sample, sample_steps
-from pipelines.memory import PeakMemory
+from pipelines.demo.memory import PeakMemory
 from tests.performance.machine import machine
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()

@@ -34,10 +34,10 @@ from PIL import Image
 from groupvit.captions import draw_prompts, mine_nouns
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import TrainTransform
-from pipelines.config import DataConfig, IngestConfig, TrainingConfig
-from pipelines.experiments import gcc_yfcc_30e
-from pipelines.ingest import iter_slices, training_slices
-from pipelines.schema import sample_id, write_dataset
+from pipelines.dataset.format import sample_id, write_dataset
+from pipelines.experiments.catalogue import gcc_yfcc_30e
+from pipelines.experiments.config import DataConfig, IngestConfig, TrainingConfig
+from pipelines.ingest.loader import iter_slices, training_slices
 from tests.performance.machine import machine
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()

@@ -17,12 +17,12 @@ from typing import Any
 
 import ray
 
-from pipelines.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
-from pipelines.experiments import gcc_yfcc_30e
-from pipelines.schema import write_dataset
+from pipelines.dataset.format import write_dataset
+from pipelines.experiments.catalogue import gcc_yfcc_30e
+from pipelines.experiments.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
 from tests.performance.benchmark_ingest import SLICE_SIZE, WINDOW_SIZE, make_samples, ray_slices, timed
 from tests.performance.machine import machine
-from tests.pipelines.object_store import ObjectStore
+from tests.support.object_store import ObjectStore
 
 BAR = 0.8
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.memory import PeakMemory
+from pipelines.demo.memory import PeakMemory
 from tests.performance.machine import machine
 
 BAR = 0.85
@@ -36,11 +36,11 @@ def flags_of(data: Path, runs: Path, num_trials: int, num_steps: int) -> list[st
 
 def run_side(side: str, flags: list[str]) -> None:
     """In a process of its own: prints seconds and megabytes."""
-    from pipelines.cli import sweep_request
-    from pipelines.cluster import ray_cluster
-    from pipelines.pretrain import pretrain
-    from pipelines.sweep import sweep
-    from pipelines.sweep_plan import plan_sweep
+    from pipelines.cli.requests import sweep_request
+    from pipelines.cluster.session import ray_cluster
+    from pipelines.sweeps.plan import plan_sweep
+    from pipelines.sweeps.sweep import sweep
+    from pipelines.training.pretrain import pretrain
 
     config, space = sweep_request(flags)
     planned = plan_sweep(config, space)
@@ -57,8 +57,8 @@ def run_side(side: str, flags: list[str]) -> None:
 
 
 def make_data(folder: Path) -> None:
-    from tests.pipelines.dataset_folder import make_dataset
-    from tests.pipelines.scenes_folder import write_scenes
+    from tests.support.dataset_folder import make_dataset
+    from tests.support.scenes_folder import write_scenes
 
     make_dataset(folder / "train", 512, rows_per_group=64)
     write_scenes(folder / "scenes", 16)

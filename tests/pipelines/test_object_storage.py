@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pipelines import storage
-from pipelines.config import DataConfig, IngestConfig
-from pipelines.experiments import debug
-from pipelines.ingest import plan_ingest
-from pipelines.inspect_dataset import InspectConfig, inspect_dataset
-from pipelines.schema import open_dataset, write_dataset
-from pipelines.slices import load_slices
-from tests.pipelines.dataset_folder import make_samples
+from pipelines.dataset.format import open_dataset, write_dataset
+from pipelines.dataset.inspect import InspectConfig, inspect_dataset
+from pipelines.experiments.catalogue import debug
+from pipelines.experiments.config import DataConfig, IngestConfig
+from pipelines.ingest.plan import plan_ingest
+from pipelines.ingest.slices import load_slices
+from tests.support.dataset_folder import make_samples
 
 
 def test_reads_and_writes_objects(bucket):

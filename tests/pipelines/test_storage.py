@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from pipelines import storage
-from tests.pipelines.clutter import add_clutter
+from tests.support.clutter import add_clutter
 
 
 def test_writes_and_reads_back_with_folders_made(tmp_path):

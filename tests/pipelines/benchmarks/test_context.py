@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.benchmarks.context import open_context59, open_context60
 from pipelines.benchmarks.context_labels import PrepareContextConfig, decode_mask, draw_labels, prepare_context
-from pipelines.cli import main
-from tests.pipelines.benchmarks.miniatures import Photo, write_context
+from pipelines.cli.main import main
+from tests.support.miniatures import Photo, write_context
 
 COUNTS = json.loads((Path(__file__).parents[2] / "data/pycocotools_masks.json").read_text())["counts"]
 PERSON, BOTTLE, SOFA = 284, 34, 368

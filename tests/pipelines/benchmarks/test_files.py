@@ -11,8 +11,9 @@ from PIL import Image
 from pipelines import storage
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
-from tests.groupvit.image_files import encoded, write_png
-from tests.pipelines.benchmarks.miniatures import (
+from tests.support.clutter import add_clutter
+from tests.support.image_files import encoded, write_png
+from tests.support.miniatures import (
     Photo,
     png,
     write_ade20k,
@@ -21,7 +22,6 @@ from tests.pipelines.benchmarks.miniatures import (
     write_context,
     write_voc,
 )
-from tests.pipelines.clutter import add_clutter
 
 WRITERS: dict[str, Callable[[Path, list[Photo]], Path]] = {
     "voc21": write_voc,

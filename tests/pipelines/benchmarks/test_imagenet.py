@@ -15,8 +15,8 @@ from groupvit.decode import decode_image
 from pipelines import storage
 from pipelines.benchmarks.class_lists import read_imagenet_classes
 from pipelines.benchmarks.imagenet import FILES_PER_BLOCK, ImageNetDataset, LabelledImage, open_imagenet
-from tests.pipelines.benchmarks.miniatures import Photo, write_imagenet, write_imagenet_parquet
-from tests.pipelines.clutter import add_clutter
+from tests.support.clutter import add_clutter
+from tests.support.miniatures import Photo, write_imagenet, write_imagenet_parquet
 
 NUM_IMAGES = 12
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pipelines.benchmarks.label_files import decode_labels
-from tests.groupvit.image_files import encoded, png_chunk, with_chunk, write_png
+from tests.support.image_files import encoded, png_chunk, with_chunk, write_png
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # colour types of PNG
 LABELS = np.random.default_rng(0).integers(0, 2**16, (7, 13))

@@ -9,18 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from groupvit.tokenizer import Tokenizer
-from pipelines.config import DataConfig, IngestConfig
 from pipelines.curation.config import CurateConfig, Source
 from pipelines.curation.duplicates import KEEP, MARKS_SCHEMA, duplicate_keys, find_duplicates, resolve
 from pipelines.curation.files import read_file_records, write_file
 from pipelines.curation.pieces import INDEX_SCHEMA, curate_piece, index_uri, read_report
 from pipelines.curation.raw import pieces_of, read_shards
 from pipelines.curation.steps import sample_steps
-from pipelines.experiments import debug
-from pipelines.ingest import plan_ingest
-from pipelines.schema import DATASET_SCHEMA, MANIFEST_SCHEMA, finish_dataset, sample_id
-from pipelines.slices import load_slices
-from tests.pipelines.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
+from pipelines.dataset.format import DATASET_SCHEMA, MANIFEST_SCHEMA, finish_dataset, sample_id
+from pipelines.experiments.catalogue import debug
+from pipelines.experiments.config import DataConfig, IngestConfig
+from pipelines.ingest.plan import plan_ingest
+from pipelines.ingest.slices import load_slices
+from tests.support.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
 
 NUM_GOOD = 40
 

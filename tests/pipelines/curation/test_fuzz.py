@@ -10,8 +10,8 @@ from pipelines.curation.config import CurateConfig, Source
 from pipelines.curation.pieces import Report, curate_piece, run_steps
 from pipelines.curation.raw import UnreadableShardError, pieces_of, read_rows, read_shards
 from pipelines.curation.steps import Sample, sample_steps
-from tests.pipelines.curation.fuzzing import mutated
-from tests.pipelines.raw_shards import encoded, good_rows, picture, raw_row, write_shards
+from tests.support.fuzzing import mutated
+from tests.support.raw_shards import encoded, good_rows, picture, raw_row, write_shards
 
 NUM_IMAGES, NUM_SHARDS = 10_000, 1_000
 

@@ -15,7 +15,7 @@ from pipelines.curation.images import (
     read_header,
     shrink,
 )
-from tests.pipelines.raw_shards import encoded, picture
+from tests.support.raw_shards import encoded, picture
 
 
 def hash_of(image):

@@ -8,7 +8,7 @@ from pipelines.curation.config import CurateConfig, Source
 from pipelines.curation.pieces import curate_piece
 from pipelines.curation.raw import check_shards, pieces_of, read_rows, read_shards
 from pipelines.curation.steps import Sample, check_scores, sample_steps
-from tests.pipelines.raw_shards import SCHEMA, good_rows, write_shards
+from tests.support.raw_shards import SCHEMA, good_rows, write_shards
 
 
 def shards_of(folder):

@@ -8,7 +8,7 @@ from pipelines.curation.opt_out import OptOutList
 from pipelines.curation.pieces import run_steps
 from pipelines.curation.steps import Sample, sample_steps
 from tests.pipelines.curation.test_images import png_that_promises
-from tests.pipelines.raw_shards import encoded, picture, raw_row
+from tests.support.raw_shards import encoded, picture, raw_row
 
 CONFIG = CurateConfig(raw=("x",), out="y", min_similarity=0.2)
 GOOD = encoded(picture(0), quality=85)

@@ -9,9 +9,9 @@ import pytest
 
 from groupvit.decode import decode_image
 from pipelines.benchmarks.scenes import open_scenes
+from pipelines.dataset.format import open_dataset
 from pipelines.demo.generate import DemoDataConfig, demo_data
 from pipelines.demo.shapes import load_shapes
-from pipelines.schema import open_dataset
 
 
 def _config(out: Path, *, num_processes: int = 1, seed: int = 0) -> DemoDataConfig:

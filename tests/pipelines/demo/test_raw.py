@@ -5,10 +5,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.curate import curate
 from pipelines.curation.config import CurateConfig
+from pipelines.curation.curate import curate
+from pipelines.dataset.format import open_dataset
 from pipelines.demo.generate import DemoDataConfig, demo_data
-from pipelines.schema import open_dataset
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.cli import main
+from pipelines.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -1,0 +1,120 @@
+"""Flags: arguments parsed into configs, and mistakes in them said in one line that names the nearest right one."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+Config = TypeVar("Config")
+
+_INVALID_CHOICE = re.compile(
+    r"invalid choice '(?P<value>.*)' for argument '--(?P<flag>.*)'. Expected one of (?P<known>.*)"
+)
+
+
+def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
+    """A config from flags, its help from the strings under its fields; `--verify` alone means `--verify True`, and
+    `--no-verify` means `--verify False`. ValueError for an unknown flag or a bad value."""
+    import tyro
+
+    flags = flags_of(config_type)
+    spelled_out: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        positive = argument.replace("--no-", "--", 1)
+        if flags.get(argument) is bool and following not in ("True", "False"):
+            spelled_out += [argument, "True"]
+        elif argument.startswith("--no-") and argument not in flags and flags.get(positive) is bool:
+            spelled_out += [positive, "False"]
+        else:
+            spelled_out += [argument]
+
+    # Beside its message, the parser draws a box and a usage line; what is wrong fits one line.
+    drawn = io.StringIO()
+    missing: Any = tyro.MISSING_NONPROP  # unlike MISSING, it leaves the defaults of the fields
+    try:
+        with contextlib.redirect_stderr(drawn):
+            config, unknown = tyro.cli(
+                config_type,
+                prog=prog,
+                args=spelled_out,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagConversionOff,),
+                default=missing if default is None else default,
+            )
+    except SystemExit as exit_:
+        if exit_.code:
+            message = _first_message(drawn.getvalue())
+            if choice := _INVALID_CHOICE.search(message):
+                refuse_unknown(f"--{choice['flag']}", choice["value"], re.findall(r"'([^']*)'", choice["known"]))
+            raise ValueError(message) from None
+        raise
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise ValueError(f"{flag!r} belongs to no flag: see {prog} --help")
+        refuse_unknown("flag", flag, flags)
+    return config
+
+
+def take(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `flag`, and what was given after each of its places. ValueError if nothing was."""
+    rest: list[str] = []
+    values: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == flag:
+            values.append(next(remaining, ""))
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if "" in values:
+        raise ValueError(f"{flag}: a value is missing")
+    return rest, values
+
+
+def is_number(argument: str) -> bool:
+    return re.fullmatch(r"-\d*\.?\d+(e-?\d+)?", argument) is not None
+
+
+def flags_of(config_type: Any, prefix: str = "--") -> dict[str, Any]:
+    """The type of each flag."""
+    flags: dict[str, Any] = {}
+    for name, hint in get_type_hints(config_type).items():
+        flag = prefix + name.replace("_", "-")
+        flags |= flags_of(hint, f"{flag}.") if dataclasses.is_dataclass(hint) else {flag: hint}
+    return flags
+
+
+def one_of(choices: dict[str, Any], name: str, kind: str) -> Any:
+    if name not in choices:
+        refuse_unknown(kind, name, choices)
+    return choices[name]
+
+
+def refuse_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
+    """ValueError that names the nearest known one; a flag may be given without the group it is in."""
+    known = list(known)
+    last_parts = {flag.rpartition(".")[2]: flag for flag in known} if kind == "flag" else {}
+    bare = name.lstrip("-")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = near or [last_parts[part] for part in difflib.get_close_matches(bare, last_parts, n=1, cutoff=0.6)]
+    advice = (
+        f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    )
+    raise ValueError(f"unknown {kind} {name}: {advice}")
+
+
+def _first_message(box: str) -> str:
+    """The text of the parser's box up to its first rule, without the frame. Where the terminal takes ASCII only, the
+    box has a title and a rule in place of the frame.
+    """
+    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [index for index, line in enumerate(lines) if line and set(line) <= {"─", "-"}]
+    first = 0 if "╭" in box or not rules else rules[0] + 1
+    last = next((rule for rule in rules if rule > first), len(lines))
+    return " ".join(" ".join(lines[first:last]).split())

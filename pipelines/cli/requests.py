@@ -1,0 +1,84 @@
+"""Requests: the config of a run or a sweep, of the arguments of its command, short flags included."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.cli.flags import flags_of, is_number, one_of, parse, refuse_unknown, take
+
+if TYPE_CHECKING:
+    from pipelines.experiments.config import DataConfig, ExperimentConfig
+    from pipelines.sweeps.config import SweepConfig
+    from pipelines.sweeps.space import Space
+
+SHORT_FLAGS = ("--data", "--evaluate-every-n-steps")
+"""Of `pretrain`, which are no fields."""
+
+
+def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
+    """The config of an experiment's name and flags, short ones included."""
+    from pipelines.experiments.catalogue import EXPERIMENTS
+
+    name, *flags = arguments
+    default = one_of(EXPERIMENTS, name, "experiment")()
+    flags, given = take("--data", flags)
+    if given and any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
+        raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
+    if given:
+        data = dataclasses.replace(parse_data(given), seed=default.data.seed)
+        default = dataclasses.replace(default, data=data)
+    flags, cadences = take("--evaluate-every-n-steps", flags)
+    flags += [f"--evaluation.every-n-steps={cadence}" for cadence in cadences]
+    return parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
+
+
+def sweep_request(arguments: Sequence[str]) -> "tuple[SweepConfig, Space]":
+    """What is asked for and the space, of a space's name and flags: the sweep's own, and those of its experiment."""
+    from pipelines.experiments.catalogue import EXPERIMENTS
+    from pipelines.experiments.config import ExperimentConfig
+    from pipelines.sweeps.catalogue import SPACES
+    from pipelines.sweeps.config import SweepConfig
+    from pipelines.sweeps.plan import prepared
+
+    name, *flags = arguments
+    make_space = one_of(SPACES, name, "space")
+    own, of_experiment = [*flags_of(SweepConfig), "-h", "--help"], [*flags_of(ExperimentConfig), *SHORT_FLAGS]
+    given: dict[bool, list[str]] = {True: [], False: []}
+    is_own = True
+    for argument in flags:
+        if argument.startswith("-") and not is_number(argument):
+            flag = argument.partition("=")[0]
+            if flag not in own and flag.replace("--no-", "--", 1) not in (*own, *of_experiment):
+                refuse_unknown("flag", flag, [*own, *of_experiment])
+            is_own = flag in own
+        given[is_own].append(argument)
+    config = parse(SweepConfig, given[True], prog=f"groupvit sweep {name}")
+    one_of(EXPERIMENTS, config.base, "base experiment")
+    base = pretrain_config([config.base, *given[False]])
+    return config, make_space(prepared(base, config, EXPERIMENTS[config.base]().training.num_steps))
+
+
+def parse_data(texts: Sequence[str]) -> "DataConfig":
+    """The sources of `[NAME=]URI[:WEIGHT]`, one text for each. ValueError if only some have a weight.
+
+    A number after the last colon is a weight: end a path that ends in such a number with a slash. A folder that exists
+    has no name before it: `year=2020/train` is one folder.
+    """
+    from pipelines.experiments.config import DataConfig
+    from pipelines.local.folder_names import split_name
+
+    names, sources, weights = [], [], []
+    for text in texts:
+        found = re.fullmatch(r"(?P<source>.+?)(?::(?P<weight>\d*\.?\d+))?", text, re.DOTALL)
+        name, uri = (None, "") if found is None else split_name(found["source"])
+        if found is None or not uri:
+            raise ValueError(f"data={text!r} is no source: give [NAME=]URI[:WEIGHT]")
+        sources.append(uri)
+        names.append(name or uri.rstrip("/").rpartition("/")[2])
+        weights += [float(found["weight"])] if found["weight"] else []
+    if len(weights) not in (0, len(sources)):
+        raise ValueError(
+            f"data: {len(weights)} of {len(sources)} sources have a weight ({' '.join(texts)}): give all one"
+        )
+    return DataConfig(sources=tuple(sources), weights=tuple(weights) or None, names=tuple(names))

@@ -1,0 +1,1 @@
+"""Evaluations side by side, and whether they differ by chance."""

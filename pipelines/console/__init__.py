@@ -1,0 +1,1 @@
+"""What a command shows: progress lines, tables, and output that may break."""

@@ -1,0 +1,290 @@
+"""Raw shards to a data set. Run: `groupvit curate --raw data/raw --out data/train`; the same command continues one that
+was interrupted. `--plan` only says what would be done.
+
+OUT/_curation holds what is done so far, and the terms under which it was begun; it is removed at the end.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipelines import storage
+from pipelines.console.progress import ProgressLine
+from pipelines.curation.config import CurateConfig, fixes_the_result, validate
+from pipelines.curation.opt_out import read_opt_out
+from pipelines.curation.pieces import Report, read_report
+from pipelines.curation.raw import Piece, Shard, check_shards, pieces_of, read_shards
+from pipelines.dataset.format import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
+from pipelines.local.folder_lock import only_one
+from pipelines.local.writable import check_writable
+from pipelines.provenance import code_version, redact
+
+_WORK = "_curation"
+_TERMS = "terms.json"
+_OF_SCHEMA_2 = ("captions", "max_captions_per_image")
+_NUM_THREADS = 32  # that wait for object storage
+
+
+def curate(config: CurateConfig) -> dict[str, Any]:
+    """Make the data set, or make what is missing of it; returns its summary, JSON-safe. ValueError for what the user
+    has to mend."""
+    validate(config)
+    config = dataclasses.replace(
+        config,
+        out=storage.absolute(config.out),
+        opt_out=None if config.opt_out is None else storage.absolute(config.opt_out),
+    )
+    opt_out, opt_out_digest = read_opt_out(config.opt_out)
+    shards = read_shards(config.sources)
+    check_shards(shards, config)
+    pieces = pieces_of(shards, config.rows_per_piece)
+    if config.plan:
+        from pipelines.curation.plan import print_plan
+
+        return print_plan(config, shards, pieces, opt_out)
+    terms = {
+        "config": fixes_the_result(config),
+        "opt_out": opt_out_digest,
+        "input": _versions(config, shards),
+    }
+    if (done := _finished(config, terms)) is not None:
+        return done
+    check_writable(config.out, "out")
+    work = _begin(config, terms)
+    with only_one(work, "out"):
+        started = time.perf_counter()
+        reports = _curate(config, pieces, work)
+        return _finish(config, shards, reports, terms, work, started)
+
+
+def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[str, Report]:
+    """Write all files of the data set; returns what the steps on single samples report, by source."""
+    from pipelines.cluster.session import ray_cluster  # Ray takes seconds to import
+    from pipelines.curation.run import run_files, run_pieces
+
+    done = _numbers(storage.list_files(storage.join(work, "index")), ".parquet")
+    missing = [piece for piece in pieces if piece.number not in done]
+    if len(missing) < len(pieces):
+        print(f"{len(pieces) - len(missing):,} of {len(pieces):,} pieces are done already", file=sys.stderr)
+    with ray_cluster(show_logs=config.show_ray_logs):
+        if missing:
+            num_dropped = 0
+            with ProgressLine("checked", sum(piece.num_rows for piece in missing), "rows") as progress:
+                for report in run_pieces(missing, config, work):
+                    num_dropped += report.drops.total()
+                    progress.add(report.num_rows, f"{num_dropped:,} dropped, duplicates not yet")
+        names = [source.name for source in config.sources]
+        reports = _reports_by_source(pieces, work, names)
+        report = _sum(list(reports.values()))
+        num_rows = report.num_rows - report.drops.total()
+        num_captions = report.num_captions - report.caption_drops.total()
+        if not num_rows:
+            raise ValueError(
+                f"out={config.out}: no sample passed; drops: {dict(report.drops.most_common())}. Loosen the rules"
+            )
+        num_written = 0
+        with ProgressLine("compared and written", num_rows, "rows") as progress:
+            for _, num_samples, num_of_file in run_files(len(pieces), num_rows, num_captions, config, names, work):
+                num_written += num_samples
+                progress.add(num_of_file, f"{num_written:,} kept")
+    return reports
+
+
+def _finish(
+    config: CurateConfig,
+    shards: Sequence[Shard],
+    reports: Mapping[str, Report],
+    terms: Mapping[str, Any],
+    work: str,
+    started: float,
+) -> dict[str, Any]:
+    """Make the data set visible, and clear up."""
+    import pyarrow as pa
+
+    from pipelines.curation.files import read_file_records
+
+    names = [source.name for source in config.sources]
+    records = read_file_records(work)
+    drops = {name: Counter(report.drops) for name, report in reports.items()}
+    caption_drops = {name: Counter(report.caption_drops) for name, report in reports.items()}
+    kept: Counter[str] = Counter()
+    captions_kept: Counter[str] = Counter()
+    for record in records:
+        kept.update(record["kept"])
+        captions_kept.update(record["captions_kept"])
+        for name in names:
+            drops[name].update(record["drops"].get(name, {}))
+            caption_drops[name].update(record["caption_drops"].get(name, {}))
+    rows_in = {name: report.num_rows for name, report in reports.items()}
+    captions_in = {name: report.num_captions for name, report in reports.items()}
+    for name in names:
+        assert rows_in[name] == kept[name] + drops[name].total(), f"{name}: rows lost or counted twice"
+        told = captions_kept[name] + caption_drops[name].total()
+        assert captions_in[name] == told, f"{name}: captions lost or counted twice"
+    seconds = _sum(list(reports.values())).seconds
+    summary = {
+        "out": config.out,
+        "num_rows": sum(rows_in.values()),
+        "num_samples": kept.total(),
+        "drops": dict(sum(drops.values(), Counter()).most_common()),
+        "num_captions_in": sum(captions_in.values()),
+        "num_captions": captions_kept.total(),
+        "caption_drops": dict(sum(caption_drops.values(), Counter()).most_common()),
+        "sources": {
+            source.name: {
+                "uri": redact(source.uri),
+                "version": terms["input"][source.name]["version"],
+                "num_rows": rows_in[source.name],
+                "num_samples": kept[source.name],
+                "drops": dict(drops[source.name].most_common()),
+                "num_captions_in": captions_in[source.name],
+                "num_captions": captions_kept[source.name],
+                "caption_drops": dict(caption_drops[source.name].most_common()),
+            }
+            for source in config.sources
+        },
+        "unreadable_shards": [shard.uri for shard in shards if shard.error],
+    }
+    if not kept.total():
+        raise ValueError(f"out={config.out}: no sample passed; drops: {summary['drops']}. Loosen the rules")
+    data = storage.join(config.out, "data")
+    manifests = [pa.Table.from_pylist(record["manifest"], schema=MANIFEST_SCHEMA) for record in records]
+    written = {row["file"] for record in records for row in record["manifest"]}
+    for name in storage.list_files(data):  # what a killed process left half-written
+        if f"data/{name}" not in written:
+            storage.remove_file(storage.join(data, name))
+    info = finish_dataset(
+        config.out,
+        manifests,
+        metadata={
+            "drops": {name: source["drops"] for name, source in summary["sources"].items()},
+            "curation": summary,
+            "curation_terms": dict(terms),
+            "terms_hash": _hash(terms),
+            "code_version": code_version(),
+        },
+    )
+    storage.remove_folder(work)
+    _print_summary(summary, seconds, time.perf_counter() - started)
+    return summary | {"digest": info.digest}
+
+
+def _finished(config: CurateConfig, terms: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of the data set if just this has been made already. ValueError if OUT holds anything else."""
+    try:
+        if "dataset.json" not in storage.list_files(config.out):
+            return None
+    except OSError as error:
+        raise ValueError(_unwritable(config, error)) from error
+    info = open_dataset(config.out)
+    known = terms
+    if info.metadata["schema_version"] == 1:  # made before there were these fields, by what the same command meant then
+        fields = {name: value for name, value in terms["config"].items() if name not in _OF_SCHEMA_2}
+        known = {**terms, "config": fields}
+    if info.metadata.get("terms_hash") != _hash(known):
+        refuse_existing(config.out)
+    storage.remove_folder(storage.join(config.out, _WORK))
+    print(f"{config.out} already holds this data set: nothing to do", file=sys.stderr)
+    return {**info.metadata["curation"], "digest": info.digest}
+
+
+def _begin(config: CurateConfig, terms: Mapping[str, Any]) -> str:
+    """The folder of what is done so far. ValueError if it was begun under other terms."""
+    work = storage.join(config.out, _WORK)
+    try:
+        try:
+            begun = json.loads(storage.read_bytes(storage.join(work, _TERMS)))
+        except FileNotFoundError:
+            if storage.list_files(storage.join(config.out, "data")):
+                raise ValueError(
+                    f"out={config.out}: data/ holds files of something unfinished; remove them, or give another folder"
+                ) from None
+            storage.write_bytes(storage.join(work, _TERMS), json.dumps(terms, indent=2).encode())
+            return work
+    except OSError as error:
+        raise ValueError(_unwritable(config, error)) from error
+    if begun != json.loads(json.dumps(terms)):
+        raise ValueError(
+            f"out={config.out}: was begun with {_difference(begun, terms)}; give the same again, or remove {work}"
+        )
+    return work
+
+
+def _unwritable(config: CurateConfig, error: OSError) -> str:
+    return f"out={config.out}: cannot be written ({error}); check the path, the bucket and the credentials"
+
+
+def _difference(begun: Mapping[str, Any], terms: Mapping[str, Any]) -> str:
+    fields = [
+        f"{name}={begun['config'].get(name)} instead of {value}"
+        for name, value in terms["config"].items()
+        if begun.get("config", {}).get(name) != value
+    ]
+    if begun.get("opt_out") != terms["opt_out"]:
+        fields.append("another opt-out list")
+    if begun.get("input") != terms["input"]:
+        fields.append("other raw shards")
+    return ", ".join(fields) or "other terms"
+
+
+def _versions(config: CurateConfig, shards: Sequence[Shard]) -> dict[str, Any]:
+    """What the input is: the digest of names, sizes and times of the shards of each source."""
+    return {
+        source.name: {
+            "uri": redact(source.uri),
+            "num_shards": sum(shard.source == index for shard in shards),
+            "version": _hash([[shard.uri, shard.version] for shard in shards if shard.source == index]),
+        }
+        for index, source in enumerate(config.sources)
+    }
+
+
+def _reports_by_source(pieces: Sequence[Piece], work: str, names: Sequence[str]) -> dict[str, Report]:
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        reports = list(threads.map(lambda piece: read_report(work, piece.number), pieces))
+    by_piece = list(zip(pieces, reports, strict=True))
+    return {
+        name: _sum([report for piece, report in by_piece if piece.source == index]) for index, name in enumerate(names)
+    }
+
+
+def _sum(reports: Sequence[Report]) -> Report:
+    total = Report()
+    for report in reports:
+        total.add(report)
+    return total
+
+
+def _numbers(names: Sequence[str], suffix: str) -> set[int]:
+    return {int(name.removesuffix(suffix)) for name in names if name.endswith(suffix) and storage.is_data(name)}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], elapsed: float) -> None:
+    names = list(summary["sources"])
+    width = max(len("drop reason"), *(len(reason) for reason in [*summary["drops"], "kept"]))
+    print(f"{'drop reason':{width}}  " + "  ".join(f"{name:>12}" for name in [*names, "all"]))
+    for reason, count in summary["drops"].items():
+        cells = [summary["sources"][name]["drops"].get(reason, 0) for name in names]
+        print(f"{reason:{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, count]))
+    cells = [summary["sources"][name]["num_samples"] for name in names]
+    print(f"{'kept':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_samples"]]))
+    cells = [summary["sources"][name]["num_rows"] for name in names]
+    print(f"{'of':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_rows"]]))
+    lost = ", ".join(f"{reason} {count:,}" for reason, count in summary["caption_drops"].items()) or "none"
+    print(f"captions: {summary['num_captions']:,} kept of {summary['num_captions_in']:,}; dropped: {lost}")
+    whole = max(sum(seconds.values()), 1e-9)
+    shares = "  ".join(
+        f"{name} {part / whole:.0%}" for name, part in sorted(seconds.items(), key=lambda item: -item[1])
+    )
+    print(f"time by step: {shares}")
+    print(f"wrote {summary['out']} in {elapsed:.0f} s")

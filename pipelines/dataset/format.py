@@ -1,0 +1,283 @@
+"""The dataset contract: what curation and the demo write, and training reads.
+
+DATASET/data/*.parquet     samples, shuffled once at write time, in small row groups
+DATASET/manifest.parquet   one row per row group: file, row_group, rows, bytes, digest
+DATASET/dataset.json       written last: a data set without it is not there
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+
+SCHEMA_VERSION = 2
+
+DATASET_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),  # content hash of image and captions
+        pa.field("image", pa.binary(), nullable=False),  # JPEG or WebP
+        pa.field("captions", pa.list_(pa.string()), nullable=False),  # at least one; cleaned, not lower-cased
+        pa.field("nouns", pa.list_(pa.list_(pa.string())), nullable=False),  # of each caption; may be empty
+        pa.field("width", pa.int32(), nullable=False),  # of `image`, pixels
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("source", pa.dictionary(pa.int32(), pa.string())),  # the data set it came from
+        pa.field("url", pa.string()),
+        pa.field("license", pa.string()),
+        pa.field("sha256", pa.string()),  # of the original file
+    ]
+)
+
+_ONE_CAPTION = {
+    "captions": pa.field("caption", pa.string(), nullable=False),
+    "nouns": pa.field("nouns", pa.list_(pa.string()), nullable=False),
+}
+"""What data sets of schema 1 have in place of these columns."""
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("file", pa.string(), nullable=False),  # relative to the data set
+        pa.field("row_group", pa.int32(), nullable=False),  # index within the file
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),  # to read for it
+        pa.field("digest", pa.string(), nullable=False),  # of its sample ids
+    ]
+)
+
+DEFAULT_ROWS_PER_GROUP = 128
+"""2–4 MB of images: what one ranged read fetches well."""
+DEFAULT_GROUPS_PER_FILE = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DatasetInfo:
+    """A data set that is complete. Row groups are numbered through all files, in the order of the manifest."""
+
+    uri: str
+    digest: str
+    """Equal for equal samples in an equal layout, wherever and whenever they were written."""
+    num_samples: int
+    files: tuple[str, ...]
+    """Relative to `uri`."""
+    first_groups: npt.NDArray[np.int64]
+    """[len(files)]: number of each file's first row group."""
+    rows: npt.NDArray[np.int32]
+    """[number of row groups]: rows of each."""
+    metadata: Mapping[str, Any]
+    """What else dataset.json says: counts, drops, source URIs, config, code version."""
+    is_raw: bool = False
+    """Raw shards in the place of a data set: see `pipelines.ingest.uncurated`."""
+
+
+def sample_id(image: bytes, *captions: str) -> str:
+    """Content hash of an image and its captions in their order, 32 hexadecimal digits: stable across re-runs."""
+    digest = hashlib.sha256(hashlib.sha256(image).digest())  # hashed apart, so that no byte can move between the two
+    if len(captions) == 1:
+        digest.update(captions[0].encode())  # the id that data sets of schema 1 have
+    else:
+        for caption in captions:
+            digest.update(hashlib.sha256(caption.encode()).digest())
+    return digest.hexdigest()[:32]
+
+
+def dataset_schema(version: int) -> pa.Schema:
+    """Columns of a data set of schema `version`."""
+    if version == SCHEMA_VERSION:
+        return DATASET_SCHEMA
+    return pa.schema([_ONE_CAPTION.get(field.name, field) for field in DATASET_SCHEMA])
+
+
+def read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+    """`columns`, by default all, of some row groups of a data file, as DATASET_SCHEMA has them.
+
+    In a file of schema 1, the caption and its nouns become lists of one.
+    """
+    if "captions" in file.schema_arrow.names:
+        return file.read_row_groups(row_groups, columns=columns, use_threads=False)
+    if columns is not None:
+        columns = ["caption" if name == "captions" else name for name in columns]
+    table = file.read_row_groups(row_groups, columns=columns, use_threads=False)
+    for name, old in _ONE_CAPTION.items():
+        if old.name in table.column_names:
+            index = table.column_names.index(old.name)
+            values = table.column(index).combine_chunks()
+            lists = pa.ListArray.from_arrays(pa.array(range(len(values) + 1), pa.int32()), values)
+            table = table.set_column(index, DATASET_SCHEMA.field(name), lists)
+    return table
+
+
+def write_dataset(
+    uri: str,
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    rows_per_group: int = DEFAULT_ROWS_PER_GROUP,
+    groups_per_file: int = DEFAULT_GROUPS_PER_FILE,
+    metadata: Mapping[str, Any] | None = None,
+) -> DatasetInfo:
+    """Write `samples`, rows of DATASET_SCHEMA that the caller has shuffled, as a new data set.
+
+    Nullable columns may be missing. Memory: one file.
+    ValueError if there is already a data set at `uri`, or if there are no samples.
+    """
+    refuse_existing(uri)
+    manifests = [
+        write_data_file(uri, f"part-{index:06d}.parquet", _to_table(rows), rows_per_group)
+        for index, rows in enumerate(_batched(samples, rows_per_group * groups_per_file))
+    ]
+    return finish_dataset(uri, manifests, metadata=metadata)
+
+
+def refuse_existing(uri: str) -> None:
+    """ValueError if there is a data set at `uri`: one is never changed once it can be seen."""
+    if "dataset.json" in storage.list_files(uri):
+        raise ValueError(f"{uri}: already holds a data set; give another folder, or remove this one")
+
+
+def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int = DEFAULT_ROWS_PER_GROUP) -> pa.Table:
+    """Write data/`name` of a data set; returns its part of the manifest. Files can be written in parallel."""
+    buffer = pa.BufferOutputStream()
+    metadata: list[pq.FileMetaData] = []
+    with pq.ParquetWriter(
+        buffer,
+        DATASET_SCHEMA,
+        # Images are compressed already.
+        compression={  # pyright: ignore[reportArgumentType]
+            column: "none" if column == "image" else "zstd" for column in DATASET_SCHEMA.names
+        },
+        use_dictionary=["source", "license"],  # pyright: ignore[reportArgumentType]
+        write_statistics=False,
+        metadata_collector=metadata,
+    ) as writer:
+        writer.write_table(samples.cast(DATASET_SCHEMA), row_group_size=rows_per_group)
+    storage.write_bytes(storage.join(uri, "data", name), memoryview(buffer.getvalue()))
+    groups = [metadata[0].row_group(index) for index in range(metadata[0].num_row_groups)]
+    return pa.table(
+        {
+            "file": [f"data/{name}"] * len(groups),
+            "row_group": range(len(groups)),
+            "rows": [group.num_rows for group in groups],
+            "bytes": [row_group_bytes(group) for group in groups],
+            "digest": [
+                digest(samples.column("sample_id").slice(start, rows_per_group).to_pylist())
+                for start in range(0, samples.num_rows, rows_per_group)
+            ],
+        },
+        schema=MANIFEST_SCHEMA,
+    )
+
+
+def finish_dataset(
+    uri: str, manifests: Iterable[pa.Table], *, metadata: Mapping[str, Any] | None = None
+) -> DatasetInfo:
+    """Make a data set visible: its manifest, joined from its files' in the given order, then dataset.json."""
+    manifest = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *manifests])
+    if not manifest.num_rows:
+        raise ValueError(f"{uri}: no samples to write; a data set needs at least one")
+    buffer = pa.BufferOutputStream()
+    pq.write_table(manifest, buffer)
+    storage.write_bytes(storage.join(uri, "manifest.parquet"), memoryview(buffer.getvalue()))
+    rows = manifest.column("rows").to_numpy()
+    description = dict(metadata or {}) | {
+        "schema_version": SCHEMA_VERSION,
+        "num_samples": int(rows.sum(dtype=np.int64)),
+        "num_row_groups": manifest.num_rows,
+        "digest": digest_of_manifest(manifest),
+    }
+    storage.write_bytes(storage.join(uri, "dataset.json"), (json.dumps(description, indent=2) + "\n").encode())
+    return open_dataset(uri)
+
+
+def open_dataset(uri: str) -> DatasetInfo:
+    """Read and check dataset.json and the manifest. ValueError, one line, for whatever is wrong with the data set."""
+    uri = storage.absolute(uri)
+    try:
+        description = json.loads(storage.read_bytes(storage.join(uri, "dataset.json")))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        storage.check_bucket(uri)
+        raise ValueError(f"{uri}: no dataset.json; give the folder of a data set whose writing has finished") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{uri}: dataset.json is damaged ({error}); write the data set again") from error
+    version = description.get("schema_version")
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{uri}: schema_version {version} is newer than {SCHEMA_VERSION}, which this code reads; upgrade it"
+        )
+    manifest = read_manifest(uri)
+    rows = manifest.column("rows").to_numpy().astype(np.int32)
+    num_samples = int(rows.sum(dtype=np.int64))
+    if not num_samples:
+        raise ValueError(f"{uri}: the data set is empty; give one with samples")
+    if num_samples != description.get("num_samples"):
+        raise ValueError(
+            f"{uri}: manifest.parquet counts {num_samples} samples, dataset.json {description.get('num_samples')}; "
+            "write the data set again"
+        )
+    groups = manifest.column("row_group").to_numpy()
+    first_groups = np.flatnonzero(groups == 0)
+    in_order = (groups[1:] == 0) | (groups[1:] == groups[:-1] + 1)
+    num_files = len(manifest.column("file").unique())
+    if groups[0] != 0 or not in_order.all() or num_files != len(first_groups):
+        raise ValueError(f"{uri}: manifest.parquet does not list the row groups file by file; write the data set again")
+    return DatasetInfo(
+        uri=uri,
+        digest=description["digest"],
+        num_samples=num_samples,
+        files=tuple(manifest.column("file").take(first_groups).to_pylist()),
+        first_groups=first_groups,
+        rows=rows,
+        metadata=description,
+    )
+
+
+def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
+    """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if it is damaged, or one of its files missing."""
+    place = storage.join(uri, "manifest.parquet")
+    with storage.naming_damage(place, "write the data set again"):
+        content = storage.read_bytes(place)
+        manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
+    present = {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))}
+    missing = sorted(set(manifest.column("file").unique().to_pylist()) - present)
+    if missing:
+        raise ValueError(
+            f"{uri}: {len(missing)} files of the manifest are missing, first {missing[0]}; write the data set again"
+        )
+    return manifest
+
+
+def row_group_bytes(group: pq.RowGroupMetaData) -> int:
+    """What the manifest says under `bytes`."""
+    return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+
+
+def digest_of_manifest(manifest: pa.Table) -> str:
+    """Digest of a data set, from the columns `rows` and `digest`."""
+    return digest(f"{group['rows']} {group['digest']}" for group in manifest.select(["rows", "digest"]).to_pylist())
+
+
+def digest(lines: Iterable[str]) -> str:
+    """32 hexadecimal digits. Of its sample ids for a row group."""
+    hasher = hashlib.sha256()
+    for line in lines:
+        hasher.update(f"{line}\n".encode())
+    return hasher.hexdigest()[:32]
+
+
+def _to_table(rows: list[Mapping[str, Any]]) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"samples: do not fit DATASET_SCHEMA: {error}") from error
+
+
+def _batched(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

@@ -1,0 +1,1 @@
+"""Checkpoints to zero-shot mIoU and accuracy."""

@@ -1,0 +1,290 @@
+"""What an evaluation found: as numbers, as a table for the terminal, as a folder, and in MLflow."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from groupvit.config import SegmentationConfig, to_dict
+from groupvit.metrics import GroupUsage, SegmentationMetrics, mean_boundary_iou, segmentation_metrics
+from groupvit.visualize import confusion_picture, page
+from pipelines.benchmarks.published import PUBLISHED
+from pipelines.console.tables import aligned, count_of, csv_text, markdown, number
+from pipelines.evaluation.scoring import Scores
+from pipelines.tracking.errors import one_line
+from pipelines.tracking.runs import LICENSE_TAG
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartResult:
+    """One part of a data set, like the scenes with cut-outs never seen in training."""
+
+    num_scenes: int
+    confusion: NDArray[np.int64]
+    """[C, C], rows are the truth."""
+    baselines: dict[str, NDArray[np.int64]]
+    """Confusion matrices of what the model is compared with."""
+    oracle: NDArray[np.int64] | None
+    """Confusion matrix of the best labels the groups allow; None for a model without groups."""
+    boundary: NDArray[np.int64]
+    """[C, 2]: intersections and unions near the edges of masks."""
+    usage: list[GroupUsage]
+    """Per grouping stage: means over images."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """Everything an evaluation tells, ready to be shown."""
+
+    checkpoint: str
+    benchmark: str
+    root: str
+    data_digest: str
+    step: int
+    """Training steps of the checkpoint; 0 where it does not say."""
+    license: str | None
+    """The notice that the checkpoint carries, if it does."""
+    classes: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
+    """What each class but the background was looked for by."""
+    has_background: bool
+    protocol: Literal["model", "paper", "unified"]
+    rules_changed: bool
+    """Whether settings replace some of the protocol's, so that published numbers do not compare."""
+    segmentation: SegmentationConfig
+    precision: str
+    """What the image tower computed in."""
+    thresholds: dict[str, float | None]
+    """Background threshold by method."""
+    parts: dict[str, PartResult]
+    num_scenes: int
+    seconds: float
+    official_counts: tuple[int, ...] = ()
+    """Number of images that published numbers are of, as the benchmark has it."""
+
+    def metrics(self) -> dict[str, float]:
+        """Flat names like `seen/miou`, for tracking. Fractions of pixels and classes are in percent."""
+        values: dict[str, float] = {}
+        for name, part in self.parts.items():
+            metrics = segmentation_metrics(part.confusion)
+            values[f"{name}/miou"] = 100 * metrics.mean_iou
+            values[f"{name}/pixel_accuracy"] = 100 * metrics.pixel_accuracy
+            values[f"{name}/boundary_miou"] = 100 * mean_boundary_iou(part.boundary)
+            if part.oracle is not None:
+                values[f"{name}/oracle_miou"] = 100 * segmentation_metrics(part.oracle).mean_iou
+            for baseline, matrix in part.baselines.items():
+                values[f"{name}/{baseline}_miou"] = 100 * segmentation_metrics(matrix).mean_iou
+            for stage, usage in enumerate(part.usage):
+                numbers = dataclasses.asdict(usage)
+                values |= {f"{name}/stage_{stage + 1}_group_{key}": value for key, value in numbers.items()}
+        return values
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-safe: what metrics.json holds."""
+        return {
+            "checkpoint": self.checkpoint,
+            "step": self.step,
+            "license": self.license,
+            "benchmark": self.benchmark,
+            "root": self.root,
+            "data_digest": self.data_digest,
+            "num_scenes": self.num_scenes,
+            "num_images": self.num_scenes,
+            "official_num_images": self.official_num_images,
+            "protocol": self.protocol,
+            "precision": self.precision,
+            "scores": "softmax affinity of the pixel's group"
+            if self.segmentation.grouping
+            else "softmax affinity of the image token",
+            "segmentation": to_dict(self.segmentation),
+            "background_thresholds": self.thresholds,
+            "metrics": self.metrics(),
+            "class_iou": {
+                name: dict(zip(self.classes, _percent(segmentation_metrics(part.confusion).class_iou), strict=True))
+                for name, part in self.parts.items()
+            },
+            "words": dict(zip(self.classes[int(self.has_background) :], map(list, self.words), strict=True)),
+            "published": dict(self.published),
+            "seconds": round(self.seconds, 2),
+            "scenes_per_second": round(self.num_scenes / self.seconds, 2),
+        }
+
+    @property
+    def official_num_images(self) -> int | None:
+        """Of several official lists, the one that was evaluated, else the longest; None where there is none."""
+        return self.num_scenes if self.num_scenes in self.official_counts else max(self.official_counts, default=None)
+
+    @property
+    def comparable(self) -> tuple[tuple[str, str], ...]:
+        """(model, mIoU in percent) as papers report them for this benchmark and protocol; none if its rules were
+        changed."""
+        if self.protocol == "model" or self.rules_changed:
+            return ()
+        return PUBLISHED.get((self.protocol, self.benchmark), ())
+
+    @property
+    def published(self) -> tuple[tuple[str, str], ...]:
+        """What is comparable, once all images were evaluated."""
+        return self.comparable if self.num_scenes == self.official_num_images else ()
+
+    def how(self) -> str:
+        """The protocol in a line: what another number must have in common with these to be comparable."""
+        rules = self.segmentation
+        size = "size as it is" if rules.short_side is None else f"short side {rules.short_side}"
+        windows = "whole image" if rules.window is None else f"windows of {rules.window}, stride {rules.stride}"
+        parts = [f"protocol {self.protocol}", size, windows]
+        parts += [f"scales {rules.scales}"] if rules.scales != (1.0,) else []
+        parts += ["mirrored too"] if rules.flip else []
+        parts.append("all classes" if rules.top_classes is None else f"top {rules.top_classes} classes of a window")
+        if self.has_background:
+            kind = "below" if rules.background_rule == "below_threshold" else "as a class of score"
+            parts.append(f"background {kind} {self.thresholds['groups']}")
+        parts += [f"PAMR x {rules.pamr_iterations}"] if rules.pamr_iterations is not None else []
+        parts.append(self.precision)
+        count = len(rules.templates)
+        parts.append(f'"{rules.templates[0]}"' if count == 1 else f"{count} prompt templates")
+        return ", ".join(parts)
+
+
+def image_counts(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Of what metrics.json holds, for tracking: number of images evaluated, and officially where that is known."""
+    counts = {name: summary[name] for name in ("num_images", "official_num_images")}
+    return {f"{summary['benchmark']}/{name}": count for name, count in counts.items() if count is not None}
+
+
+def table(report: EvaluationReport) -> str:
+    """Two text tables: parts by metric, and classes by part. Percent."""
+    names = list(report.parts)
+    values = report.metrics()
+    keys = list(dict.fromkeys(key.split("/", 1)[1] for key in values))
+    images = count_of(report.num_scenes, report.official_num_images)
+    lines = [f"{report.benchmark}: {images} images of {report.root} in {report.seconds:.1f} s", report.how()]
+    if len(report.thresholds) > 1:
+        shown = ", ".join(f"{name} {value}" for name, value in report.thresholds.items())
+        lines.append(f"background threshold: {shown}")
+    if report.published:
+        lines.append("published: " + ", ".join(f"{model} {miou}" for model, miou in report.published))
+    elif report.comparable:
+        lines.append(f"published numbers are left out: they are of {report.official_num_images:,} images")
+    if report.license is not None:
+        lines.append(f"licence of the weights: {report.license}")
+    lines += [
+        "",
+        *aligned(["", *names], [[key, *(number(values.get(f"{name}/{key}")) for name in names)] for key in keys]),
+    ]
+    lines += ["", *aligned(*_class_rows(report)), ""]
+    return "\n".join(lines)
+
+
+def comparison(summaries: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
+    """A text table with a row per benchmark, and why others are missing."""
+    keys = ("miou", "oracle_miou", "boundary_miou", "pixel_accuracy")
+    rows = []
+    for benchmark, summary in summaries.items():
+        for part in summary["class_iou"]:
+            numbers = [number(summary["metrics"].get(f"{part}/{key}")) for key in keys]
+            published = ", ".join(f"{model} {miou}" for model, miou in summary["published"].items())
+            name = benchmark if part == benchmark else f"{benchmark}, {part}"
+            images = count_of(summary["num_images"], summary["official_num_images"])
+            rows.append([name, images, summary["protocol"], *numbers, published])
+    header = ["benchmark", "images", "protocol", "mIoU", "oracle", "boundary", "pixels", "published mIoU"]
+    lines = aligned(header, rows)
+    lines += ["", *(f"left out: {name}: {reason}" for name, reason in left_out.items())] if left_out else []
+    return "\n".join(lines)
+
+
+def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_predictions: bool) -> None:
+    """Writes metrics.json, per_class.*, per_image.csv, predictions/SCENE.png and, per part, confusion_PART.* and
+    examples_PART.png.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    header, rows = _class_rows(report)
+    (out / "per_class.csv").write_text(csv_text([header, *rows]), encoding="utf-8")
+    (out / "per_class.md").write_text(markdown(header, rows), encoding="utf-8")
+    per_image = [["scene", "sample_id", "part", "miou", "pixel_accuracy"]]
+    for scene, result in sorted(scores.scenes.items()):
+        numbers = [number(100 * result.mean_iou), number(100 * result.pixel_accuracy)]
+        per_image.append([str(scene), result.sample_id, result.part, *numbers])
+    (out / "per_image.csv").write_text(csv_text(per_image), encoding="utf-8")
+    for name, part in report.parts.items():
+        counts = [["truth \\ prediction", *report.classes]]
+        counts += [[label, *map(str, row)] for label, row in zip(report.classes, part.confusion.tolist(), strict=True)]
+        (out / f"confusion_{name}.csv").write_text(csv_text(counts), encoding="utf-8")
+        confusion_picture(part.confusion, report.classes).save(out / f"confusion_{name}.png")
+        if examples := [scores.examples[key] for key in sorted(scores.examples) if key[0] == name]:
+            percent = 100 * segmentation_metrics(part.confusion).mean_iou
+            heading = f"{name}: mIoU {percent:.1f} % over {part.num_scenes} images"
+            drawn = page(examples, report.classes, has_background=report.has_background, heading=heading)
+            drawn.save(out / f"examples_{name}.png")
+    if save_predictions:
+        (out / "predictions").mkdir(exist_ok=True)
+        for scene, encoded in scores.predictions.items():
+            (out / "predictions" / f"{scene:06d}.png").write_bytes(encoded)
+    # Last: a folder with metrics.json is complete.
+    (out / "metrics.json").write_text(json.dumps(report.summary(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def log_to_mlflow(
+    metrics: Mapping[str, float],
+    license_notice: str | None,
+    out: Path,
+    run_id: str,
+    tracking_uri: str | None,
+    *,
+    step: int,
+    folder: str = "evaluation",
+) -> None:
+    """Adds metrics, the tables and pictures in `out` (not the predictions) and the licence of the weights to an
+    existing run: metrics under evaluation/ at the checkpoint's step, files under `folder`."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, RunTag
+
+    now = time.time_ns() // 1_000_000
+    tags = [] if license_notice is None else [RunTag(LICENSE_TAG, license_notice[:5000])]
+    with one_line(tracking_uri):
+        client = MlflowClient(tracking_uri=tracking_uri)
+        client.log_batch(
+            run_id,
+            metrics=[Metric(f"evaluation/{key}", value, now, step) for key, value in metrics.items()],
+            tags=tags,
+        )
+        for file in sorted(out.iterdir()):
+            if file.is_file():
+                client.log_artifact(run_id, str(file), folder)
+
+
+def check_mlflow_run(run_id: str, tracking_uri: str | None) -> None:
+    """ValueError unless MLflow has such a run, which can be written to."""
+    from mlflow import MlflowClient
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    with one_line(tracking_uri):
+        client = MlflowClient(tracking_uri=tracking_uri)
+        # The name it has: only whether the run can be written to is of interest.
+        client.set_tag(run_id, "mlflow.runName", client.get_run(run_id).info.run_name)
+
+
+def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: IoU and share of pixels found, of each class and part."""
+    metrics = {name: segmentation_metrics(part.confusion) for name, part in report.parts.items()}
+    header = ["class", *(f"{name} {what}" for name in metrics for what in ("IoU", "found"))]
+
+    def row(index: int, values: Sequence[SegmentationMetrics]) -> list[str]:
+        return [
+            number(100 * float(value))
+            for item in values
+            for value in (item.class_iou[index], item.class_accuracy[index])
+        ]
+
+    return header, [[name, *row(index, list(metrics.values()))] for index, name in enumerate(report.classes)]
+
+
+def _percent(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if math.isnan(value) else round(100 * float(value), 3) for value in values]

@@ -1,0 +1,194 @@
+"""Slices of a window: rows are read, images decoded and augmented, prompts drawn, texts tokenised. Runs in the tasks of
+`pipelines.ingest.loader`, and as well without Ray.
+"""
+
+import functools
+import hashlib
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, draw_prompts, mine_nouns
+from groupvit.config import from_dict
+from groupvit.tokenizer import Tokenizer
+from groupvit.transforms import TrainSample, TrainTransform
+from pipelines import storage
+from pipelines.dataset.format import read_row_groups
+from pipelines.experiments.config import IngestConfig
+from pipelines.ingest.plan import IngestPlan, Slice
+from pipelines.ingest.sampling import Samples
+from pipelines.ingest.uncurated import read_raw_row_group, with_captions
+
+
+def load_slices(plan: IngestPlan, first: int, end: int) -> list[Slice]:
+    """Slices `first` … `end`-1, which must be of one window.
+
+    The generators of a sample are seeded by (seed, epoch, sample id). A corrupt image is substituted by the next sample
+    of its window that can be decoded, under the seeds of the one whose turn it was. ValueError if all are corrupt.
+    """
+    window, first_place = divmod(first * plan.slice_size, plan.order.window_size)
+    samples = plan.order.window(window)
+    rows = _read_rows(plan, samples)
+    return [
+        _make_slice(plan, samples, rows, range(place, place + plan.slice_size))
+        for place in range(first_place, first_place + (end - first) * plan.slice_size, plan.slice_size)
+    ]
+
+
+def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, Any]], places: range) -> Slice:
+    ingest = from_dict(IngestConfig, plan.options)
+    transform = TrainTransform(
+        image_size=plan.image_size,
+        recipe=ingest.augmentation,
+        crop_scale=ingest.crop_scale,
+        color_jitter=ingest.color_jitter,
+    )
+    templates = PROMPT_TEMPLATES if ingest.prompt_templates == "clip" else PLAIN_TEMPLATES
+    side = plan.image_size
+    images = _image_memory().empty((len(places), 3, side, side))
+    erase_boxes = np.empty((len(places), 4), dtype=np.int16)
+    noise_seeds = np.empty(len(places), dtype=np.int64)
+    substituted = np.zeros(len(places), dtype=bool)
+    prompt_keys = np.empty((len(places), plan.num_prompts), dtype=np.int64)
+    texts: list[str] = []
+    for index, place in enumerate(places):
+        seeds = _hash(f"{plan.order.seed} {samples.epoch[place]} {rows[place]['sample_id']}", 16)
+        used, sample = _transform_first_good(transform, rows, place, seeds % 2**64)
+        images[index], erase_boxes[index], noise_seeds[index] = sample
+        substituted[index] = used != place
+        caption = rows[used]["caption"]
+        prompts, keys = draw_prompts(
+            rows[used]["nouns"],
+            caption,
+            plan.num_prompts,
+            np.random.default_rng(seeds >> 64),
+            templates=templates,
+            padding=ingest.prompt_padding,
+        )
+        texts += [caption, *prompts]
+        prompt_keys[index] = [_hash(key, 8) - 2**63 for key in keys]
+    token_ids = _tokenizer()(texts, plan.context_length)
+    window = slice(places.start, places.stop)
+    return {
+        "image": images,
+        "token_ids": token_ids.reshape(len(places), 1 + plan.num_prompts, plan.context_length),
+        "prompt_keys": prompt_keys,
+        "erase_box": erase_boxes,
+        "noise_seed": noise_seeds,
+        "sample_id": np.array([rows[place]["sample_id"] for place in places], dtype=object),
+        "position": samples.position[window],
+        "epoch": samples.epoch[window].astype(np.int32),
+        "source": samples.source[window].astype(np.int8),
+        "substituted": substituted,
+    }
+
+
+def _transform_first_good(
+    transform: TrainTransform, rows: Sequence[Mapping[str, Any]], place: int, seed: int
+) -> tuple[int, TrainSample]:
+    for offset in range(len(rows)):
+        used = (place + offset) % len(rows)
+        try:
+            return used, transform(rows[used]["image"], seed)
+        except ValueError:
+            continue  # corrupt: counted by whoever trains, from `substituted`
+    raise ValueError(f"image: none of the {len(rows)} images of a window can be decoded; curate the data set again")
+
+
+def caption_index(num_captions: int, seed: int, epoch: int, sample_id: str) -> int:
+    """Which of its captions a sample shows in an epoch: within `num_captions` epochs each once, in an order that is
+    drawn anew after that.
+
+    Drawn apart from the generators of augmentation and prompts, which give the same for any number of captions: so runs
+    on one caption an image resume with the bits they had before there could be several.
+    """
+    cycle, place = divmod(epoch, num_captions)
+    keys = [_hash(f"caption {seed} {cycle} {sample_id} {index}", 8) for index in range(num_captions)]
+    return sorted(range(num_captions), key=keys.__getitem__)[place]
+
+
+def _read_rows(plan: IngestPlan, samples: Samples) -> list[dict[str, Any]]:
+    """The rows of `samples`, in their order, each with the caption of its epoch and that caption's nouns; every row
+    group is read once."""
+    rows: list[dict[str, Any]] = [{}] * len(samples.position)
+    groups, group_of = np.unique(np.stack([samples.source, samples.row_group]), axis=1, return_inverse=True)
+    for index, (source, group) in enumerate(groups.T.tolist()):
+        places = np.flatnonzero(group_of.reshape(-1) == index)
+        found = _read_row_group(plan, source, group).take(samples.row[places]).to_pylist()
+        if plan.is_raw[source]:
+            found = with_captions(found)
+        for place, row in zip(places.tolist(), found, strict=True):
+            number = caption_index(len(row["captions"]), plan.order.seed, int(samples.epoch[place]), row["sample_id"])
+            row["caption"] = row["captions"][number]
+            row["nouns"] = (row["nouns"][number] or []) if "nouns" in row else None
+            rows[place] = row
+    raw = [row for row in rows if row["nouns"] is None]
+    for row, nouns in zip(raw, mine_nouns([row["caption"] for row in raw]) if raw else [], strict=True):
+        row["nouns"] = nouns
+    return rows
+
+
+def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
+    file = int(np.searchsorted(plan.first_groups[source], group, side="right")) - 1
+    uri = storage.join(plan.uris[source], plan.files[source][file])
+    row_group = group - int(plan.first_groups[source][file])
+
+    def read() -> pa.Table:
+        if plan.is_raw[source]:
+            return read_raw_row_group(_open_parquet(uri), row_group)
+        return read_row_groups(_open_parquet(uri), [row_group], ["sample_id", "image", "captions", "nouns"])
+
+    mend = "download it again" if plan.is_raw[source] else "`groupvit inspect --verify` tells what else is"
+    with storage.naming_damage(uri, mend):
+        return storage.retry(read, uri)
+
+
+@functools.lru_cache(maxsize=64)
+def _open_parquet(uri: str) -> pq.ParquetFile:
+    """Kept open by the process from window to window: the footer need not be read again."""
+    return storage.open_parquet(uri)
+
+
+@functools.cache
+def _tokenizer() -> Tokenizer:
+    return Tokenizer()
+
+
+class ReusedMemory:
+    """Memory for arrays of bytes, given out again when the last array that lies in it is gone.
+
+    To get pages from the system costs half a millisecond for an image of 224 pixels, a quarter of all there is to do
+    for it. Not for several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[memoryview, weakref.ref[npt.NDArray[np.uint8]]]] = []
+
+    def empty(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """uint8 of `shape`, with anything in it."""
+        size = math.prod(shape)
+        free = (i for i, (memory, user) in enumerate(self._pieces) if user() is None and len(memory) == size)
+        index = next(free, None)
+        memory = np.empty(size, dtype=np.uint8).data if index is None else self._pieces[index][0]
+        user = np.frombuffer(memory, dtype=np.uint8)  # every view of it keeps it: its memory is no array's
+        piece = (memory, weakref.ref(user))
+        if index is None:
+            self._pieces.append(piece)
+        else:
+            self._pieces[index] = piece
+        return user.reshape(shape)
+
+
+@functools.cache
+def _image_memory() -> ReusedMemory:
+    return ReusedMemory()
+
+
+def _hash(text: str, num_bytes: int) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=num_bytes).digest(), "little")

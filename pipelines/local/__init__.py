@@ -1,0 +1,1 @@
+"""This machine's folders: names, locks, where to keep things, whether they can be written."""

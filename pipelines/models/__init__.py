@@ -1,0 +1,1 @@
+"""Checkpoints in and out: other formats, and MLflow's registry."""

@@ -1,0 +1,145 @@
+"""Makes a checkpoint of weights from elsewhere.
+
+    groupvit import-weights group_vit_gcc_yfcc_30e.pth --out checkpoints/released
+    groupvit import-weights FOLDER_OF_HUGGING_FACE --out s3://models/groupvit
+
+The checkpoint is one like any other: `evaluate`, `segment` and `export` take it. The licence of the weights goes with
+it, in state.json and on its card.
+"""
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from groupvit import checkpoint, interop
+from groupvit.config import to_dict
+from groupvit.foreign_weights import read_weights
+from groupvit.hugging_face_folder import OLD_WEIGHTS_FILE, READ_FILES, WEIGHTS_FILE, read_folder
+from groupvit.model import GroupViT
+from groupvit.model_card import CARD_FILE, LICENSE_KEY, RELEASED_NOTICE, UNKNOWN, card, num_parameters
+from pipelines import storage
+from pipelines.models.new_folder import new_folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportWeightsConfig:
+    """Whose weights become a checkpoint, and where it goes."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A checkpoint file with the released names (.pth, or .safetensors), or a folder of Hugging Face's GroupViTModel
+    (config.json and model.safetensors or pytorch_model.bin): a local path or s3:// URI."""
+    out: str
+    """Folder of the checkpoint, which must not exist yet: a local path or s3:// URI."""
+    num_heads: tuple[int, ...] | None = None
+    """Attention heads per stage of the image encoder, like 6 6 6: a file with the released names does not tell. None:
+    one for every 64 channels."""
+    license: Annotated[str | None, tyro.conf.arg(aliases=["--licence"])] = None
+    """Licence notice of the weights. None: what the source says of itself; where it says nothing, that of the released
+    weights, which is non-commercial."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What was found at the source."""
+
+    model: GroupViT
+    kind: Literal["official", "hugging_face"]
+    file: Path
+    """The file of the weights, on this machine."""
+    license: str | None
+    """As the source states it."""
+
+
+def import_weights(config: ImportWeightsConfig) -> dict[str, Any]:
+    """Reads the source, writes the checkpoint with its card, and returns a summary. ValueError for what the user got
+    wrong."""
+    with new_folder(config.out, last=checkpoint.STATE_FILE) as folder:
+        with _local(config.source) as path:
+            try:
+                source = _read(path, config.num_heads)
+            except ValueError as error:
+                reason = str(error).replace(str(path), config.source)  # not the copy of what lies elsewhere
+                raise ValueError(reason if config.source in reason else f"{config.source}: {reason}") from None
+            digest = _sha256(source.file)
+        notice = config.license or source.license or RELEASED_NOTICE
+        notice = None if notice == UNKNOWN else " ".join(notice.split())
+        name = config.source.rstrip("/").rpartition("/")[2]
+        origin = {"kind": source.kind, "name": name, "file": source.file.name, "sha256": digest}
+        state = {"step": 0, "imported_from": origin}
+        if notice is not None:
+            state[LICENSE_KEY] = notice
+        checkpoint.save(folder, source.model, state=state)
+        (folder / CARD_FILE).write_text(_card(source, name, digest, notice), encoding="utf-8")
+    parameters = num_parameters(source.model)
+    print(f"{config.out}: {parameters:,} parameters from {config.source}")
+    print(f"licence of the weights: {notice or 'none given'}")
+    return {
+        "out": config.out,
+        "source": config.source,
+        **origin,
+        "parameters": parameters,
+        "model": to_dict(source.model.config),
+        "license": notice,
+    }
+
+
+def _read(path: Path, num_heads: tuple[int, ...] | None) -> _Source:
+    if path.is_dir():
+        if num_heads is not None:
+            raise ValueError(f"num_heads={num_heads}: the folder's config.json tells the heads, so leave it out")
+        config, weights = read_folder(path)
+        model = interop.from_hugging_face(weights.tensors, config)
+        file = path / WEIGHTS_FILE if (path / WEIGHTS_FILE).is_file() else path / OLD_WEIGHTS_FILE
+        return _Source(model=model, kind="hugging_face", file=file, license=weights.license)
+    weights = read_weights(path)
+    model = interop.from_official(weights.tensors, num_heads=num_heads)
+    return _Source(model=model, kind="official", file=path, license=weights.license)
+
+
+@contextmanager
+def _local(source: str) -> Iterator[Path]:
+    """The source's file or folder on this machine, downloaded for the time of the context if it lies elsewhere."""
+    if "://" not in source:
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise ValueError(f"source={source} does not exist: give a file of weights, or a Hugging Face folder")
+        yield path
+        return
+    storage.check_bucket(source)
+    with tempfile.TemporaryDirectory() as temporary:
+        names = storage.list_files(source)
+        target = Path(temporary) / source.rstrip("/").rpartition("/")[2]
+        if names:
+            target.mkdir()
+            for name in set(READ_FILES) & set(names):
+                storage.copy(storage.join(source, name), str(target / name))
+        else:
+            try:
+                storage.copy(source, str(target))
+            except FileNotFoundError:
+                raise ValueError(
+                    f"source={source} does not exist: give a file of weights, or a Hugging Face folder"
+                ) from None
+        yield target
+
+
+def _card(source: _Source, name: str, digest: str, notice: str | None) -> str:
+    kinds = {"official": "a file with the names of the released checkpoints", "hugging_face": "a Hugging Face folder"}
+    return card(
+        source.model,
+        title="GroupViT checkpoint, imported",
+        origin=f"Imported from `{name}`, {kinds[source.kind]}. sha256 of `{source.file.name}`: `{digest}`.",
+        license=notice,
+        usage="`groupvit evaluate`, `groupvit segment` and `groupvit export` take this folder as `--checkpoint`.",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,115 @@
+"""Registers a checkpoint as a model in MLflow, by hand.
+
+    groupvit register --checkpoint runs/demo --name groupvit --tracking-uri http://localhost:5000
+
+It is then there for everyone who knows the server: `mlflow.pyfunc.load_model("models:/groupvit@best")`.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from groupvit.checkpoint import MODEL_FILE, load_state
+from groupvit.model_card import license_of
+from pipelines.experiments.config import TrackingConfig
+from pipelines.models.registry import log_model_to_mlflow
+from pipelines.provenance import code_version, redact
+from pipelines.runs.checkpoints import local_checkpoint
+from pipelines.tracking.errors import one_line
+from pipelines.tracking.places import artifacts_beside, check_database
+
+WEIGHTS_TAG = "groupvit.weights_sha256"
+"""MLflow tag of runs that exist for a registered checkpoint alone: which weights those are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegisterConfig:
+    """Which checkpoint is registered, as what, and where. Doing it again registers nothing new."""
+
+    checkpoint: str
+    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    name: str
+    """Registered model that gets a version; it is made if there is none."""
+    alias: str | None = "best"
+    """Name for this version from now on, as in models:/NAME@best. None: it has none but its number."""
+    mlflow_run: str | None = None
+    """Id of the MLflow run the model belongs to, which `pretrain` reports. None: a run is made for it."""
+    tracking_uri: str | None = None
+    """MLflow server or database. None: MLFLOW_TRACKING_URI."""
+
+
+def register(config: RegisterConfig) -> dict[str, Any]:
+    """Registers the model, prints where it is, returns a summary. ValueError for what the user got wrong."""
+    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise ValueError(
+            "tracking_uri is not given and MLFLOW_TRACKING_URI is not set: give a server or database, like "
+            "http://localhost:5000 or sqlite:///runs/mlflow.db"
+        )
+    check_database(uri, "tracking_uri")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    with local_checkpoint(config.checkpoint) as folder:
+        state = load_state(folder)
+        step, notice = state.get("step"), license_of(state)
+        with _run(config, uri, folder) as run_id:
+            model = log_model_to_mlflow(
+                folder, run_id=run_id, tracking_uri=uri, registered_name=config.name, alias=config.alias, step=step
+            )
+    print(f"{model}" + ("" if config.alias is None else f", now models:/{config.name}@{config.alias}"))
+    print(f"licence of the weights: {notice or 'none given'}")
+    return {
+        "model": model,
+        "name": config.name,
+        "version": model.rpartition("/")[2],
+        "alias": config.alias,
+        "step": step,
+        "mlflow_run": run_id,
+        "tracking_uri": redact(uri),
+        "license": notice,
+    }
+
+
+@contextlib.contextmanager
+def _run(config: RegisterConfig, uri: str, folder: Path) -> Iterator[str]:
+    """The id of the run that is given; without one, of a run that exists for these weights alone, which ends here."""
+    if config.mlflow_run is not None:
+        yield config.mlflow_run
+        return
+    with one_line(uri):
+        client = MlflowClient(tracking_uri=uri)
+        run_id = _run_of(client, uri, folder, config.checkpoint)
+    status = "FAILED"
+    try:
+        yield run_id
+        status = "FINISHED"
+    finally:
+        with one_line(uri):
+            client.set_terminated(run_id, status)
+
+
+def _run_of(client: MlflowClient, uri: str, folder: Path, checkpoint: str) -> str:
+    """The run that exists for these weights; made if there is none."""
+    with (folder / MODEL_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    name = TrackingConfig.experiment
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        experiment_id = client.create_experiment(name, artifact_location=artifacts_beside(uri))
+    else:
+        experiment_id = experiment.experiment_id
+    found = client.search_runs([experiment_id], f"tags.`{WEIGHTS_TAG}` = '{digest}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    tags = {
+        WEIGHTS_TAG: digest,
+        "mlflow.source.name": "groupvit register",
+        "mlflow.source.git.commit": code_version(),
+    }
+    run_name = f"register {checkpoint.rstrip('/').rpartition('/')[2]}"
+    return client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id

@@ -1,0 +1,1 @@
+"""The folder of a run: its description, checkpoints and evaluations."""

@@ -1,0 +1,1 @@
+"""Images segmented by words, at the command line and in the browser."""

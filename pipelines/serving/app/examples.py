@@ -1,0 +1,93 @@
+"""The images a visitor can try without bringing one: read once at the start, made small, served by number."""
+
+import dataclasses
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from groupvit.segmenter import check_image
+from pipelines import storage
+from pipelines.benchmarks.scenes import open_scenes
+from pipelines.serving.images import read_picture
+
+MAX_EXAMPLES = 12
+LONGEST_SIDE = 1024  # pixels: more is not shown on the page, and not looked at by the model
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """One image to try."""
+
+    name: str
+    jpeg: bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Images to try, and words that suit them."""
+
+    images: tuple[Example, ...] = ()
+    words: tuple[str, ...] = ()
+    """Words the page begins with; none where the folder does not say."""
+
+
+def read_examples(folder: str) -> Examples:
+    """Up to 12 images of a folder of images, by name, or of scenes, evenly spaced.
+
+    ValueError if there is none. A file that is no image is left out, with a line on stderr.
+    """
+    try:
+        names = storage.list_files(folder)
+    except NotADirectoryError:
+        raise ValueError(f"examples={folder} is no folder: give one with images, or leave it out") from None
+    if "scenes.json" in names:
+        return _of_scenes(folder)
+    shown = [name for name in names if name.lower().endswith(SUFFIXES) and storage.is_data(name)]
+    images = tuple(_taken(storage.join(folder, name) for name in shown))
+    if not images:
+        raise ValueError(
+            f"examples={folder} holds no image: give a folder of {', '.join(SUFFIXES)} files, or leave it out"
+        )
+    return Examples(images=images)
+
+
+def _taken(uris: Iterable[str]) -> Iterator[Example]:
+    found = 0
+    for uri in uris:
+        try:
+            example = _example(PurePosixPath(uri).stem, read_picture(uri))
+        except ValueError as error:
+            print(f"groupvit app: left out of the examples: {PurePosixPath(uri).name} ({error})", file=sys.stderr)
+            continue
+        yield example
+        found += 1
+        if found == MAX_EXAMPLES:
+            return
+
+
+def _of_scenes(folder: str) -> Examples:
+    dataset = open_scenes(folder)
+    total = len(dataset.part_of_scene)
+    count = min(MAX_EXAMPLES, total)
+    chosen = [position * total // count for position in range(count)]
+    images = tuple(
+        _example(scene.caption or f"scene {scene.index}", scene.image)
+        for block in dataset.blocks(chosen, count)
+        for scene in dataset.read(block)
+    )
+    return Examples(images=images, words=dataset.classes[int(dataset.has_background) :])
+
+
+def _example(name: str, image: NDArray[np.uint8]) -> Example:
+    check_image(image)
+    picture = Image.fromarray(image)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=95)
+    return Example(name=name, jpeg=file.getvalue())

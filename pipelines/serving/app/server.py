@@ -1,0 +1,205 @@
+"""The server behind the page: a model that answers questions, and the pages in front of it, both on Ray Serve.
+
+    GET  /                    the page, with /page.css, /page.js and so on
+    GET  /api/model           JSON: checkpoint, license, stages (groups of each), background (whether the protocol has
+                              one), threshold, protocol, words (to begin with), examples (names), max_upload_megabytes
+    GET  /api/examples/N      JPEG: the N-th example
+    POST /api/segment         multipart/form-data: image (a file) or example (N), words (commas between them),
+                              background (1 or 0), threshold (0 to 1; left out: the protocol's)
+                              → JSON: width and height of the maps (1024 pixels at the longer side, less with very many
+                              words), names (a name per label), has_background, colours (RGB per label), shares
+                              (fraction of the pixels per label), labels (data URL of a PNG with a palette: the label
+                              of each pixel), groups (per stage: map, the data URL of a grey PNG with the group of each
+                              pixel, the largest group being 0, and colours), affinities (for each group of the last
+                              stage how much it is of each word, 0 to 1), group_shares, seconds
+
+What is wrong with a request is answered by 4xx, or 503 when there is too much to do, with JSON {"error": one line}.
+Nothing that is sent is kept.
+"""
+
+import dataclasses
+import mimetypes
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from groupvit.checkpoint import load, load_state
+from groupvit.config import PrecisionChoice
+from groupvit.protocols import protocol_of
+from groupvit.segmenter import Segmenter
+from groupvit.tokenizer import Tokenizer
+from pipelines.runs.checkpoints import local_checkpoint
+from pipelines.serving.app.answers import Answer, Question, answer
+from pipelines.serving.app.examples import Example
+from pipelines.serving.app.uploads import RefusedError, read_question
+
+APP_NAME = "groupvit"
+MODEL_NAME = "model"
+MAX_WAITING = 4
+"""Questions that wait for each copy of the model; more are told to come back."""
+PAGE_FILES = ("page.html", "page.css", "page.js", "result.js", "picture.js", "words.js", "address.js", "icon.svg")
+
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+_BUSY = Answer.error(503, "too many pictures at once: try again in a few seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """What the page's server has to know."""
+
+    model: dict[str, Any]
+    """The JSON of /api/model."""
+    examples: tuple[Example, ...]
+    allowed_hosts: tuple[str, ...]
+    """Host headers that are answered; a page elsewhere whose name is made to mean this machine then gets nothing."""
+    max_image_bytes: int
+    max_at_once: int
+    """Questions being read or answered."""
+
+
+class Model:
+    """One copy of the model. Serve hands it one question at a time."""
+
+    def __init__(self, checkpoint: str, protocol: Any, precision: PrecisionChoice, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        with local_checkpoint(checkpoint) as folder:
+            model = load(folder)
+            segmentation = protocol_of(protocol, model, load_state(folder))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._segmenter = Segmenter(model.to(device), segmentation, Tokenizer(), precision=precision)
+
+    def answer(self, question: Question) -> Answer:
+        return answer(self._segmenter, question)
+
+
+class SafeHeaders:
+    """ASGI middleware: every response says what a browser may do with it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def application(
+    settings: PageSettings,
+    *,
+    checkpoint: str,
+    protocol: str,
+    precision: PrecisionChoice,
+    num_replicas: int,
+    gpus: float,
+    num_threads: int,
+) -> serve.Application:
+    """The Serve application: the pages in front of `num_replicas` copies of the model."""
+    model = serve.deployment(
+        Model,
+        name=MODEL_NAME,
+        num_replicas=num_replicas,
+        max_ongoing_requests=1,
+        max_queued_requests=MAX_WAITING * num_replicas,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+        graceful_shutdown_timeout_s=2,
+    )
+    pages = serve.deployment(
+        serve.ingress(_pages(settings))(),
+        name="pages",
+        max_ongoing_requests=200,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=2,
+    )
+    return pages.bind(model.bind(checkpoint, protocol, precision, num_threads))
+
+
+def _pages(settings: PageSettings) -> Callable[[], ASGIApp]:
+    """A builder, since Serve makes the ASGI application in the process where it runs."""
+
+    def build() -> ASGIApp:
+        return pages_app(settings, serve.get_deployment_handle(MODEL_NAME, app_name=APP_NAME).answer.remote)
+
+    return build
+
+
+def pages_app(settings: PageSettings, ask: Callable[[Question], Any]) -> Starlette:
+    """The pages as an ASGI application. `ask` gives an awaitable `Answer`."""
+    under_way = 0
+
+    async def segment(request: Request) -> Response:
+        nonlocal under_way
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return _json(Answer.error(403, "pages elsewhere may not ask"))
+        if under_way >= settings.max_at_once:
+            return _json(_BUSY)
+        under_way += 1
+        try:
+            return _json(await ask(await read_question(request, settings.examples, settings.max_image_bytes)))
+        except RefusedError as error:
+            return _json(Answer.error(error.status, str(error)))
+        except BackPressureError:
+            return _json(_BUSY)
+        finally:
+            under_way -= 1
+
+    async def model(request: Request) -> Response:
+        return _json(Answer.of(settings.model))
+
+    async def example(request: Request) -> Response:
+        number = request.path_params["number"]
+        if number >= len(settings.examples):
+            raise HTTPException(404)
+        return Response(settings.examples[number].jpeg, media_type="image/jpeg", headers={"cache-control": "no-cache"})
+
+    async def failed(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        reason = error.detail if isinstance(error, HTTPException) else "something went wrong here: see the logs of Ray"
+        return _json(Answer.error(status, reason))
+
+    routes = [Route("/api/segment", segment, methods=["POST"]), Route("/api/model", model)]
+    routes += [Route("/api/examples/{number:int}", example)]
+    routes += [Route("/" if name == "page.html" else f"/{name}", _file(name)) for name in PAGE_FILES]
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.allowed_hosts), www_redirect=False)
+    handlers: dict[Any, Any] = {HTTPException: failed, Exception: failed}
+    return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), hosts], exception_handlers=handlers)
+
+
+def _file(name: str) -> Callable[[Request], Any]:
+    content = resources.files("pipelines.serving.app").joinpath("page", name).read_bytes()
+    media_type = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0]
+
+    async def send_file(request: Request) -> Response:
+        return Response(content, media_type=media_type, headers={"cache-control": "no-cache"})
+
+    return send_file
+
+
+def _json(given: Answer) -> Response:
+    headers = {"cache-control": "no-store"} | ({"retry-after": "5"} if given.status == 503 else {})
+    return Response(given.body, status_code=given.status, media_type="application/json", headers=headers)

@@ -1,0 +1,1 @@
+"""Many runs by Ray Tune: spaces, trials, records."""

@@ -1,0 +1,152 @@
+"""What a sweep knows, on disk or in object storage, so that the same command goes on wherever it was killed.
+
+    RUNS/SWEEP/sweep.json            its id, what cannot change
+    RUNS/SWEEP/records/TRIAL.json    a trial, from before it starts: point, values, seed, scores, how it ended
+    RUNS/SWEEP/seconds.json          how long the sweep has run, over all restarts
+    RUNS/SWEEP/TRIAL/                the run of a trial, as of any pretraining (pipelines/runs)
+    RUNS/SWEEP/report/               leaderboard and pictures
+    RUNS/SWEEP/summary.json          written last: the sweep is complete
+
+Only the driver writes here, but for the trials' runs. Ray Tune's own snapshots are not used: they lag behind, and a
+trial that was begun since the last one would be lost, or begun again under another name.
+"""
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipelines import storage
+from pipelines.runs.evaluations import read_record
+from pipelines.runs.folder import RunFolder
+from pipelines.sweeps.plan import Sweep, TrialSpec
+from pipelines.sweeps.record import TrialRecord
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Known:
+    """A trial as the folder holds it."""
+
+    spec: TrialSpec
+    record: TrialRecord
+    settled: bool = False
+    """Whether MLflow knows how it ended."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.record.status != "running"
+
+
+class SweepFolder:
+    """Reads and writes the folder of a sweep."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep, self.uri = sweep, sweep.uri
+
+    def start_or_continue(self) -> str:
+        """The id of the sweep, which it got at its first start. ValueError if it was started with something else."""
+        fixed = self._sweep.fixed()
+        description = self._read("sweep.json")
+        if description is None:
+            if storage.exists(storage.join(self.uri, "run.json")):
+                raise ValueError(f"name={self._sweep.name}: {self.uri} is a run: give the sweep another --name")
+            description = {"id": uuid.uuid4().hex, "fixed": fixed}
+            self._write("sweep.json", description)
+        before = description["fixed"]
+        for name in fixed | before:
+            if fixed.get(name) != before.get(name):
+                raise ValueError(
+                    f"{name}={_shown(fixed, name)}, but sweep {self._sweep.name!r} was started with "
+                    f"{_shown(before, name)}: continue it with that, or give another --name"
+                )
+        return description["id"]
+
+    def current(self, spec: TrialSpec) -> tuple[str, TrialSpec]:
+        """The name of a trial's run, and what it trains by now: pbt changes both."""
+        if self._sweep.config.scheduler != "pbt":
+            return spec.name, spec
+        from pipelines.sweeps.lineage import current_run
+
+        run_name, point = current_run(self._sweep, spec.name, spec.point)
+        return run_name, self._sweep.spec(point, spec.seed)
+
+    def run(self, spec: TrialSpec) -> RunFolder:
+        return RunFolder(storage.join(self.uri, self.current(spec)[0]))
+
+    def read_known(self) -> dict[str, Known]:
+        """All trials by name, in the order in which they were begun."""
+        folder = storage.join(self.uri, "records")
+        names = [name for name in storage.list_files(folder) if name.endswith(".json") and storage.is_data(name)]
+        contents = [self._read(f"records/{name}") for name in names]
+        found = sorted((content for content in contents if content is not None), key=lambda content: content["number"])
+        known = {}
+        for content in found:
+            point, values, seed = content["point"], _tuples(content["record"]["values"]), content["record"]["seed"]
+            scores = {int(step): score for step, score in content["record"]["scores"].items()}
+            record = TrialRecord(**{**content["record"], "values": values, "scores": scores})
+            spec = TrialSpec(point=point, values=values, seed=seed)
+            known[record.name] = Known(spec=spec, record=record, settled=content["settled"])
+        return known
+
+    def write_known(self, known: Known, number: int) -> None:
+        """`number`: its place among the trials."""
+        content = {"number": number, "settled": known.settled, "point": dict(known.spec.point)}
+        self._write(f"records/{known.record.name}.json", content | {"record": dataclasses.asdict(known.record)})
+
+    def read_seconds(self) -> float:
+        content = self._read("seconds.json")
+        return 0.0 if content is None else content["seconds"]
+
+    def write_seconds(self, seconds: float) -> None:
+        self._write("seconds.json", {"seconds": round(seconds, 1)})
+
+    def read_failure(self, spec: TrialSpec) -> str | None:
+        """Why a trial cannot go on; None if it can."""
+        content = self._read(f"{spec.name}/failure.json")
+        return None if content is None else content["reason"]
+
+    def read_summary(self) -> dict[str, Any] | None:
+        return self._read("summary.json")
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write("summary.json", summary)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            return json.loads(storage.read_bytes(storage.join(self.uri, name)))
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        storage.write_bytes(storage.join(self.uri, name), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def with_results(known: Known, run: RunFolder) -> Known:
+    """With what the run's own record of evaluations says."""
+    found = read_record(run)
+    steps = run.checkpoint_steps()
+    best = found.best_step if found.best_step in steps else max(steps, default=None)
+    scores = dict(sorted({**known.record.scores, **found.scores}.items()))
+    record = dataclasses.replace(
+        known.record,
+        scores=scores,
+        part_scores=found.part_scores.get(max(found.scores), {}) if found.scores else {},
+        checkpoint=None if best is None else run.checkpoint_uri(best),
+        train_seconds=run.read_state(max(steps))["train_seconds"] if steps else None,
+    )
+    return dataclasses.replace(known, record=record)
+
+
+def records_of(known: Iterable[Known]) -> list[TrialRecord]:
+    return [each.record for each in known]
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they were before they were JSON."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    text = json.dumps(values[name]) if name in values else "nothing"
+    return text if len(text) <= 200 else f"{text[:200]}..."

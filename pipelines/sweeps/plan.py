@@ -1,0 +1,232 @@
+"""A sweep as a plan: which trials it has, and the complete experiment of each. Nothing runs here, and whatever cannot
+run is refused here."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from groupvit.config import flatten, to_dict
+from pipelines import storage
+from pipelines.experiments.config import ExperimentConfig, fixes_the_result, validate
+from pipelines.sweeps.config import DEMO_STEPS, SweepConfig
+from pipelines.sweeps.space import Choice, Point, Space, with_values
+from pipelines.training.job import with_absolute_paths
+
+METRIC, TIME = "miou", "step"
+"""Names under which a trial reports a rung: mIoU in percent, and the training step."""
+
+CHANGEABLE = (
+    "optimizer.learning_rate",
+    "optimizer.min_learning_rate",
+    "optimizer.clip_grad_norm",
+    "loss.multi_label_weight",
+    "loss.shared_positives",
+    "ingest.crop_scale",
+    "ingest.color_jitter",
+    "ingest.prompt_templates",
+    "ingest.prompt_padding",
+)
+"""Fields that may change while a model trains: neither a weight nor the optimiser's state depends on them."""
+
+_MOST_DRAWS = 1000
+"""Draws in a row that may be invalid, or known already, before the space is called exhausted."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """What makes a trial: equal specs are the same trial."""
+
+    point: Point
+    """What was taken on each axis of the space."""
+    values: Mapping[str, Any]
+    """What that means, by field of `ExperimentConfig`."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The same at every start: it is how a trial finds its run again."""
+        return f"{self.configuration}-s{self.seed}"
+
+    @staticmethod
+    def seed_of(name: str) -> int:
+        """The seed of the trial of that name."""
+        return int(name.rpartition("-s")[2])
+
+    @property
+    def configuration(self) -> str:
+        """Common to the seeds of the same values."""
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Everything a sweep is: made by `plan_sweep`, which has checked it."""
+
+    config: SweepConfig
+    space: Space
+    """Its base is complete: paths are absolute, steps and rungs set."""
+    tracking_uri: str | None
+
+    @property
+    def name(self) -> str:
+        return self.config.name or f"sweep-{self.space.name}"
+
+    @property
+    def uri(self) -> str:
+        """The sweep's folder, which holds a run's folder for each trial."""
+        return storage.join(self.space.base.training.runs_folder, self.name)
+
+    @property
+    def searcher(self) -> str:
+        return self.config.searcher or ("grid" if self.space.is_grid else "random")
+
+    @property
+    def seeds(self) -> range:
+        return range(self.config.num_seeds or self.space.num_seeds)
+
+    @property
+    def num_steps(self) -> int:
+        return self.space.base.training.num_steps
+
+    @property
+    def num_trials(self) -> int | None:
+        """None: as many as the hours allow."""
+        if self.searcher != "grid":
+            return self.config.budget_trials
+        whole = len(list(self.space.grid())) * len(self.seeds)
+        return min(whole, self.config.budget_trials or whole)
+
+    @property
+    def resources_per_trial(self) -> dict[str, float]:
+        """What a trial takes at most, on CPUs: training workers, data tasks, evaluation."""
+        training, evaluation = self.space.base.training, self.space.base.evaluation
+        cpus = training.num_workers * training.cpus_per_worker + (self.space.base.ingest.max_processes or 1)
+        return {"CPU": float(cpus + evaluation.num_workers * evaluation.cpus_per_worker)}
+
+    def experiment(self, spec: TrialSpec, run_name: str | None = None) -> ExperimentConfig:
+        """The trial's run, by default of the trial's name. ValueError if its values do not go together."""
+        config = with_values(self.space.base, spec.values)
+        config = dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, seed=spec.seed),
+            training=dataclasses.replace(
+                config.training, seed=spec.seed, runs_folder=self.uri, run_name=run_name or spec.name
+            ),
+        )
+        # The best of the sweep is registered when all are done.
+        evaluation = dataclasses.replace(config.evaluation, registered_model=None)
+        config = dataclasses.replace(config, evaluation=evaluation)
+        validate(config)
+        return config
+
+    def spec(self, point: Point, seed: int) -> TrialSpec:
+        return TrialSpec(point=point, values=self.space.values(point), seed=seed)
+
+    def grid(self) -> list[TrialSpec]:
+        """All trials of a grid: a seed of every configuration before the next seed, so that what is done first
+        compares."""
+        specs = [self.spec(point, seed) for seed, point in itertools.product(self.seeds, self.space.grid())]
+        return specs[: self.num_trials]
+
+    def draws(self) -> Iterator[TrialSpec]:
+        """Valid configurations at random, each with all seeds, without end; the same at every start.
+
+        ValueError when nothing new comes any more.
+        """
+        known: set[str] = set()
+        fruitless = 0
+        for index in itertools.count():
+            spec = self.spec(self.space.draw(np.random.default_rng([self.config.seed, index])), 0)
+            if spec.configuration in known or self.refusal(spec) is not None:
+                fruitless += 1
+                if fruitless < _MOST_DRAWS:
+                    continue
+                if known:
+                    return
+                raise ValueError(f"space {self.space.name} has no valid configuration: {self.refusal(spec)}")
+            fruitless = 0
+            known.add(spec.configuration)
+            yield from (dataclasses.replace(spec, seed=seed) for seed in self.seeds)
+
+    def refusal(self, spec: TrialSpec) -> str | None:
+        """Why the values of a trial do not go together; None if they do."""
+        try:
+            self.experiment(spec)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def fixed(self) -> dict[str, Any]:
+        """What a sweep cannot change on the way, JSON-safe."""
+        evaluation = flatten({"evaluation": to_dict(self.space.base.evaluation)})
+        free = ("num_workers", "cpus_per_worker", "gpus_per_worker", "registered_model", "num_pictures")
+        axes = {
+            f"space.{axis.name}": {label: dict(values) for label, values in axis.options.items()}
+            if isinstance(axis, Choice)
+            else [axis.low, axis.high, axis.log]
+            for axis in self.space.axes
+        }
+        own = {"space": self.space.name, "base": self.space.base.name, "searcher": self.searcher}
+        own |= {name: getattr(self.config, name) for name in ("scheduler", "reduction_factor", "seed")}
+        of_base = fixes_the_result(self.space.base)
+        varied = {field for axis in self.space.axes for field in axis.fields} | {"training.seed", "data.seed"}
+        rest = {name: value for name, value in of_base.items() if name not in varied}
+        scoring = {name: value for name, value in evaluation.items() if name.removeprefix("evaluation.") not in free}
+        sources = {"data.sources": list(self.space.base.data.sources)}
+        seeds = {"num_seeds": len(self.seeds)}
+        return json.loads(json.dumps(own | seeds | axes | sources | scoring | rest))
+
+
+def prepared(base: ExperimentConfig, config: SweepConfig, own_steps: int) -> ExperimentConfig:
+    """`base` as trials use it: paths made absolute, steps and rungs set. `own_steps`: of the experiment itself."""
+    base = with_absolute_paths(base)
+    training, optimizer, evaluation = base.training, base.optimizer, base.evaluation
+    num_steps = config.num_steps
+    if num_steps is None and base.name == "demo" and training.num_steps == own_steps:
+        num_steps = DEMO_STEPS
+    if num_steps is not None:
+        warmup = round(optimizer.warmup_steps * num_steps / training.num_steps)
+        optimizer = dataclasses.replace(optimizer, warmup_steps=warmup)
+        training = dataclasses.replace(training, num_steps=num_steps)
+    rungs = config.rung_every_n_steps or evaluation.every_n_steps or -(-training.num_steps // 4)
+    if training.run_name is not None:
+        raise ValueError(f"training.run_name={training.run_name}: a sweep names the runs of its trials: give --name")
+    if not evaluation.root:
+        raise ValueError(
+            f"evaluation.root is missing: trials are scored on masks: give --evaluation.root, the folder of "
+            f"{evaluation.benchmark}"
+        )
+    return dataclasses.replace(
+        base,
+        training=training,
+        optimizer=optimizer,
+        evaluation=dataclasses.replace(evaluation, every_n_steps=rungs),
+        # Every trial's tasks would otherwise take all CPUs that the others need.
+        ingest=dataclasses.replace(base.ingest, max_processes=base.ingest.max_processes or 1),
+    )
+
+
+def plan_sweep(config: SweepConfig, space: Space) -> Sweep:
+    """The sweep of a space whose base is prepared. ValueError for what cannot be searched so."""
+    sweep = Sweep(config=config, space=space, tracking_uri=space.base.tracking.uri)
+    if sweep.searcher != "grid" and config.budget is None:
+        raise ValueError(f"budget is missing: searcher={sweep.searcher} would never end: give --budget 20, or 3h")
+    if config.scheduler == "pbt":
+        if not any(field in CHANGEABLE for axis in space.axes for field in axis.fields):
+            raise ValueError(
+                f"scheduler=pbt finds nothing in space {space.name} that may change while a model trains: give "
+                f"asha, or a space with one of {', '.join(CHANGEABLE[:4])}"
+            )
+        if (sweep.num_trials or 0) < 2:
+            raise ValueError(f"budget={config.budget} is no population for scheduler=pbt: give trials, 4 or more")
+    if sweep.searcher == "grid":
+        for spec in sweep.grid():
+            sweep.experiment(spec)
+    else:
+        next(sweep.draws())
+    return sweep

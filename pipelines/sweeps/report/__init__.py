@@ -1,0 +1,1 @@
+"""What a sweep found, from its records: leaderboard, pictures, importance."""

@@ -1,0 +1,96 @@
+"""The sweep in MLflow: one parent run, and one nested run per trial, each found again by a tag and never made twice."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Param
+
+from groupvit.config import flatten, to_dict
+from pipelines.dataset.format import DatasetInfo
+from pipelines.experiments.config import fixes_the_result
+from pipelines.provenance import code_version, redact
+from pipelines.sweeps.folder import Known, SweepFolder
+from pipelines.sweeps.plan import Sweep
+from pipelines.sweeps.trainable import SPACE_TAG, SWEEP_TAG, TrialTask
+from pipelines.tracking.errors import one_line
+from pipelines.tracking.places import artifacts_beside
+from pipelines.tracking.runs import JOB_TAG, find_run
+from pipelines.training.job import start_or_continue
+
+RUNG_TAG, STOP_TAG = "groupvit.rung", "groupvit.stop_reason"
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+"""How a trial's run ends in MLflow."""
+
+
+def start_parent(sweep: Sweep, sweep_id: str) -> str | None:
+    """The id of the sweep's run, made and described at the first start. None: tracking is off.
+
+    ValueError if MLflow cannot be reached.
+    """
+    if sweep.tracking_uri is None:
+        return None
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    base = sweep.space.base
+    with one_line(sweep.tracking_uri):
+        client = MlflowClient(tracking_uri=sweep.tracking_uri)
+        run = find_run(client, base.tracking.experiment, sweep_id)
+        if run is None:
+            tags = {
+                JOB_TAG: sweep_id,
+                SWEEP_TAG: sweep.name,
+                SPACE_TAG: sweep.space.name,
+                "mlflow.source.name": "groupvit sweep",
+                "mlflow.source.git.commit": code_version(),
+            }
+            run = client.create_run(_experiment_id(client, sweep), run_name=sweep.name, tags=tags)
+        run_id = run.info.run_id
+        client.update_run(run_id, status="RUNNING")
+        values = _params(sweep)
+        params = [Param(name, value) for name, value in values.items() if name not in run.data.params]
+        for start in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[start : start + 100])
+    return run_id
+
+
+def end_parent(sweep: Sweep, run_id: str | None, status: str, tags: Mapping[str, str]) -> None:
+    """ValueError if MLflow cannot be reached."""
+    if run_id is None:
+        return
+    with one_line(sweep.tracking_uri):
+        client = MlflowClient(tracking_uri=sweep.tracking_uri)
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        client.set_terminated(run_id, status)
+
+
+def settle(task: TrialTask, folder: SweepFolder, known: Known, datasets: list[DatasetInfo]) -> str | None:
+    """Sends what the processes of a trial that is over left unsent, and says in MLflow how it ended. Returns the id of
+    its run; None while MLflow is away."""
+    run_name, spec = folder.current(known.spec)
+    config = task.sweep.experiment(spec, run_name)
+    job = start_or_continue(folder.run(known.spec), config, datasets, task.ties(known.record.name, spec))
+    tracker, evaluation = job.open_tracker(system_metrics=False), job.open_evaluation_tracker()
+    assert tracker is not None and evaluation is not None
+    record = known.record
+    rung = {} if not record.scores else {RUNG_TAG: str(max(record.scores))}
+    tracker.set_tags(rung | ({} if record.stop_reason is None else {STOP_TAG: record.stop_reason}))
+    sent = evaluation.close(None)
+    return tracker.run_id if tracker.close(STATUS[record.status]) and sent else None
+
+
+def _params(sweep: Sweep) -> dict[str, str]:
+    fixed = sweep.fixed()
+    of_base = fixes_the_result(sweep.space.base)
+    own = {f"sweep.{name}" if name not in of_base else name: value for name, value in fixed.items()}
+    free = flatten({"sweep": to_dict(sweep.config)})
+    return {name: redact(str(value))[:6000] for name, value in {**own, **free}.items()}
+
+
+def _experiment_id(client: Any, sweep: Sweep) -> str:
+    name, uri = sweep.space.base.tracking.experiment, sweep.tracking_uri or ""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    return client.create_experiment(name, artifact_location=artifacts_beside(uri))

@@ -1,0 +1,87 @@
+"""One trial, as Ray Tune runs it: a whole pretraining run, whose evaluations are reported as rungs.
+
+With several workers it is a run of Ray Train. A single worker is the process of the trial itself.
+
+A trial is a run like any other, under a name that follows from its values and seed. So a trial that is started again,
+by Tune after a lost node or by the next start of the sweep, goes on from its newest checkpoint; evaluations that are on
+record are reported at once and not made again.
+"""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import ray.tune
+
+from pipelines import storage
+from pipelines.runs.evaluations import read_record
+from pipelines.runs.folder import RunFolder
+from pipelines.sweeps.plan import METRIC, TIME, Sweep, TrialSpec
+from pipelines.training.job import Ties
+
+PARENT_TAG, SWEEP_TAG, SPACE_TAG, SEED_TAG = "mlflow.parentRunId", "groupvit.sweep", "groupvit.space", "groupvit.seed"
+CONFIGURATION_TAG, TRIAL_TAG = "groupvit.configuration", "groupvit.trial"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """What a trial has to know beside its own values."""
+
+    sweep: Sweep
+    sweep_id: str
+    parent_run_id: str | None
+    """MLflow run of the sweep; None: tracking is off."""
+
+    def ties(self, name: str, spec: TrialSpec) -> Ties:
+        """`name` is the trial's, which `spec` may have left since (pbt)."""
+        tags = {
+            SWEEP_TAG: self.sweep.name,
+            SPACE_TAG: self.sweep.space.name,
+            SEED_TAG: str(spec.seed),
+            CONFIGURATION_TAG: spec.configuration,
+            TRIAL_TAG: name,
+            "mlflow.source.name": "groupvit sweep",
+        }
+        parent = {} if self.parent_run_id is None else {PARENT_TAG: self.parent_run_id}
+        return Ties(job_id=f"{self.sweep_id}-{name}", tags=tags | parent)
+
+
+def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
+    """Trains the trial to its end, unless Tune ends it at a rung. `parameters` are what the searcher suggested."""
+    sweep = task.sweep
+    # Not by `parameters`: with pbt they are those of the trial whose checkpoint this one takes.
+    name = ray.tune.get_context().get_trial_name()
+    spec = sweep.spec(parameters["trial"]["point"], TrialSpec.seed_of(name))
+    run_name, report = name, _report
+    if sweep.config.scheduler == "pbt":
+        from pipelines.sweeps.lineage import exploited_run, read_pointer
+
+        run_name = exploited_run(sweep, name, spec.point, read_pointer())
+        report = functools.partial(_report_with_pointer, run_name)
+    config = sweep.experiment(spec, run_name)
+    run = RunFolder(storage.join(sweep.uri, run_name))
+    for step, score in sorted(read_record(run).scores.items()):
+        report(step, score)
+    from pipelines.training.pretrain import pretrain  # torch and more, for which a rung on record need not wait
+
+    try:
+        # The evaluator's thread reports. Tune answers when its scheduler has decided: to go on, or by ending this
+        # process, and with it whatever it owns of workers and data tasks; until then the training goes on.
+        pretrain(config, dataclasses.replace(task.ties(name, spec), on_score=report))
+    except (ValueError, storage.StorageRefusedError) as error:  # to start it again would not help; the others go on
+        content = json.dumps({"reason": " ".join(str(error).split())}) + "\n"
+        storage.write_bytes(storage.join(sweep.uri, name, "failure.json"), content.encode())
+
+
+def _report(step: int, score: float) -> None:
+    """Tells Tune of a rung: training step and mIoU in percent."""
+    ray.tune.report({TIME: step, METRIC: score})
+
+
+def _report_with_pointer(run_name: str, step: int, score: float) -> None:
+    """The same, with where another trial would go on from."""
+    from pipelines.sweeps.lineage import pointer_to
+
+    with pointer_to(run_name, step) as checkpoint:
+        ray.tune.report({TIME: step, METRIC: score}, checkpoint=checkpoint)

@@ -1,0 +1,1 @@
+"""MLflow and Prometheus: what a run records, and where."""

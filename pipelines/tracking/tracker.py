@@ -1,0 +1,175 @@
+"""MLflow tracking that never raises into training and never blocks a step.
+
+Callers only put records on a queue. One background thread appends them to a spool file (jsonl), sends the spool's
+unsent part in order, and remembers how far it got. While the server is away the spool grows; it is replayed when the
+server is back, by this process or by the next one that continues the run. Records carry their time stamp, so that
+sending one twice is harmless. One job is one MLflow run: the run is looked up by a tag that holds the job's id, so a
+restarted job finds it again.
+
+A spool lies on one machine, which may be lost. So a checkpoint keeps the training metrics that were not sent when it
+was made (`unsent_training_metrics`), and whoever continues from it sends them first (`send_again`).
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipelines.provenance import redact
+from pipelines.tracking.errors import refusal_of
+from pipelines.tracking.runs import NoRunYetError, RunIdentity, Sender
+from pipelines.tracking.spool import Record, Spool
+from pipelines.tracking.system_metrics import SystemMetrics
+
+_RETRY_SECONDS = 2.0
+_MOST_TIME_SENDING = 0.05
+"""Of the time: a database needs tens of milliseconds for a request, however few metrics are in it, and takes them from
+the training."""
+_LONGEST_PAUSE = 10.0
+"""Seconds."""
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """The background writer of one run. `run_id` is None until the server was reached for the first time."""
+
+    def __init__(self, identity: RunIdentity, spool_folder: Path, system_metrics_every_n_seconds: float | None = None):
+        self.run_id: str | None = None
+        self._identity = identity
+        self._spool = Spool(spool_folder)
+        self._sender = Sender(identity)
+        self._queue: queue.SimpleQueue[Record] = queue.SimpleQueue()
+        self._system_metrics_every = system_metrics_every_n_seconds
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+        self._warned: set[str] = set()
+        self._refusal: str | None = None
+        """Why MLflow refused what was sent last."""
+        self._lock = threading.Lock()
+        self._unsent = [record for batch, _ in self._spool.unsent_batches() for record in batch if _is_training(record)]
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int, *, training: bool = False) -> None:
+        """Queue `metrics` of `step`. `training=True`: steps that were already recorded before a restart are dropped,
+        so a continued run shows each step once."""
+        self.send_again([metrics_record(metrics, step, training=training)])
+
+    def send_again(self, records: Sequence[Record]) -> None:
+        """Queue records as they were made, e.g. those that a process on a lost machine may not have sent."""
+        for record in records:
+            if _is_training(record):
+                with self._lock:
+                    if self._unsent and record["step"] <= self._unsent[-1]["step"]:
+                        continue  # it waits in the spool already, or was sent
+                    self._unsent.append(record)
+            self._queue.put(record)
+
+    def unsent_training_metrics(self) -> list[Record]:
+        """Metrics logged with `training=True` of which the server has not confirmed that it has them, in order."""
+        with self._lock:
+            return list(self._unsent)
+
+    def log_artifact(self, local_path: str | Path, folder: str | None = None) -> None:
+        """Queue the upload of a file or folder, which must stay where it is until it was sent."""
+        self._queue.put({"artifact": os.path.abspath(local_path), "folder": folder})
+
+    def log_picture(self, local_path: str | Path, key: str, step: int) -> None:
+        """Queue a picture that the server shows by step under `key`; the file must stay until it was sent."""
+        self._queue.put({"picture": os.path.abspath(local_path), "key": key, "step": step, "time": _now_ms()})
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Queue a small text artifact, e.g. the config. Credentials in URIs are removed."""
+        self._queue.put({"text": redact(text), "file": artifact_file})
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Queue tags of the run, in place of what they were."""
+        self._queue.put({"tags": {name: redact(value) for name, value in tags.items()}})
+
+    def close(self, status: str | None = "FINISHED", timeout: float = 30.0) -> bool:
+        """Send what is left, for at most `timeout` seconds. True: all was sent; else the rest stays in the spool.
+
+        `status` is the run's end (FINISHED, FAILED); None: it goes on elsewhere.
+        """
+        if status is not None:
+            self._queue.put({"status": status, "time": _now_ms()})
+        self._deadline = time.monotonic() + timeout
+        self._closing.set()
+        self._thread.join(timeout + _RETRY_SECONDS)
+        sent = not self._thread.is_alive() and self._spool.num_unsent_bytes() == 0
+        if not sent:
+            reason = self._refusal or "the server was not reached"
+            logger.warning("tracking: %s; what is unsent stays in %s", reason, self._spool.path)
+        return sent
+
+    def _run(self) -> None:
+        system_metrics = SystemMetrics(self._system_metrics_every)
+        send_at = 0.0
+        while True:
+            closing = self._closing.is_set()
+            try:
+                self._take_queue(wait=0.0 if closing else 0.5)
+                self._spool.append(system_metrics.due())
+                if time.monotonic() >= send_at or closing:
+                    start = time.monotonic()
+                    self._send()
+                    took = time.monotonic() - start
+                    send_at = start + min(took / _MOST_TIME_SENDING, _LONGEST_PAUSE)
+            except Exception as error:
+                self._refusal = refusal_of(error, self._identity.uri)
+                if closing and self._refusal is not None:  # it would be refused until the deadline
+                    return
+                if not isinstance(error, NoRunYetError):
+                    self._warn(error)
+                send_at = time.monotonic() + (_RETRY_SECONDS if self._refusal is None else _LONGEST_PAUSE)
+                if closing:
+                    time.sleep(0.2)
+            if closing and self._queue.empty() and self._spool.num_unsent_bytes() == 0:
+                return
+            if time.monotonic() > self._deadline:
+                return
+
+    def _take_queue(self, wait: float) -> None:
+        records = []
+        try:
+            records.append(self._queue.get(timeout=wait) if wait else self._queue.get_nowait())
+            while True:
+                records.append(self._queue.get_nowait())
+        except queue.Empty:
+            self._spool.append(records)
+
+    def _send(self) -> None:
+        self._sender.connect()
+        self._refusal = None
+        self.run_id = self._sender.run_id
+        for batch, end in self._spool.unsent_batches():
+            if time.monotonic() > self._deadline:
+                return
+            self._sender.send(batch)
+            self._spool.mark_sent(end)
+            with self._lock:
+                del self._unsent[: sum(map(_is_training, batch))]
+
+    def _warn(self, error: Exception) -> None:
+        kind = self._refusal or type(error).__name__
+        if kind not in self._warned:
+            self._warned.add(kind)
+            shown = self._refusal or f"{redact(str(error).partition(chr(10))[0])[:300]} (will be tried again)"
+            logger.warning("tracking: %s", shown)
+
+
+def metrics_record(metrics: Mapping[str, float], step: int, *, training: bool = False) -> Record:
+    """What `Tracker.log_metrics` queues, with the time of now; JSON-safe."""
+    return {"metrics": dict(metrics), "step": step, "time": _now_ms(), "training": training}
+
+
+def _is_training(record: Record) -> bool:
+    return record.get("training", False)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,1 @@
+"""One pretraining run on Ray Train."""

@@ -1,0 +1,247 @@
+"""The training loop of one worker: batch, step, log, checkpoint. Knows nothing of Ray; what it needs is in
+`WorkerContext`.
+
+Everything random is a function of (seed, step), so a loop that starts from a checkpoint continues bit by bit as if it
+had never stopped.
+"""
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from groupvit import checkpoint
+from groupvit.config import Precision, to_dict
+from groupvit.model import GroupViT
+from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
+from groupvit.training import Batch, compile_blocks, train_step
+from groupvit.transforms import finish
+from pipelines.experiments.config import ExperimentConfig
+from pipelines.ingest.plan import Slice
+from pipelines.runs.evaluations import is_due, read_record
+from pipelines.runs.folder import UNSENT_METRICS, RunFolder
+from pipelines.tracking.tracker import Tracker
+from pipelines.training.heartbeat import Heartbeat
+from pipelines.training.progress import Clock, RunStoppedError, Totals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """What one of the training workers is given."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    group: dist.ProcessGroup | None
+    """None: the only worker."""
+    precision: Precision
+    first_step: int
+    """Step to continue from: the checkpoint's; 0 without one."""
+    slices: Iterator[Slice]
+    """This worker's slices from `first_step` on."""
+    say: Callable[[str], None]
+    """Shows a line of progress to the user."""
+    tracker: Tracker | None
+    """Rank 0 only."""
+    watch: Callable[[int, Mapping[str, float]], None]
+    """Shows the values of a logged step to whoever watches the cluster."""
+    checkpoint_state: Mapping[str, Any]
+    """What is kept in state.json beside the progress: data set digests, code version."""
+
+
+def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> None:
+    """Train to the last step. RunStoppedError if the loss is lost or too many images are corrupt."""
+    training, first_step = config.training, context.first_step
+    torch.manual_seed(training.seed)
+    model = GroupViT(config.model).to(context.device).train()
+    optimizer = build_optimizer(model, config.optimizer)
+    average = None if training.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
+    totals = Totals(len(config.data.sources), context.group, context.device)
+    seconds_before = 0.0
+    if first_step:
+        state = _restore(run, first_step, model, optimizer, average)
+        totals.load(state)
+        seconds_before = state["train_seconds"]
+    if training.compile:
+        compile_blocks(model)
+    clock = Clock(first_step, training.num_steps, training.global_batch_size, seconds_before)
+    with Heartbeat(context.say if context.rank == 0 else _say_nothing, clock.activity) as heartbeat:
+        for step in range(first_step, training.num_steps):
+            with clock.waiting():
+                slices = [_next_slice(context, config, step, index) for index in range(config.micro_batches_per_step)]
+            rate = learning_rate(
+                step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
+            )
+            set_learning_rate(optimizer, rate)
+            metrics = train_step(
+                model,
+                optimizer,
+                [to_batch(item, context.device) for item in slices],
+                loss=config.loss,
+                seed=training.seed,
+                step=step,
+                precision=context.precision,
+                clip_grad_norm=config.optimizer.clip_grad_norm,
+                group=context.group,
+            )
+            if average is not None and training.ema_decay is not None:
+                update_average(average, model, training.ema_decay, step)
+            totals.add(slices)
+            if training.record_samples is not None:
+                _record_samples(Path(training.record_samples), context, step, slices)
+
+            done = step + 1
+            is_last = done == training.num_steps
+            log = is_last or done % training.log_every_n_steps == 0
+            evaluated = is_due(done, config.evaluation.every_n_steps, training.num_steps)
+            save = is_last or evaluated or done % training.checkpoint_every_n_steps == 0
+            clock.update(done)
+            if context.rank == 0 and not log and (step == first_step or heartbeat.is_due):
+                heartbeat.say(clock.line(done, metrics["loss"].item()))
+            if not (log or save):
+                continue
+
+            totals.share()
+            totals.check(config.ingest.max_corrupt_fraction)
+            values = {name: value.item() for name, value in metrics.items()}
+            _check_finite("loss", values["loss"], done)
+            _check_finite("norm of the gradient", values["grad_norm"], done)  # the weights are as finite as it is
+
+            if log:
+                clock.lap()
+                values |= {"learning_rate": rate, "substituted_images": totals.num_substituted} | clock.metrics()
+                if context.rank == 0:
+                    heartbeat.say(clock.line(done, values["loss"]))
+                    context.watch(done, values)
+                if context.tracker is not None:
+                    named = {f"train/{name}": float(value) for name, value in values.items()}
+                    context.tracker.log_metrics(named, done, training=True)
+
+            if save and context.rank == 0:
+                progress = {
+                    "step": done,
+                    "loss": values["loss"],
+                    **totals.state(),
+                    "train_seconds": clock.total_seconds(),
+                }
+                state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
+                if context.tracker is not None:
+                    state[UNSENT_METRICS] = context.tracker.unsent_training_metrics()
+                _save(run, done, model, optimizer, average, state)
+                if training.keep_checkpoints is not None:
+                    run.delete_old_checkpoints(training.keep_checkpoints, _kept_for_evaluation(config, run))
+
+
+def _say_nothing(line: str) -> None:
+    """Of the workers, rank 0 speaks."""
+
+
+def to_batch(item: Slice, device: torch.device) -> Batch:
+    """A slice as a micro-batch on `device`, normalised and erased there."""
+    return Batch(
+        images=finish(
+            torch.tensor(item["image"], device=device),
+            torch.tensor(item["erase_box"]),
+            torch.tensor(item["noise_seed"]),
+        ),
+        token_ids=torch.tensor(item["token_ids"], device=device, dtype=torch.int64),
+        prompt_keys=torch.tensor(item["prompt_keys"], device=device, dtype=torch.int64),
+    )
+
+
+def _next_slice(context: WorkerContext, config: ExperimentConfig, step: int, index: int) -> Slice:
+    """The worker's next slice; it must be the one the order of samples gives this place."""
+    item = next(context.slices, None)
+    if item is None:
+        raise RuntimeError(f"the data ended before step {step} of {config.training.num_steps}")
+    place = index * context.world_size + context.rank
+    expected = step * config.training.global_batch_size + place * config.ingest.slice_size
+    if item["position"][0] != expected or len(item["position"]) != config.ingest.slice_size:
+        raise RuntimeError(
+            f"rank {context.rank} got {len(item['position'])} samples from position {item['position'][0]} for slice "
+            f"{place} of step {step}; expected {config.ingest.slice_size} from {expected}"
+        )
+    return item
+
+
+@torch.no_grad()
+def update_average(average: GroupViT, model: GroupViT, decay: float, step: int) -> None:
+    """Move `average` towards `model`: an exponential moving average that forgets the first steps faster.
+
+    Batch statistics are averages already and are copied.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for target, source in zip(average.parameters(), model.parameters(), strict=True):
+        target.lerp_(source, 1 - decay)
+    for target, source in zip(average.buffers(), model.buffers(), strict=True):
+        target.copy_(source)
+
+
+def _save(
+    run: RunFolder,
+    step: int,
+    model: GroupViT,
+    optimizer: torch.optim.Optimizer,
+    average: GroupViT | None,
+    state: dict[str, Any],
+) -> None:
+    """Publish a checkpoint. With averaging, its model is the average, and optimizer.pt holds the raw weights too."""
+    published, optimizer_state = model, {"optimizer": optimizer.state_dict()}
+    if average is not None:
+        published, optimizer_state = average, {**optimizer_state, "raw_model": model.state_dict()}
+    run.save_checkpoint(
+        step, lambda folder: checkpoint.save(folder, published, state=state, optimizer_state=optimizer_state)
+    )
+
+
+def _kept_for_evaluation(config: ExperimentConfig, run: RunFolder) -> frozenset[int]:
+    if config.evaluation.every_n_steps is None:
+        return frozenset()
+    steps = run.checkpoint_steps()
+    return read_record(run).kept_steps(steps, config.evaluation.every_n_steps, config.training.num_steps)
+
+
+def _restore(
+    run: RunFolder, step: int, model: GroupViT, optimizer: torch.optim.Optimizer, average: GroupViT | None
+) -> dict[str, Any]:
+    """Bring everything back to the state after `step` steps; returns the checkpoint's state.json.
+
+    RunStoppedError for a checkpoint that cannot be used: starting again would read it again.
+    """
+    with run.local_checkpoint(step) as folder:
+        try:
+            saved = checkpoint.load_optimizer_state(folder)
+            optimizer.load_state_dict(saved["optimizer"])
+            if average is None:
+                checkpoint.load_weights(model, folder)
+            else:
+                checkpoint.load_weights(average, folder)
+                model.load_state_dict(saved["raw_model"])
+            return checkpoint.load_state(folder)
+        except ValueError as error:
+            uri = run.checkpoint_uri(step)
+            raise RunStoppedError(f"{error}; without {uri} the run goes on from the checkpoint before it") from None
+
+
+def _record_samples(folder: Path, context: WorkerContext, step: int, slices: list[Slice]) -> None:
+    """Append which samples this worker consumed, one line per slice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"rank-{context.rank}.jsonl").open("a", encoding="utf-8") as file:
+        for index, item in enumerate(slices):
+            place = index * context.world_size + context.rank
+            line = {"step": step, "slice": place, "ids": item["sample_id"].tolist(), "epochs": item["epoch"].tolist()}
+            file.write(json.dumps(line) + "\n")
+
+
+def _check_finite(name: str, value: float, done: int) -> None:
+    if not math.isfinite(value):
+        raise RunStoppedError(
+            f"the {name} is {value} at step {done}: start under another --training.run-name with a lower "
+            "optimizer.learning_rate or a longer optimizer.warmup_steps"
+        )

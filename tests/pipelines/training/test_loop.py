@@ -1,0 +1,61 @@
+"""When the training loop stops by itself: without Ray, with slices made by hand."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipelines.runs.folder import RunFolder
+from pipelines.training import loop as train_loop
+from pipelines.training.progress import RunStoppedError
+from tests.support.lone_worker import lone_config, train_alone
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"), [("loss", "the loss is inf"), ("grad_norm", "the norm of the gradient is inf")]
+)
+def test_what_is_not_finite_stops_the_run_before_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, message: str
+) -> None:
+    """A gradient that is not finite leaves no finite weight, after a loss that was."""
+    step = train_loop.train_step
+
+    def breaking(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+        metrics = step(*arguments, **options)
+        return metrics | ({metric: torch.tensor(torch.inf)} if options["step"] == 1 else {})
+
+    monkeypatch.setattr(train_loop, "train_step", breaking)
+    with pytest.raises(RunStoppedError, match=f"{message} at step 2: start under another --training.run-name"):
+        train_alone(lone_config(tmp_path), tmp_path)
+    assert RunFolder(str(tmp_path / "small")).checkpoint_steps() == [1]
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from(tmp_path: Path, ema_decay: float | None) -> None:
+    first = lone_config(tmp_path, ema_decay=ema_decay)
+    run = train_alone(first, tmp_path)
+    weights = Path(run.checkpoint_uri(2)) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["text_encoder.norm.weight"][3] = torch.nan
+    save_file(tensors, weights)
+    longer = dataclasses.replace(first, training=dataclasses.replace(first.training, num_steps=3))
+    with pytest.raises(
+        RunStoppedError, match=r"text_encoder\.norm\.weight, .* without .*/step-00000002 the run goes on"
+    ):
+        train_alone(longer, tmp_path)
+
+
+@pytest.mark.parametrize("entry", ["raw_model", "optimizer"])
+def test_the_state_that_training_needs_is_finite(tmp_path: Path, entry: str) -> None:
+    first = lone_config(tmp_path, ema_decay=0.9)
+    path = Path(train_alone(first, tmp_path).checkpoint_uri(2)) / "optimizer.pt"
+    saved = torch.load(path, weights_only=True)
+    broken = saved["raw_model"]["logit_scale"] if entry == "raw_model" else saved["optimizer"]["state"][0]["exp_avg"]
+    broken.view(-1)[0] = -torch.inf
+    torch.save(saved, path)
+    longer = dataclasses.replace(first, training=dataclasses.replace(first.training, num_steps=3))
+    with pytest.raises(RunStoppedError, match=rf"optimizer\.pt has {entry}\..* numbers are -inf"):
+        train_alone(longer, tmp_path)
