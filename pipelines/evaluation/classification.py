@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, SUBSET_PROMPT_TEMPLATES
 from groupvit.checkpoint import load, load_state
 from groupvit.config import Precision, PrecisionChoice
+from groupvit.interop.model_card import license_of
 from groupvit.model import GroupViT
-from groupvit.model_card import license_of
 from groupvit.precision import autocast
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import center_crop, to_tensor

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from groupvit.captions import TEMPLATE_SETS
 from groupvit.checkpoint import load, load_state
 from groupvit.config import Precision, Protocol, SegmentationConfig
+from groupvit.interop.model_card import license_of
 from groupvit.metrics import segmentation_metrics
 from groupvit.model import GroupViT
-from groupvit.model_card import license_of
 from groupvit.protocols import protocol_of
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import SegmentationDataset

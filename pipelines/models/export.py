@@ -15,13 +15,13 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from groupvit import interop
 from groupvit.checkpoint import load, load_state
-from groupvit.hugging_face_folder import write_folder
+from groupvit.interop import official
+from groupvit.interop.hugging_face import write_folder
+from groupvit.interop.model_card import CARD_FILE, LICENSE_FILE, LICENSE_KEY, UNKNOWN, card, license_of, num_parameters
+from groupvit.interop.onnx import IMAGE_GRAPH, TEXT_GRAPH, export_onnx
 from groupvit.losses import clamped_scale
 from groupvit.model import GroupViT
-from groupvit.model_card import CARD_FILE, LICENSE_FILE, LICENSE_KEY, UNKNOWN, card, license_of, num_parameters
-from groupvit.onnx_export import IMAGE_GRAPH, TEXT_GRAPH, export_onnx
 from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.models.new_folder import new_folder
 from pipelines.runs.checkpoints import local_checkpoint
@@ -71,7 +71,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _write_official(model: GroupViT, folder: Path, origin: str, notice: str | None) -> None:
-    weights = interop.to_official(model)
+    weights = official.to_official(model)
     save_file(weights, folder / f"{OFFICIAL_NAME}.safetensors", metadata={LICENSE_KEY: notice or UNKNOWN})
     torch.save({"model": weights, LICENSE_KEY: notice or UNKNOWN}, folder / f"{OFFICIAL_NAME}.pth")
     heads = " ".join(map(str, model.config.image.num_heads))

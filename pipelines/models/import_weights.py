@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from groupvit import checkpoint, interop
+from groupvit import checkpoint
 from groupvit.config import to_dict
-from groupvit.foreign_weights import read_weights
-from groupvit.hugging_face_folder import OLD_WEIGHTS_FILE, READ_FILES, WEIGHTS_FILE, read_folder
+from groupvit.interop import official
+from groupvit.interop.foreign_weights import read_weights
+from groupvit.interop.hugging_face import OLD_WEIGHTS_FILE, READ_FILES, WEIGHTS_FILE, read_folder
+from groupvit.interop.model_card import CARD_FILE, LICENSE_KEY, RELEASED_NOTICE, UNKNOWN, card, num_parameters
 from groupvit.model import GroupViT
-from groupvit.model_card import CARD_FILE, LICENSE_KEY, RELEASED_NOTICE, UNKNOWN, card, num_parameters
 from pipelines import storage
 from pipelines.models.new_folder import new_folder
 
@@ -94,11 +95,11 @@ def _read(path: Path, num_heads: tuple[int, ...] | None) -> _Source:
         if num_heads is not None:
             raise ValueError(f"num_heads={num_heads}: the folder's config.json tells the heads, so leave it out")
         config, weights = read_folder(path)
-        model = interop.from_hugging_face(weights.tensors, config)
+        model = official.from_hugging_face(weights.tensors, config)
         file = path / WEIGHTS_FILE if (path / WEIGHTS_FILE).is_file() else path / OLD_WEIGHTS_FILE
         return _Source(model=model, kind="hugging_face", file=file, license=weights.license)
     weights = read_weights(path)
-    model = interop.from_official(weights.tensors, num_heads=num_heads)
+    model = official.from_official(weights.tensors, num_heads=num_heads)
     return _Source(model=model, kind="official", file=path, license=weights.license)
 
 

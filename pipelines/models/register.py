@@ -16,7 +16,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from groupvit.checkpoint import MODEL_FILE, load_state
-from groupvit.model_card import license_of
+from groupvit.interop.model_card import license_of
 from pipelines.experiments.config import TrackingConfig
 from pipelines.models.registry import log_model_to_mlflow
 from pipelines.provenance import code_version, redact

@@ -19,7 +19,7 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from groupvit.checkpoint import load_state
-from groupvit.model_card import UNKNOWN, license_of
+from groupvit.interop.model_card import UNKNOWN, license_of
 from pipelines.models.mlflow_model import DESCRIPTION, saved_model
 from pipelines.tracking.errors import one_line
 from pipelines.tracking.runs import LICENSE_TAG

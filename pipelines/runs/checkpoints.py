@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from groupvit.checkpoint import MODEL_FILE, STATE_FILE
-from groupvit.hugging_face_folder import CONFIG_FILE
+from groupvit.interop.hugging_face import CONFIG_FILE
 from pipelines import storage
 from pipelines.runs.folder import RunFolder
 

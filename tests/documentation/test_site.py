@@ -17,7 +17,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.pipelines.serving.app.test_browser import CHROMEDRIVER, CHROMIUM, OPTIONS
+from tests.support.chromium import CHROMEDRIVER, CHROMIUM, OPTIONS
 from tests.support.pages import ROOT
 
 ELSEWHERE = ("http:", "https:", "//")
@@ -97,7 +97,7 @@ def test_it_works_where_no_name_resolves(address: str, tmp_path: Path) -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    for option in (*OPTIONS, rules, f"--user-data-dir={tmp_path}"):
+    for option in (*OPTIONS, "--window-size=1280,900", rules, f"--user-data-dir={tmp_path}"):
         options.add_argument(option)
     driver = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))
     try:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from groupvit import interop
+from groupvit.interop import official
 from groupvit.losses import image_text_contrastive_loss, multi_label_contrastive_loss
 from groupvit.model import GroupViT
 from groupvit.segmentation import segment_logits
@@ -27,7 +27,7 @@ def golden_model(name: str) -> Golden:
     with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         encoder = json.loads(file.metadata()["image_encoder"])
     weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
-    model = interop.from_official(weights, num_heads=tuple(encoder["num_heads"]), image_size=encoder["img_size"])
+    model = official.from_official(weights, num_heads=tuple(encoder["num_heads"]), image_size=encoder["img_size"])
     return model, tensors
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from groupvit import interop
 from groupvit.config import SegmentationConfig
+from groupvit.interop import official
 from groupvit.model import GroupViT
 from groupvit.segmentation import (
     PixelScores,
@@ -32,7 +32,7 @@ def load_golden(name: str) -> tuple[GroupViT, dict[str, Tensor]]:
     tensors = load_file(GOLDEN / f"{name}.safetensors")
     weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
     heads, size = {"two_stage": ((4, 4, 4), 64), "one_stage": ((2, 2), 32)}[name]
-    return interop.from_official(weights, num_heads=heads, image_size=size).eval(), tensors
+    return official.from_official(weights, num_heads=heads, image_size=size).eval(), tensors
 
 
 @pytest.fixture(scope="module")

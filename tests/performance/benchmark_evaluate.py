@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import GroupViTConfig, GroupViTModel
 
 from groupvit.config import ModelConfig, Precision, SegmentationConfig
-from groupvit.interop import to_hugging_face
+from groupvit.interop.official import to_hugging_face
 from groupvit.model import GroupViT
 from groupvit.segmentation import Words, label
 from groupvit.transforms import resize_short_side, to_tensor

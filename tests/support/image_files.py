@@ -54,3 +54,11 @@ def exif_block(entries: Sequence[tuple[int, int, int, bytes]], order: str = "<",
 
 def orientation_entry(value: int, order: str = "<") -> tuple[int, int, int, bytes]:
     return (274, 3, 1, struct.pack(f"{order}HH", value, 0))
+
+
+def png_that_promises(width: int, height: int) -> bytes:
+    """A PNG whose header gives this size, and which has no pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rest = b"IDAT" + zlib.compress(b"")
+    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, rest, b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

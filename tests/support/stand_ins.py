@@ -18,13 +18,13 @@ from pyarrow import fs
 
 from groupvit.checkpoint import save
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, to_dict
-from groupvit.interop import to_official
+from groupvit.interop.official import to_official
 from groupvit.model import GroupViT
 from pipelines import storage
 from pipelines.cli.main import main
 from pipelines.experiments.catalogue import EXPERIMENTS
-from tests.pipelines.models.test_import_weights import small_hugging_face
 from tests.support.evaluation_folder import write_evaluation
+from tests.support.hugging_face import small_hugging_face
 from tests.support.image_server import ImageServer
 from tests.support.miniatures import Photo, png, write_ade20k, write_coco, write_imagenet, write_voc
 

@@ -3,7 +3,6 @@
 python -m tests.support.sweep_pages http://localhost:5000 PARENT_RUN_ID docs/pictures
 """
 
-import shutil
 import sys
 import tempfile
 import time
@@ -18,19 +17,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-CHROMEDRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium")
-_OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1400,860",
-)
-
+from tests.support.chromium import CHROMEDRIVER, CHROMIUM, OPTIONS
 
 _CLOSE_ASSISTANT = "[data-component-id='mlflow.assistant.chat_panel.close']"
 _DESCRIPTION = "//table[.//th[normalize-space()='rank']]"
@@ -123,7 +110,7 @@ def browser() -> Iterator[webdriver.Chrome]:
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM or ""
-        for option in (*_OPTIONS, f"--user-data-dir={profile}"):
+        for option in (*OPTIONS, "--window-size=1400,860", f"--user-data-dir={profile}"):
             options.add_argument(option)
         driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
         try:

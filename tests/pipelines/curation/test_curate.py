@@ -20,8 +20,8 @@ from pipelines.curation.config import CurateConfig
 from pipelines.curation.curate import curate
 from pipelines.dataset.card import read_card
 from pipelines.dataset.format import open_dataset, sample_id
-from tests.pipelines.curation.test_images import png_that_promises
 from tests.support.dataset_folder import make_dataset, make_samples, write_schema_1
+from tests.support.image_files import png_that_promises
 from tests.support.local_cluster import local_cluster
 from tests.support.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
 

@@ -1,6 +1,4 @@
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from pipelines.curation.images import (
     read_header,
     shrink,
 )
+from tests.support.image_files import png_that_promises
 from tests.support.raw_shards import encoded, picture
 
 
@@ -97,13 +96,6 @@ def test_takes_the_first_picture_of_what_phones_write():
     header = read_header(data)
     assert header.format == "JPEG" and not header.animated and fits(header, 256)
     assert np.array_equal(pixels_of(data), np.asarray(Image.open(io.BytesIO(encoded(picture(1), quality=90)))))
-
-
-def png_that_promises(width, height):
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rest = b"IDAT" + zlib.compress(b"")
-    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, rest, b"IEND")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def test_reads_the_size_of_a_bomb_without_decoding_it():

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 from groupvit.checkpoint import load, load_state, save
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.interop.model_card import license_of
 from groupvit.model import GroupViT
-from groupvit.model_card import license_of
 from groupvit.tokenizer import Tokenizer, clean, mend
 from groupvit.windows import group_maps
 from pipelines import storage
 from pipelines.cli.main import main
-from tests.groupvit.test_hugging_face_parity import randomise, some_texts
 from tests.support.golden import golden_encoder, golden_weights
+from tests.support.hugging_face import randomise, some_texts
 
 NOTICE = "Only on Sundays: see https://example.org/sundays."
 CONFIG = ModelConfig(

@@ -12,35 +12,18 @@ from safetensors.torch import load_file, save_file
 from transformers import GroupViTConfig, GroupViTModel
 
 from groupvit.checkpoint import load, load_state
-from groupvit.model_card import RELEASED_NOTICE, license_of
+from groupvit.interop.model_card import RELEASED_NOTICE, license_of
 from groupvit.protocols import protocol_of
 from pipelines.cli.main import main
 from pipelines.runs.checkpoints import local_checkpoint
-from tests.groupvit.test_hugging_face_parity import assert_same_outputs, randomise, some_texts
 from tests.support.golden import GOLDEN, assert_golden, golden_encoder, golden_weights
-
-SMALL_HUGGING_FACE = {
-    "projection_dim": 16,
-    "projection_intermediate_dim": 32,
-    "vision_config": {
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "intermediate_size": 128,
-        "depths": [1, 1, 1],
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_group_tokens": [6, 3, 0],
-        "num_output_groups": [6, 3, 3],
-    },
-    "text_config": {
-        "hidden_size": 32,
-        "intermediate_size": 128,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    },
-}
-
+from tests.support.hugging_face import (
+    SMALL_HUGGING_FACE,
+    assert_same_outputs,
+    randomise,
+    small_hugging_face,
+    some_texts,
+)
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 223000000\n"
 
@@ -63,14 +46,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def heads(name: str) -> list[str]:
     return ["--num-heads", *map(str, golden_encoder(name)["num_heads"])]
-
-
-def small_hugging_face(folder: Path) -> GroupViTModel:
-    torch.manual_seed(0)
-    model = GroupViTModel(GroupViTConfig(**SMALL_HUGGING_FACE)).eval()
-    randomise(model)
-    model.save_pretrained(folder)
-    return model
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors", "golden"])

@@ -1,6 +1,5 @@
 """The page in a browser, driven as a visitor would: by mouse, by keyboard, on a phone."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,14 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.support.chromium import CHROMEDRIVER, CHROMIUM, OPTIONS
 from tests.support.running_app import portrait
 
-CHROMEDRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.skipif(CHROMEDRIVER is None or CHROMIUM is None, reason="chromium and chromedriver are not on PATH"),
 ]
-OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,900",
-)
 
 
 class Visitor:
@@ -104,7 +92,7 @@ class Visitor:
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+    for option in (*OPTIONS, "--window-size=1280,900", f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     started = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))  # a given driver is not looked for

@@ -10,9 +10,10 @@ from PIL import Image
 
 from pipelines.sweeps.report.leaderboard import leaderboard, log_report, write_report
 from pipelines.sweeps.report.summary import SweepReport
-from tests.pipelines.sweeps.report.test_leaderboard import grid
+from tests.support.chromium import CHROMEDRIVER, CHROMIUM
 from tests.support.mlflow_server import MlflowServer
-from tests.support.sweep_pages import CHROMEDRIVER, CHROMIUM, SweepPages, browser
+from tests.support.sweep_pages import SweepPages, browser
+from tests.support.trial_records import grid
 
 pytestmark = [
     pytest.mark.slow,

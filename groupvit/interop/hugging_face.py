@@ -15,10 +15,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from groupvit import interop
-from groupvit.foreign_weights import MAX_NOTICE, ForeignWeights, read_weights
+from groupvit.interop import official
+from groupvit.interop.foreign_weights import MAX_NOTICE, ForeignWeights, read_weights
+from groupvit.interop.model_card import CARD_FILE, LICENSE_FILE, UNKNOWN, card
 from groupvit.model import GroupViT
-from groupvit.model_card import CARD_FILE, LICENSE_FILE, UNKNOWN, card
 from groupvit.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCABULARY_SIZE, byte_pairs
 from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -37,7 +37,7 @@ def write_folder(model: GroupViT, folder: Path, *, origin: str, license: str | N
     Raises:
         ValueError: the model uses an option that Hugging Face's has not.
     """
-    config, weights = interop.to_hugging_face(model)
+    config, weights = official.to_hugging_face(model)
     document = {"architectures": ["GroupViTModel"], "model_type": "groupvit", "dtype": "float32", **config}
     _write_json(folder / CONFIG_FILE, document)
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from groupvit.foreign_weights import read_weights
+from groupvit.interop.foreign_weights import read_weights
 
 
 class CfgNode(dict):

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from groupvit.foreign_weights import read_weights
-from groupvit.inert_pickle import StandIn, UnsafeCallError, load
+from groupvit.interop.foreign_weights import read_weights
+from groupvit.interop.inert_pickle import StandIn, UnsafeCallError, load
 
 
 class Harmful:

@@ -1,7 +1,7 @@
 """Reads files that `torch.save` wrote, without PyTorch's reader: what they hold, with tensors left in the file.
 
 Of both formats: the zip archive of PyTorch 1.6 and later (`NAME/data.pkl` and a file per storage in `NAME/data/`), and
-the older one (five pickles, then the storages). Pickles are read by `groupvit.inert_pickle`.
+the older one (five pickles, then the storages). Pickles are read by `groupvit.interop.inert_pickle`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from groupvit.inert_pickle import StandIn, StoredTensor, load
+from groupvit.interop.inert_pickle import StandIn, StoredTensor, load
 
 ZIP_MAGIC = b"PK\x03\x04"
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C

@@ -1,7 +1,7 @@
 """Reads files of weights that others made: the tensors, and nothing else of them.
 
 No code of such a file is run: what a checkpoint holds beside its tensors (configs, optimisers, metrics, paths, of any
-class) is passed over by `groupvit.inert_pickle`. What is read cannot be larger than the file.
+class) is passed over by `groupvit.interop.inert_pickle`. What is read cannot be larger than the file.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from groupvit.file_kinds import START_BYTES, other_kind
-from groupvit.inert_pickle import StandIn, StoredTensor, UnsafeCallError
-from groupvit.torch_files import ZIP_MAGIC, OtherFileError, TorchFile, num_bytes, open_torch_file
+from groupvit.interop.inert_pickle import StandIn, StoredTensor, UnsafeCallError
+from groupvit.interop.torch_files import ZIP_MAGIC, OtherFileError, TorchFile, num_bytes, open_torch_file
 
 MAX_NOTICE = 2000
 """Characters of a licence notice that are taken over."""

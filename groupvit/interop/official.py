@@ -13,8 +13,8 @@ from torch import Tensor
 
 from groupvit.checkpoint import check_finite, check_tensors
 from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.interop.weight_names import name_rows
 from groupvit.model import GroupViT
-from groupvit.weight_names import name_rows
 
 _IF_NOT_FINITE = "fetch the weights again, or take those of an earlier step"
 
