@@ -4,7 +4,6 @@ S3 is set up by what AWS's own tools go by: AWS_ENDPOINT_URL, AWS_REGION, and th
 (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, profiles, roles of the machine).
 """
 
-import bisect
 import contextlib
 import errno
 import functools
@@ -12,7 +11,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,16 +25,8 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0  # seconds; doubled after every attempt
 _CONNECT_TIMEOUT, _REQUEST_TIMEOUT = 5.0, 20.0  # seconds
 _PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN", "EXPIRED")
-_S3_VARIABLES = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_PROFILE",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-)
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", *_KEYS)
 
 _seen_to_work: set[str] = set()
 """Buckets of which this process has read or written something: refusals are then thought to pass."""
@@ -171,64 +162,39 @@ def is_data(path: str) -> bool:
 
 def list_files(uri: str) -> list[str]:
     """Names of the files directly in a folder, sorted; empty if there is no such folder."""
-    filesystem, path = resolve(uri)
-    found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
-    return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+    return sorted(info.base_name for info in _listed(uri) if info.type == fs.FileType.File)
 
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders of data directly in a folder, sorted; empty if there is no such folder."""
-    filesystem, path = resolve(uri)
-    found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
-    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory and is_data(info.base_name))
+    folders = (info.base_name for info in _listed(uri) if info.type == fs.FileType.Directory)
+    return sorted(name for name in folders if is_data(name))
 
 
 def list_versions(uri: str) -> dict[str, str]:
     """What `list_files` gives, each with its size and time of change: another text once the file is another."""
-    filesystem, path = resolve(uri)
-    found = retry(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)), uri)
-    files = sorted((info for info in found if info.type == fs.FileType.File), key=lambda info: info.base_name)
+    files = sorted((info for info in _listed(uri) if info.type == fs.FileType.File), key=lambda info: info.base_name)
     return {info.base_name: f"{info.size} bytes of {info.mtime_ns}" for info in files}
 
 
 def list_sizes(uri: str) -> dict[str, int]:
     """Sizes in bytes of all files of data in a folder and below it, by path from the folder, sorted; empty if there is
     none."""
-    filesystem, path = resolve(uri)
-    selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
-    found = retry(lambda: filesystem.get_file_info(selector), uri)
-    sizes = {info.path[len(path) + 1 :]: info.size for info in found if info.is_file}
+    _, path = resolve(uri)
+    sizes = {info.path[len(path) + 1 :]: info.size for info in _listed(uri, recursive=True) if info.is_file}
     return {name: sizes[name] for name in sorted(sizes) if is_data(name)}
+
+
+def _listed(uri: str, *, recursive: bool = False) -> list[fs.FileInfo]:
+    filesystem, path = resolve(uri)
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    return retry(lambda: filesystem.get_file_info(selector), uri)
 
 
 def exists(uri: str) -> bool:
     """Whether there is such a file or folder."""
     filesystem, path = resolve(uri)
     return retry(lambda: filesystem.get_file_info(path), uri).type != fs.FileType.NotFound
-
-
-def read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Parts of a file, each given by its first byte and its length. Parts that touch are read at once."""
-    filesystem, path = resolve(uri)
-    joined: list[list[int]] = []
-    for start, length in sorted(ranges):
-        if joined and start <= joined[-1][1]:
-            joined[-1][1] = max(joined[-1][1], start + length)
-        else:
-            joined.append([start, start + length])
-
-    def read() -> list[bytes]:
-        with filesystem.open_input_file(path) as file:
-            return [file.read_at(end - start, start) for start, end in joined]
-
-    contents = retry(read, uri)
-    starts = [start for start, _ in joined]
-    parts: list[bytes] = []
-    for start, length in ranges:
-        index = bisect.bisect_right(starts, start) - 1
-        offset = start - starts[index]
-        parts.append(contents[index][offset : offset + length])
-    return parts
 
 
 def remove_file(uri: str) -> None:

@@ -3,6 +3,7 @@
 A file that is done is recorded, with its part of the manifest and of the counts, in OUT/_curation/files.
 """
 
+import bisect
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
@@ -87,7 +88,7 @@ def _fetch(kept: Sequence[KeptSample], work: str, source_names: Sequence[str]) -
 
     def fetch(run: tuple[int, int]) -> None:
         ranges = list(wanted[run])
-        wanted[run].update(zip(ranges, storage.read_ranges(records_uri(work, *run), ranges), strict=True))
+        wanted[run].update(zip(ranges, _read_ranges(records_uri(work, *run), ranges), strict=True))
 
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         list(threads.map(fetch, wanted))
@@ -117,3 +118,27 @@ def _range(row: Row) -> tuple[int, int]:
 
 def _range_after_image(row: Row) -> tuple[int, int]:
     return row["offset"] + row["image_bytes"], row["bytes"] - row["image_bytes"]
+
+
+def _read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Parts of a file, each given by its first byte and its length. Parts that touch are read at once."""
+    filesystem, path = storage.resolve(uri)
+    joined: list[list[int]] = []
+    for start, length in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], start + length)
+        else:
+            joined.append([start, start + length])
+
+    def read() -> list[bytes]:
+        with filesystem.open_input_file(path) as file:
+            return [file.read_at(end - start, start) for start, end in joined]
+
+    contents = storage.retry(read, uri)
+    starts = [start for start, _ in joined]
+    parts: list[bytes] = []
+    for start, length in ranges:
+        index = bisect.bisect_right(starts, start) - 1
+        offset = start - starts[index]
+        parts.append(contents[index][offset : offset + length])
+    return parts
