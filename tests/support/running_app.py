@@ -20,6 +20,8 @@ from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 
 STARTING_SECONDS = 150
+NOTICE = "CC BY 4.0 <of the tests>"
+"""Of the weights."""
 COMMAND = (sys.executable, "-m", "pipelines.cli", "app")
 
 
@@ -42,7 +44,7 @@ def save_checkpoint(folder: Path) -> Path:
             if parameter.dim() > 1 and "text" not in name:
                 parameter.mul_(6)
     segmentation = {"short_side": 64, "window": None, "background_threshold": 0.12}
-    save(folder, model, state={"config": {"segmentation": segmentation}, "license": "CC BY 4.0 <of the tests>"})
+    save(folder, model, state={"config": {"segmentation": segmentation}, "license": NOTICE})
     return folder
 
 
