@@ -3,6 +3,7 @@ store.
 """
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -21,6 +22,8 @@ for name, value in {
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+# A shell lets what it starts in the background ignore Ctrl-C, and the commands that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in this process, which has read the environment already
 
 
