@@ -1,1 +1,1 @@
-"""URL lists to raw shards."""
+"""Downloads the images of URL lists into raw shards."""

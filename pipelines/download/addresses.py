@@ -1,4 +1,4 @@
-"""Which addresses a list of strangers' URLs may make this machine connect to."""
+"""Decides which addresses the URLs of an untrusted list may make this machine connect to."""
 
 import ipaddress
 
@@ -6,20 +6,21 @@ METADATA_ADDRESSES = frozenset(
     ipaddress.ip_address(address)
     for address in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
 )
-"""AWS, Google and Azure; AWS by IPv6; Alibaba; Azure's host; Oracle. The last two are public by their numbers."""
+"""Metadata services of AWS and Google and Azure, AWS over IPv6, Alibaba, Azure's host, and Oracle. The last two look
+public by their numbers."""
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog", "instance-data"})
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def refusal(address: str, *, allow_private: bool) -> str | None:
-    """Why no connection is made to `address`, an IPv4 or IPv6 address, in a word; None if one may be."""
+    """Returns why connecting to `address` (IPv4 or IPv6) is refused, in one or two words, or None if it is allowed."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
         if ip in _NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner:  # where the packets end up
+        if inner:  # the address that the packets reach
             return refusal(str(inner), allow_private=allow_private)
     if ip in METADATA_ADDRESSES:
         return "a metadata service"

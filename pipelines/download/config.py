@@ -1,4 +1,4 @@
-"""What can be said about a download: which list, where to, how fast, within which limits."""
+"""Configuration of a download: its URL list, output folder, speed and limits."""
 
 import dataclasses
 from typing import Any, Literal
@@ -10,50 +10,50 @@ from pipelines.url_lists.presets import PRESETS, Columns, Preset
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """Which list is downloaded, where to, how."""
+    """Configures which list to download, where to, and how."""
 
     url_list: str
-    """File, or folder of files, of URLs and captions: csv, tsv, json, jsonl or parquet, also compressed; a local path
-    or s3:// URI."""
+    """File, or folder of files, with URLs and captions: csv, tsv, json, jsonl or parquet, optionally compressed. A
+    local path or s3:// URI."""
     out: str
-    """Folder for raw shards: a local path or s3:// URI. Finished shards of the same list are kept as they are."""
+    """Output folder for raw shards: a local path or s3:// URI. Finished shards of the same list are kept."""
     preset: Preset | None = None
-    """The data set whose published list it is. None: columns are found by their names."""
+    """Data set that published the list. None: find the columns by their names."""
     url_column: str | None = None
-    """Column of the URLs. None: the preset's, else `url`."""
+    """Column with the URLs. None: the preset's column, else `url`."""
     caption_column: str | None = None
-    """Column of the captions, which are texts or lists of texts. None: the preset's, else `caption` or `text`."""
+    """Column with the captions: texts or lists of texts. None: the preset's column, else `caption` or `text`."""
     max_bad_rows: float = 0.01
-    """Share of the list's rows that may be bad: broken lines, rows without a URL. They are left out, and written to
-    OUT/rejected.jsonl with file, line and reason; more of them are an error."""
+    """Largest allowed share of invalid rows in the list: broken lines and rows without a URL. They are skipped and
+    written to OUT/rejected.jsonl with file, line and reason. A larger share is an error."""
     retry_failed: bool = False
-    """Fetch the rows again that failed, other than by refusal; what succeeded is not touched."""
+    """Whether to fetch failed rows again, except refused ones. Successful rows are not touched."""
     distributor: Literal["multiprocessing", "ray"] = "multiprocessing"
-    """`multiprocessing`: processes of this machine. `ray`: the cluster RAY_ADDRESS names, or a local one."""
+    """`multiprocessing`: processes on this machine. `ray`: the cluster that RAY_ADDRESS names, else a local one."""
     num_processes: int | None = None
-    """None: one per CPU of this machine. A Ray cluster takes as many as it has CPUs."""
+    """Number of processes. None: one per CPU of this machine. A Ray cluster runs as many as it has CPUs."""
     num_threads: int = 128
-    """Downloads at a time, per process."""
+    """Number of concurrent downloads per process."""
     rows_per_shard: int = 10_000
     timeout: float = 10.0
-    """Seconds without a byte after which a URL has failed."""
+    """Seconds without receiving a byte after which a URL fails."""
     max_seconds: float = 60.0
-    """Longest time for one image, however steadily its bytes come."""
+    """Longest time in seconds for one image, even if its bytes keep arriving."""
     retries: int = 0
-    """Times a failed URL is tried again at once. --retry-failed, later, finds more."""
+    """Number of immediate retries of a failed URL. A later run with --retry-failed recovers more."""
     max_bytes: int = 50_000_000
-    """Largest image file."""
+    """Size in bytes of the largest image file."""
     respect_opt_out: bool = True
-    """Leave out images whose server sends X-Robots-Tag with noai, noimageai, noindex or noimageindex."""
+    """Whether to skip images whose server sends X-Robots-Tag with noai, noimageai, noindex or noimageindex."""
     user_agent_token: str | None = None
-    """Name in the User-Agent header, by which a site can opt out from this downloader alone."""
+    """Name in the User-Agent header. Sites can use it to opt out of this downloader alone."""
     allow_private_addresses: bool = False
-    """Also fetch from private, shared and loopback addresses: for intranets. Link-local and metadata addresses stay
-    refused."""
+    """Whether to also fetch from private, shared and loopback addresses, e.g. on an intranet. Link-local and metadata
+    addresses stay refused."""
     allow_hosts: tuple[str, ...] = ()
-    """HOST or HOST:PORT that may have such addresses, others not."""
+    """HOST or HOST:PORT that may have private, shared or loopback addresses; other hosts may not."""
     preflight: int = 5
-    """URLs to try before the work begins; if all fail, it does not begin. 0: off."""
+    """Number of URLs to try before the download starts. If all fail, it does not start. 0 disables this check."""
     progress_every_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class DownloadConfig:
         )
 
     def fixes_the_result(self) -> dict[str, Any]:
-        """What cannot change between the runs of one download."""
+        """Returns the options that must not change between runs of the same download."""
         free = {"url_list", "out", "retry_failed", "distributor", "num_processes", "num_threads", "timeout"}
         free |= {"max_seconds", "retries", "preflight", "progress_every_seconds", "max_bad_rows"}
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in free}

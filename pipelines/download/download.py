@@ -1,9 +1,10 @@
-"""Downloads the images of a URL list into raw shards (pipelines/dataset/raw_shards.py says how they lie).
+"""Downloads the images of a URL list into raw shards (pipelines/dataset/raw_shards.py describes their layout).
 
 groupvit download --preset cc3m --url-list Train_GCC-training.tsv --out s3://bucket/cc3m-raw
 
-The same command continues what was stopped, however it was stopped. Proxies, DNS and certificates are the machine's:
-HTTP_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE; with Ray, those of the cluster's machines, which must reach OUT.
+The same command resumes a download, however it was stopped. Proxies, DNS and certificates are those of the machine:
+HTTP_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE. With Ray, they are those of the cluster's machines, which must be able
+to reach OUT.
 """
 
 import dataclasses
@@ -40,14 +41,16 @@ from pipelines.url_lists import reading as url_lists
 
 OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
 NOT_TO_RETRY = frozenset({"opt_out", "refused_address", "invalid_url"})
-"""What was refused, by the site or by us, will be refused again."""
-_NUM_ATTEMPTS = 3  # at shards that could not be written
+"""Failure reasons that are never retried: the site or this downloader would refuse the URL again."""
+_NUM_ATTEMPTS = 3  # at writing all shards of a pass
 
 
 def download(config: DownloadConfig) -> dict[str, Any]:
-    """Fetches what has not been fetched yet; prints and returns counts.
+    """Fetches the rows that have not been fetched yet; prints and returns counts.
 
-    ValueError for what the user got wrong, before anything is written. OSError if shards could not be written.
+    Raises:
+        ValueError: The user's input is invalid. Raised before anything is written.
+        OSError: Some shards could not be written.
     """
     start = time.perf_counter()
     out = storage.absolute(config.out)
@@ -58,7 +61,7 @@ def download(config: DownloadConfig) -> dict[str, Any]:
     with only_one(out, "out") if interrupted or config.retry_failed else nullcontext():
         if interrupted:
             num_fetched += _run_pass(config, out, record, last, files)
-        # The same command continues an interrupted retry; it does not begin another one right after.
+        # The same command resumes an interrupted retry. It does not start another retry right after it.
         if config.retry_failed and not (interrupted and last["folder"]):
             again = _begin_retry(out, record)
             num_fetched += _run_pass(config, out, record, again, files) if again else 0
@@ -66,7 +69,7 @@ def download(config: DownloadConfig) -> dict[str, Any]:
 
 
 def _open_record(config: DownloadConfig, out: str, files: list[str]) -> dict[str, Any]:
-    """The record of the download in `out`, which is begun if there is none."""
+    """Returns the record of the download in `out`, and starts one if there is none."""
     record = read_record(out)
     digest = url_lists.digest(files)
     if record is None or not record["passes"][-1]["finished"]:
@@ -117,7 +120,7 @@ def _preflight(config: DownloadConfig, sample: Sequence[str]) -> None:
 
 
 def _begin_retry(out: str, record: dict[str, Any]) -> dict[str, Any] | None:
-    """A new pass over the rows that are failed and may succeed; None if there are none."""
+    """Starts a pass over the failed rows that may succeed now. Returns None if there are none."""
     names = url_lists.LIST_SCHEMA.names
     tables = [url_lists.LIST_SCHEMA.empty_table()]
     replaced: Counter[str] = Counter()
@@ -145,7 +148,7 @@ def _begin_retry(out: str, record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _run_pass(config: DownloadConfig, out: str, record: dict[str, Any], part: dict[str, Any], files: list[str]) -> int:
-    """Fetch the shards of a pass that are not there; returns the number of rows fetched."""
+    """Fetches the missing shards of a pass and returns the number of rows fetched."""
     from pipelines.download.fetching import GuardedDownloader, run_on_ray, run_on_this_machine
 
     folder = storage.join(out, part["folder"]) if part["folder"] else out
@@ -187,7 +190,7 @@ def _run_pass(config: DownloadConfig, out: str, record: dict[str, Any], part: di
 def _tables(
     config: DownloadConfig, out: str, record: Mapping[str, Any], part: Mapping[str, Any], files: list[str]
 ) -> Iterator[pa.Table]:
-    """The rows of a pass."""
+    """Returns the rows of a pass."""
     if part["folder"]:
         content = storage.read_bytes(storage.join(out, part["folder"], "urls.parquet"))
         return iter([pq.read_table(pa.BufferReader(content))])
@@ -197,7 +200,7 @@ def _tables(
 def _tasks(
     config: DownloadConfig, tables: Iterator[pa.Table], folder: str, done: Mapping[int, Any]
 ) -> Iterator[tuple[int, str]]:
-    """Numbers and rows of the shards that are not done, their rows written to files as they are asked for."""
+    """Yields the number and the file of rows of each missing shard. Writes each file when its task is requested."""
     for number, table in enumerate(url_lists.shards(tables, config.rows_per_shard)):
         if number not in done:
             rows = pa.BufferOutputStream()
@@ -209,7 +212,7 @@ def _tasks(
 
 
 def _count(shards: Mapping[int, Mapping[str, Any]]) -> Counter[str]:
-    """Rows by what became of them: `success`, or the reason of their failure."""
+    """Counts rows by outcome: `success`, or the reason for the failure."""
     counts: Counter[str] = Counter()
     for stats in shards.values():
         for message, count in stats["status_dict"].items():

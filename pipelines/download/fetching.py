@@ -1,8 +1,8 @@
-"""img2dataset at work: one shard of a list in, one raw shard out, in processes of this machine or of a Ray cluster.
+"""Runs img2dataset: turns each shard of a list into a raw shard, in processes of this machine or of a Ray cluster.
 
-Of img2dataset come the downloader, its statistics, its parquet writer and its Ray distributor. Ours are what it is
-given: an opener that keeps to FetchLimits, a resizer that leaves images as they came, a writer whose shards appear
-whole.
+img2dataset provides the downloader, its statistics, its parquet writer and its Ray distributor. This module provides an
+opener that enforces FetchLimits, a resizer that leaves images unchanged, and a writer that publishes only complete
+shards.
 """
 
 import concurrent.futures
@@ -23,7 +23,7 @@ from pipelines.dataset.raw_shards import TEMPORARY, shard_name
 from pipelines.download.progress import ShardProgress
 from pipelines.download.safe_http import FetchError, FetchLimits, make_opener
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # which img2dataset imports, and which looks for updates when imported
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # img2dataset imports albumentations, which looks for updates
 
 from img2dataset.distributor import ray_distributor
 from img2dataset.downloader import Downloader
@@ -36,13 +36,13 @@ from groupvit.image_metadata import without_metadata
 from pipelines import storage
 
 SHARD_DIGITS = 5
-_SHARDS_PER_PROCESS = 100  # decoders' and resolvers' libraries leak a little; starting a process takes seconds
+_SHARDS_PER_PROCESS = 100  # decoder and resolver libraries leak a little; starting a process takes seconds
 Task = tuple[int, str]
 """Number of a shard, and the URI of its rows: an Arrow file, which the downloader removes."""
 
 
 class GuardedDownloader(Downloader):
-    """img2dataset's downloader, within `limits`."""
+    """img2dataset's downloader with `limits` enforced."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class GuardedDownloader(Downloader):
         self.limits = limits
 
     def download_shard(self, row: Task) -> None:
-        # Its downloads go through urllib's opener of the process: those that run this do nothing else.
+        # img2dataset downloads through the process-wide urllib opener. These processes do nothing else.
         urllib.request.install_opener(make_opener(self.limits))
         super().download_shard(row)
 
@@ -86,28 +86,31 @@ class GuardedDownloader(Downloader):
 def as_fetched(
     image: io.BytesIO, boxes: object = None
 ) -> tuple[bytes | None, int | None, int | None, int | None, int | None, str | None]:
-    """img2dataset's resizer that changes nothing: (bytes, width, height, original width, original height, error).
+    """Resizer for img2dataset that changes nothing.
 
-    Only the header is read: whether it is an image is found out here, so that no pages of HTML are kept; the rest is
-    curation's work. Sizes are None where the header promises more pixels than Pillow will hear of.
+    Reads only the header, to reject files that are not images, e.g. HTML pages. Curation checks the rest.
+
+    Returns:
+        (bytes, width, height, original width, original height, error). Sizes are None if the header declares more
+        pixels than Pillow accepts.
     """
     content = image.getvalue()
     width = height = None
     try:
-        pixels = io.BytesIO(without_metadata(content))  # Pillow refuses files for what else is in them
+        pixels = io.BytesIO(without_metadata(content))  # Pillow rejects some files because of their metadata
         with warnings.catch_warnings(action="ignore"), Image.open(pixels) as opened:
             width, height = opened.size
     except Image.DecompressionBombError:
         pass
     except UnidentifiedImageError:
         return None, None, None, None, None, str(FetchError("not_an_image", f"starts with {content[:8]!r}"))
-    except Exception as error:  # Pillow's readers raise whatever a broken header makes them
+    except Exception as error:  # an invalid header can make Pillow's readers raise any exception
         return None, None, None, None, None, str(FetchError("not_an_image", f"{type(error).__name__}"))
     return content, width, height, width, height, None
 
 
 class WholeShardWriter(ParquetSampleWriter):
-    """Writes a shard beside its place and moves it there when it is complete."""
+    """Writes a shard to a temporary place and moves it to its final one when it is complete."""
 
     def __init__(
         self,
@@ -119,7 +122,7 @@ class WholeShardWriter(ParquetSampleWriter):
         encode_format: str,
     ) -> None:
         filesystem, folder = storage.resolve(output_folder)
-        # Where files are renamed, the temporary one has to be on the same disk.
+        # Renaming a local file requires the temporary file to be on the same disk.
         beside = f"{folder}/{TEMPORARY}" if isinstance(filesystem, fs.LocalFileSystem) else None
         self._work = tempfile.mkdtemp(prefix="groupvit-shard-", dir=beside)
         self._target = storage.join(output_folder, shard_name(shard_id))
@@ -132,7 +135,7 @@ class WholeShardWriter(ParquetSampleWriter):
         try:
             super().write(img_str, key, caption, meta)
         except Exception as error:
-            self._failure = self._failure or error  # img2dataset goes on with the next row, and this one would be lost
+            self._failure = self._failure or error  # img2dataset would go on with the next row and lose this one
             raise
         self._progress.add(succeeded=meta["status"] == "success")
 
@@ -150,17 +153,17 @@ class WholeShardWriter(ParquetSampleWriter):
         filesystem, path = storage.resolve(self._target)
         if isinstance(filesystem, fs.LocalFileSystem):
             with self._written.open("rb") as file:
-                os.fsync(file.fileno())  # its statistics, which say that it is there, must not outlive it
+                os.fsync(file.fileno())  # the shard must be on disk before its statistics, which say that it exists
             os.replace(self._written, path)
             return
         storage.copy(str(self._written), self._target)
 
 
 def run_on_this_machine(downloader: GuardedDownloader, tasks: Iterator[Task], num_processes: int) -> None:
-    """Shards that fail are left out; the caller sees which are not there.
+    """Runs the tasks in processes of this machine. Skips shards that fail; the caller finds out which are missing.
 
-    img2dataset's own pool would wait for ever for a shard whose process was killed (memory), and writes all tasks
-    first.
+    img2dataset's own pool would wait forever for a shard whose process was killed (out of memory), and it writes all
+    tasks first.
     """
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
@@ -183,9 +186,9 @@ def run_on_this_machine(downloader: GuardedDownloader, tasks: Iterator[Task], nu
 
 
 def run_on_ray(downloader: GuardedDownloader, tasks: Iterator[Task], num_processes: int) -> None:
-    """The same over the cluster that RAY_ADDRESS names, else one of this machine; one CPU per shard.
+    """Runs the tasks on the cluster that RAY_ADDRESS names, else on a local one, with one CPU per shard.
 
-    img2dataset's distributor hands over all shards at once, so their lists lie beside them until they are done.
+    img2dataset's distributor submits all shards at once, so the files with their rows exist until the shards are done.
     """
     from ray.exceptions import RayError
 
@@ -200,7 +203,7 @@ def run_on_ray(downloader: GuardedDownloader, tasks: Iterator[Task], num_process
 
 
 def _end_with_parent() -> None:
-    """A process of the pool whose parent was killed would wait for its next task for ever."""
+    """Exits this pool process when its parent dies. Otherwise it would wait forever for its next task."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""A handful of URLs before hours of them: whether this machine reaches anything at all, and if not, why."""
+"""Tries a few URLs before a download of hours: checks whether this machine can fetch anything, and if not, why."""
 
 import urllib.request
 from collections import Counter
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pipelines.dataset.raw_shards import failure_reason
 from pipelines.download.safe_http import FetchLimits, make_opener
 
-# As img2dataset calls itself, since sites answer by it.
+# img2dataset's own User-Agent, because sites answer differently by it.
 _USER_AGENT = "Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:72.0) Gecko/20100101 Firefox/72.0"
 _ADVICE = {
     "connection": "check that this machine reaches the internet, or set HTTP_PROXY and HTTPS_PROXY",
@@ -30,8 +30,8 @@ def preflight(
     opt_out_directives: Sequence[str],
     user_agent_token: str | None,
 ) -> None:
-    """ValueError, one line with what to do, if none of the URLs can be fetched."""
-    from pipelines.download.fetching import is_disallowed  # seconds of imports, which the checks before did not need
+    """Fetches the URLs. Raises ValueError, in one line with what to do, if all of them fail."""
+    from pipelines.download.fetching import is_disallowed  # slow imports that the earlier checks do not need
 
     opener = make_opener(limits)
 
@@ -42,7 +42,7 @@ def preflight(
                 response.read()
                 if is_disallowed(response.headers, user_agent_token, opt_out_directives):
                     return "disallowed by X-Robots-Tag"
-        except Exception as error:  # as in the download: whatever it is, it is this URL's
+        except Exception as error:  # as in the download, any error is a failure of this URL
             return str(error)
         return None
 
@@ -56,7 +56,7 @@ def preflight(
     reason = reasons.most_common(1)[0][0]
     url, message = next((url, message) for url, message in failed if failure_reason(message) == reason)
     scheme, _, rest = url.partition("://")
-    host = rest.partition("/")[0].rpartition("@")[2]  # not the whole URL, which may carry a signature
+    host = rest.partition("/")[0].rpartition("@")[2]  # not the whole URL, which may contain a signature
     proxy = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme.lower(), "")
     through = f" through the proxy {proxy.rpartition('@')[2].rpartition('//')[2]}" if proxy else ""
     raise ValueError(

@@ -1,4 +1,4 @@
-"""How far a download is, also while its shards are being fetched: each tells it in a small file beside the work."""
+"""Progress of a download. Each shard in progress reports to a small file in the temporary folder."""
 
 import contextlib
 import json
@@ -11,15 +11,15 @@ from pipelines import storage
 from pipelines.console.progress import ProgressLine
 from pipelines.dataset.raw_shards import TEMPORARY, read_stats
 
-_EVERY_SECONDS = 2.0  # between two notes of a shard
+_EVERY_SECONDS = 2.0  # between two reports of a shard
 _ENDING = ".progress"
 
 
 class ShardProgress:
-    """Of the process that fetches a shard: its rows so far, those that arrived among them."""
+    """Reports, from the process that fetches a shard, the number of its rows done and of those that succeeded."""
 
     def __init__(self, folder: str, number: int) -> None:
-        """`folder`: of the pass."""
+        """`folder` is the folder of the pass."""
         self._uri = storage.join(folder, TEMPORARY, f"{number}{_ENDING}")
         self._done = self._succeeded = 0
         self._written = time.monotonic()
@@ -29,7 +29,7 @@ class ShardProgress:
         self._succeeded += succeeded
         if time.monotonic() - self._written >= _EVERY_SECONDS:
             self._written = time.monotonic()
-            with contextlib.suppress(OSError):  # the download itself goes on as long as it can
+            with contextlib.suppress(OSError):  # a failed report must not stop the download
                 storage.write_bytes(self._uri, json.dumps([self._done, self._succeeded]).encode())
 
     def close(self) -> None:
@@ -38,12 +38,12 @@ class ShardProgress:
 
 
 def read_progress(folder: str) -> dict[int, tuple[int, int]]:
-    """Rows done and succeeded of the shards that are being fetched, by their numbers."""
+    """Returns (rows done, rows succeeded) of each shard in progress, by shard number."""
     found: dict[int, tuple[int, int]] = {}
     work = storage.join(folder, TEMPORARY)
     for name in storage.list_files(work):
         if name.endswith(_ENDING):
-            with contextlib.suppress(FileNotFoundError, ValueError):  # done by now
+            with contextlib.suppress(FileNotFoundError, ValueError):  # the shard is done by now
                 done, succeeded = json.loads(storage.read_bytes(storage.join(work, name)))
                 found[int(name.removesuffix(_ENDING))] = done, succeeded
     return found
@@ -53,7 +53,7 @@ def read_progress(folder: str) -> dict[int, tuple[int, int]]:
 def showing_progress(
     folder: str, num_rows: int, before: Mapping[int, dict[str, Any]], every_seconds: float
 ) -> Iterator[None]:
-    """Show a line now and then while shards are fetched into `folder`. `before`: statistics of those that are there."""
+    """Shows progress while shards are fetched into `folder`. `before`: the statistics of existing shards."""
     known, stop = dict(before), threading.Event()
     line = ProgressLine(
         "fetched", num_rows, "URLs", done=sum(stats["count"] for stats in known.values()), every_seconds=every_seconds
@@ -65,7 +65,7 @@ def showing_progress(
             under_way = read_progress(folder)
             known = read_stats(folder, known)
         except OSError:
-            return  # the download itself goes on as long as it can
+            return  # a failed check must not stop the download
         counts = [(stats["count"], stats["successes"]) for stats in known.values()]
         counts += [count for number, count in under_way.items() if number not in known]
         num_done, num_succeeded = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)

@@ -1,13 +1,14 @@
-"""HTTP that may be pointed at anything: an opener for `urllib` that follows a list of strangers' URLs and no further.
+"""Safe HTTP for untrusted URL lists: a `urllib` opener that limits what a URL can reach and how much it can take.
 
-Names are resolved here and the connection goes to the very address that was judged, so that a second answer of the
-DNS cannot change it; every redirect opens a connection of its own and is judged again. Reached are public addresses
-only. `allow_private_addresses`, or `allow_hosts` for single hosts, open private, loopback and shared ones; link-local,
-multicast, reserved and unspecified addresses and metadata services of clouds stay closed in any case. Only http and
-https exist. Bodies are bounded in bytes whatever their header promises, and an answer in seconds however it trickles.
+Host names are resolved here, and the connection uses exactly the address that was checked, so that a second DNS answer
+cannot change it. Every redirect opens a new connection and is checked again. By default, only public addresses are
+allowed. `allow_private_addresses`, or `allow_hosts` for single hosts, also allow private, loopback and shared ones.
+Link-local, multicast, reserved and unspecified addresses and the metadata services of clouds are always refused. Only
+http and https are supported. Bodies are limited in bytes whatever their header declares. Responses are limited in
+seconds, even if they arrive slowly but steadily.
 
-A proxy from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) resolves names itself, so only hosts that are spelled
-as addresses can be judged then; keeping the proxy from reaching into its own network is the proxy's work.
+A proxy from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) resolves names itself. Then only hosts that are written
+as addresses can be checked. Preventing the proxy from reaching into its own network is the proxy's responsibility.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ _PIECE = 1 << 16
 
 
 class FetchError(Exception):
-    """A URL was not fetched. Its text is `reason: detail`, which is what raw shards keep of it."""
+    """A URL was not fetched. Its message is `reason: detail`, which raw shards store."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -38,15 +39,15 @@ class FetchError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FetchLimits:
-    """What fetching one URL may reach and take."""
+    """Limits what fetching one URL may reach and consume."""
 
     max_bytes: int
-    """Of a body."""
+    """Largest size of a body in bytes."""
     max_seconds: float
-    """For an answer, from its first header to its last byte."""
+    """Longest time for a response in seconds, from its first header to its last byte."""
     allow_private_addresses: bool = False
     allow_hosts: tuple[str, ...] = ()
-    """HOST or HOST:PORT as URLs spell them, which may have private addresses."""
+    """HOST or HOST:PORT, as written in URLs, that may have private addresses."""
 
     def allows_private(self, host: str, port: int) -> bool:
         host = host.lower().strip("[]")
@@ -57,7 +58,7 @@ class FetchLimits:
 
 
 def make_opener(limits: FetchLimits) -> urllib.request.OpenerDirector:
-    """An opener that keeps to `limits`. Its errors are FetchError and those of urllib and http.client."""
+    """Creates an opener that enforces `limits`. It raises FetchError and the errors of urllib and http.client."""
     opener = urllib.request.OpenerDirector()
     proxies = urllib.request.getproxies()
     for handler in (
@@ -74,7 +75,7 @@ def make_opener(limits: FetchLimits) -> urllib.request.OpenerDirector:
 
 
 def _connect(limits: FetchLimits, host: str, port: int, timeout: float | None) -> socket.socket:
-    """A connection to the first address of `host` that answers, of those that may be reached."""
+    """Connects to the first allowed address of `host` that answers."""
     if host.lower().rstrip(".") in METADATA_NAMES:
         raise FetchError("refused_address", f"{host} is a metadata service")
     try:
@@ -108,7 +109,7 @@ def _connect(limits: FetchLimits, host: str, port: int, timeout: float | None) -
 
 def _check_url(request: urllib.request.Request, limits: FetchLimits, *, proxied: bool) -> None:
     parts = urlsplit(request.full_url)
-    if "@" in parts.netloc or "\\" in parts.netloc:  # one carries credentials, the other is read in two ways
+    if "@" in parts.netloc or "\\" in parts.netloc:  # an @ means credentials; parsers disagree about a backslash
         raise FetchError("invalid_url", "credentials or a backslash before the path")
     host = (parts.hostname or "").rstrip(".")
     if not proxied or not host:
@@ -116,7 +117,7 @@ def _check_url(request: urllib.request.Request, limits: FetchLimits, *, proxied:
     try:
         address = str(ipaddress.ip_address(host))
     except ValueError:
-        try:  # 2130706433, 0x7f.1 and the like
+        try:  # 2130706433, 0x7f.1 and similar spellings
             address = socket.inet_ntoa(socket.inet_aton(host.encode("idna").decode()))
         except (OSError, UnicodeError):
             address = "127.0.0.1" if host == "localhost" or host.endswith(".localhost") else ""
@@ -129,7 +130,7 @@ def _check_url(request: urllib.request.Request, limits: FetchLimits, *, proxied:
 
 
 def _quoted(request: urllib.request.Request) -> urllib.request.Request:
-    """Lists contain URLs as browsers show them, with spaces and letters that HTTP does not take as they are."""
+    """Quotes spaces and letters that HTTP does not allow, because lists contain URLs as browsers show them."""
     parts = urlsplit(request.full_url)
     path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
     if (path, query) != (parts.path, parts.query):
@@ -167,7 +168,7 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
 
 
 class _HTTPConnection(http.client.HTTPConnection):
-    """`host` is the URL's, or that of a proxy, which was set up by those who run this and is not judged."""
+    """Connects to `host`: the URL's, or that of a proxy, which is trusted and not checked."""
 
     def __init__(self, limits: FetchLimits, to_proxy: bool, host: str, *, timeout: float | None) -> None:
         super().__init__(host, timeout=timeout)
@@ -188,7 +189,7 @@ class _HTTPSConnection(http.client.HTTPSConnection):
         self.response_class: Any = functools.partial(_BoundedResponse, limits, timeout)
 
     def set_tunnel(self, host: str, port: int | None = None, headers: Any = None) -> None:
-        self._to_proxy = True  # urllib asks for a tunnel where the environment names a proxy, and nowhere else
+        self._to_proxy = True  # urllib sets up a tunnel only if the environment names a proxy
         super().set_tunnel(host, port, headers)
 
     def connect(self) -> None:
@@ -227,7 +228,7 @@ class _BoundedResponse(http.client.HTTPResponse):
             raise FetchError("too_large", f"more than {self._max_bytes} bytes promised")
 
     def read(self, amt: int | None = None) -> bytes:
-        """A body that is read whole comes in pieces, so that no header decides how much memory is taken at once."""
+        """Reads a whole body in pieces, so that no header decides how much memory is allocated at once."""
         if amt is not None:
             return super().read(amt)
         pieces, num_bytes = [], 0
@@ -239,13 +240,13 @@ class _BoundedResponse(http.client.HTTPResponse):
                     raise FetchError("too_large", f"more than {self._max_bytes} bytes")
         except http.client.IncompleteRead as error:
             raise FetchError("truncated", "a chunk ended early") from error
-        if self.length:  # what of the promised length is missing
+        if self.length:  # number of promised bytes that are missing
             raise FetchError("truncated", f"{num_bytes} bytes of {num_bytes + self.length}")
         return b"".join(pieces)
 
 
 class _TimedReader(io.RawIOBase):
-    """The bytes of a socket until the time is up: a timeout of the socket alone starts anew with every byte."""
+    """Reads bytes from a socket until a deadline. The socket's own timeout restarts with every byte."""
 
     def __init__(self, sock: socket.socket, raw: Any, max_seconds: float, timeout: float | None) -> None:
         self._sock, self._raw = sock, raw

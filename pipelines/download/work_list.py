@@ -1,5 +1,5 @@
-"""The list of a download: read once, its bad rows set aside, put together by URL, and kept in OUT/_list until all of it
-has been fetched.
+"""The URL list of a download: reads it once, sets invalid rows aside, groups rows by URL, and keeps these in OUT/_list
+until all of them have been fetched.
 """
 
 import contextlib
@@ -23,32 +23,32 @@ from pipelines.url_lists.rejected import REJECTED_FILE, RejectedRows
 from pipelines.url_lists.rows import LIST_SCHEMA, MOST_CAPTIONS
 
 _NUM_SAMPLED = 64
-"""URLs for the preflight, spread over the list."""
+"""Number of URLs for the preflight, spread over the list."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class ListCounts:
-    """What is in a list; complete once all of it has been read."""
+    """Counts of a list. They are complete once the whole list has been read."""
 
     rows: int = 0
-    """Of the list, with the bad ones."""
+    """Number of rows in the list, including invalid ones."""
     rejected: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Bad rows by reason."""
+    """Number of invalid rows by reason."""
     captions: int = 0
-    """In the good rows."""
+    """Number of captions in the valid rows."""
     urls: int = 0
-    """Different ones."""
+    """Number of distinct URLs."""
     captions_kept: int = 0
-    """Of those in the good rows, without the repetitions of a URL and those beyond MOST_CAPTIONS."""
+    """Number of captions without repetitions for the same URL and without those beyond MOST_CAPTIONS."""
     sample: list[str] = dataclasses.field(default_factory=list)
-    """URLs from all over the list."""
+    """URLs sampled from the whole list."""
 
 
 class UrlList:
-    """The list that a download is to fetch. As a context, it has a folder for files on the way."""
+    """The list that a download fetches. As a context manager, it owns a folder for temporary files."""
 
     def __init__(self, config: DownloadConfig, files: Sequence[str]) -> None:
-        """ValueError for what is wrong with the list. Reads all of it, so that mistakes show before the work begins."""
+        """Reads the whole list, to find errors before the download starts. Raises ValueError if it is invalid."""
         self.counts = ListCounts()
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as resources:
@@ -57,7 +57,7 @@ class UrlList:
             self._rejected = resources.enter_context(RejectedRows(self._rejected_file, config.max_bad_rows))
             with _naming_full_disk(folder):
                 self._tables = by_url(self._counted(read_list(files, config.columns, self._rejected)), folder)
-                self._first = next(self._tables, None)  # by then, all has been read
+                self._first = next(self._tables, None)  # this reads the whole list
             self._resources = resources.pop_all()
         self.counts.rows = self._rejected.num_good + self._rejected.counts.total()
         self.counts.rejected = dict(sorted(self._rejected.counts.items()))
@@ -69,9 +69,9 @@ class UrlList:
         self._resources.close()
 
     def write(self, out: str) -> None:
-        """Write the rows, one for each URL, to OUT/_list, and the bad rows to OUT/rejected.jsonl.
+        """Writes one row per URL to OUT/_list, and the invalid rows to OUT/rejected.jsonl.
 
-        ValueError if OUT cannot be written.
+        Raises ValueError if OUT cannot be written.
         """
         try:
             self._write(out)
@@ -108,7 +108,7 @@ class UrlList:
                 self.counts.captions += _num_captions(table)
                 progress.add(table.num_rows)
                 yield table
-        self.counts.sample = list(dict.fromkeys(url for _, url in sample))  # each is tried once
+        self.counts.sample = list(dict.fromkeys(url for _, url in sample))  # try each URL only once
 
 
 def is_written(out: str, num_urls: int) -> bool:
@@ -119,7 +119,7 @@ def is_written(out: str, num_urls: int) -> bool:
 
 
 def read_written(out: str) -> Iterator[pa.Table]:
-    """The rows in OUT/_list, in their order."""
+    """Yields the rows of OUT/_list in order."""
     folder = storage.join(out, LIST_FOLDER)
     for name in storage.list_files(folder):
         with storage.open_parquet(storage.join(folder, name)) as file:
@@ -128,9 +128,9 @@ def read_written(out: str) -> Iterator[pa.Table]:
 
 
 def read_by_rows(config: DownloadConfig, files: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows as earlier versions fetched them, whose downloads go on with them: those of one URL apart.
+    """Yields rows as earlier versions fetched them, to resume their downloads: rows of the same URL are not grouped.
 
-    ValueError for a bad row, which the earlier version cannot have seen.
+    Raises ValueError for an invalid row, which the earlier version cannot have seen.
     """
     with (
         tempfile.TemporaryDirectory(prefix="groupvit-list-") as folder,
@@ -140,7 +140,7 @@ def read_by_rows(config: DownloadConfig, files: Sequence[str]) -> Iterator[pa.Ta
 
 
 def describe(urls: Mapping[str, Any]) -> list[str]:
-    """Lines that account for every row of a list, from the record of its download."""
+    """Returns lines that account for every row of a list, from the record of its download."""
     rejected: Mapping[str, int] = urls["rejected"]
     num_rejected = sum(rejected.values())
     num_again = urls["rows"] - num_rejected - urls["urls"]

@@ -1,1 +1,1 @@
-"""Lists of image URLs with captions, read in any of the formats they are published in."""
+"""Reads lists of image URLs with captions, in any format that they are published in."""

@@ -1,4 +1,4 @@
-"""Which columns of a file are the URL, the caption and what else is read."""
+"""Finds the columns of a file with the URL, the caption and optional values."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,21 +8,21 @@ from pipelines.url_lists.presets import Columns
 
 OPTIONAL: Mapping[str, pa.DataType] = {
     "license": pa.string(),
-    "similarity": pa.float64(),  # of image and caption, by CLIP
+    "similarity": pa.float64(),  # of image and caption, computed by CLIP
     "nsfw": pa.string(),
     "punsafe": pa.float64(),
     "pwatermark": pa.float64(),
 }
-"""What some lists know besides, by our names."""
+"""Optional columns of some lists, by our names."""
 
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
 
 def select_columns(uri: str, names: Sequence[str], columns: Columns) -> dict[str, int]:
-    """The index of the column of the file that becomes each of ours: url, caption, and those of OPTIONAL and
-    `caption_second` that are there.
+    """Maps each of our columns to the index of its column in the file: url, caption, and those of OPTIONAL and
+    `caption_second` that exist.
 
-    ValueError, one line, if the URL or the caption is not there or is there twice.
+    Raises ValueError, in one line, if the URL or the caption column is missing or ambiguous.
     """
     selected: dict[str, int] = {}
     for ours, candidates in (
@@ -51,14 +51,14 @@ def select_columns(uri: str, names: Sequence[str], columns: Columns) -> dict[str
 
 
 def _indices(names: Sequence[str], name: str, exact: bool) -> list[int]:
-    """Places of a name, compared without case. `exact`: those that have its case as well come before others."""
+    """Returns the indices of a name, ignoring case. `exact`: if some match its case, too, returns only those."""
     found = [index for index, known in enumerate(names) if known.strip().lower() == name.lower()]
     same = [index for index in found if names[index].strip() == name]
     return same if exact and same else found
 
 
 def _hint(names: Sequence[str], columns: Columns) -> str | None:
-    """What to do about a header that is none, or that is separated by something else."""
+    """Suggests a fix for a file without a header, or with another separator."""
     if any(name.strip().lower().startswith(("http://", "https://")) for name in names):
         return (
             "line 1 has a URL, so the file lacks its header; add a line with the names of the columns, or give --preset"

@@ -1,4 +1,4 @@
-"""What a file really holds, by its first bytes, where that is not what its name says."""
+"""Detects from its first bytes what a file holds, if its name says something else."""
 
 import codecs
 
@@ -26,24 +26,24 @@ _BYTE_ORDER_MARKS = (
 )
 _ENOUGH = 64  # bytes
 START = 1024
-"""Bytes that tell what a file is."""
+"""Number of bytes that are enough to identify a file."""
 
 
 def check_compression(uri: str, start: bytes) -> None:
-    """ValueError, one line, if the name of a file promises a compression that its first bytes are not of."""
+    """Raises ValueError, in one line, if a file is not compressed as its name says."""
     ending = uri.rpartition(".")[2].lower()
     if start and ending in _COMPRESSIONS and not start.startswith(_COMPRESSIONS[ending]):
         raise ValueError(f"{uri}: is not compressed with {ending}, it starts with {start[:8]!r}; remove .{ending}")
 
 
 def check_text(uri: str, start: bytes) -> None:
-    """ValueError, one line, if the first bytes of a file, unpacked, are not those of a text in UTF-8."""
+    """Raises ValueError, in one line, if the first bytes of a file, decompressed, are not text in UTF-8."""
     check_magic(uri, start)
     for mark, name in _BYTE_ORDER_MARKS:
         if start.startswith(mark):
             _refuse_encoding(uri, name, start)
     zeros = start[:_ENOUGH].count(0)
-    if zeros and zeros >= len(start[:_ENOUGH]) // 4:  # ASCII in UTF-16 has a zero in every pair of bytes
+    if zeros and zeros >= len(start[:_ENOUGH]) // 4:  # ASCII text in UTF-16 has a zero in every pair of bytes
         _refuse_encoding(uri, "UTF-16" if zeros < len(start[:_ENOUGH]) * 5 // 8 else "UTF-32", start)
     text = start.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html")):
@@ -51,7 +51,7 @@ def check_text(uri: str, start: bytes) -> None:
 
 
 def check_magic(uri: str, start: bytes) -> None:
-    """ValueError, one line, if a file is of another known kind."""
+    """Raises ValueError, in one line, if a file is of another known kind."""
     for magic, what, fix in _MAGIC:
         if start.startswith(magic):
             raise ValueError(f"{uri}: is {what}; {fix}")

@@ -1,8 +1,8 @@
-"""The rows of a URL list put together by URL, so that each URL is fetched once, with all its captions.
+"""Groups the rows of a URL list by URL, so that each URL is fetched once, with all its captions.
 
-Memory does not grow with the list: what does not fit is dealt to files on disk by a hash of the URL, put together file
-by file, dealt to files again by the position in the list, and sorted file by file. The result depends on nothing but
-the list.
+Memory does not grow with the list. Rows that do not fit are distributed to files on disk by a hash of the URL, grouped
+file by file, distributed again by their position in the list, and sorted file by file. The result depends only on the
+list.
 """
 
 import itertools
@@ -19,20 +19,25 @@ from pipelines.dataset.raw_shards import nsfw_label
 from pipelines.url_lists.rows import LIST_SCHEMA, lists_of
 
 _MOST_BYTES = 1 << 27
-"""Of rows that are held in memory before they go to disk."""
+"""Number of bytes of rows that are held in memory before they are written to disk."""
 _NUM_FILES = 256
-"""To which rows are dealt. A list of a billion rows has some 4 million in each, about 1 GB."""
+"""Number of files that rows are distributed to. With a billion rows, each file has some 4 million, about 1 GB."""
 _WORST = ("punsafe", "pwatermark")
-"""Scores of an image of which the largest counts."""
+"""Scores of an image for which the largest value is kept."""
 
 
 def by_url(tables: Iterable[pa.Table], folder: Path) -> Iterator[pa.Table]:
-    """Tables of LIST_SCHEMA with one row for each URL, in the order in which the URLs first appear, `row` counting
-    them.
+    """Groups rows by URL.
 
-    A row has the captions of all rows of its URL, in their order, without repetitions. If one of them is labelled
-    NSFW, it is; of `punsafe` and `pwatermark` it has the largest; what else it has is that of the first row. `folder`:
-    for files on the way, about as large as the list.
+    A row has the captions of all rows of its URL, in order and without repetitions. It is labelled NSFW if one of them
+    is. Of `punsafe` and `pwatermark` it has the largest value. Its other values are those of the first row.
+
+    Args:
+        tables: Tables of LIST_SCHEMA.
+        folder: Folder for temporary files, which take about as much space as the list.
+
+    Returns:
+        Tables of LIST_SCHEMA with one row per URL, ordered by first appearance of the URL. `row` counts them.
     """
     num_rows = 0
 
@@ -62,7 +67,7 @@ def by_url(tables: Iterable[pa.Table], folder: Path) -> Iterator[pa.Table]:
 
 
 def grouped(table: pa.Table) -> pa.Table:
-    """One row for each URL of a table of LIST_SCHEMA, sorted by `row`, which must be sorted already."""
+    """Groups a table of LIST_SCHEMA, sorted by `row`, by URL. The result is sorted by `row`, too."""
     table = table.combine_chunks()
     codes = _array(table, "url").dictionary_encode().indices.to_numpy()  # in the order of first appearance
     first = np.unique(codes, return_index=True)[1]
@@ -87,7 +92,7 @@ def grouped(table: pa.Table) -> pa.Table:
 
 
 class _Files:
-    """Arrow files to which rows are dealt; each holds them in the order in which they came."""
+    """Arrow files that rows are distributed to. Each keeps the order in which its rows arrived."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -95,7 +100,7 @@ class _Files:
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
 
     def deal(self, table: pa.Table, files: npt.NDArray[np.int64]) -> None:
-        """Each row to the file of the number in `files`."""
+        """Appends each row to the file with the number in `files`."""
         order = np.argsort(files, kind="stable")
         table = table.take(pa.array(order)).combine_chunks()
         ends = np.searchsorted(files[order], np.arange(_NUM_FILES), side="right")
@@ -106,7 +111,7 @@ class _Files:
             start = end
 
     def read(self) -> Iterator[pa.Table]:
-        """The content of each file, in their order; a file that has been read is removed."""
+        """Yields the content of each file, by file number, and then removes the file."""
         for writer in self._writers.values():
             writer.close()
         for number in sorted(self._writers):
@@ -123,7 +128,7 @@ class _Files:
 
 
 def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of at least _MOST_BYTES, the last one smaller: few large writes are faster."""
+    """Joins tables into tables of at least _MOST_BYTES (the last one is smaller): a few large writes are faster."""
     waiting: list[pa.Table] = []
     num_bytes = 0
     for table in tables:

@@ -1,5 +1,5 @@
-"""URL lists in JSON: an object on each line, an array of objects, or a document of COCO or RedCaps. What a file is, its
-content says; its name does not matter.
+"""Reads URL lists in JSON: one object per line, an array of objects, or a COCO or RedCaps document. The content decides
+which of them a file is, not its name.
 """
 
 import codecs
@@ -20,16 +20,17 @@ from pipelines.url_lists.rows import UnfitValueError, label_of, number_of, text_
 from pipelines.url_lists.text import read_lines
 
 _CHUNK = 1 << 22  # bytes
-_LONGEST_ITEM = 1 << 24  # characters of an array's item: longer, and it is not one
+_LONGEST_ITEM = 1 << 24  # longest item of an array, in characters; longer text is not an item
 _ROWS_PER_TABLE = 1 << 14
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
-_SHOWN = 80  # characters of a value that is wrong
+_SHOWN = 80  # characters shown of an invalid value
 
 
 def read_json(uri: str, open_file: Callable[[], pa.NativeFile], columns: Columns, reject: Reject) -> Iterator[pa.Table]:
-    """Tables of `pipelines.url_lists.rows`. Memory: some thousands of rows, or a whole document.
+    """Yields tables as described in `pipelines.url_lists.rows`. Holds some thousands of rows, or a whole document, in
+    memory.
 
-    ValueError if the file is not JSON, or ends before it should.
+    Raises ValueError if the file is not JSON, or is truncated.
     """
     with open_file() as file:
         start = file.read(_CHUNK)
@@ -48,7 +49,7 @@ def read_json(uri: str, open_file: Callable[[], pa.NativeFile], columns: Columns
 
 
 def _is_lines(start: bytes, columns: Columns, uri: str) -> bool:
-    """Whether a file that begins with `start` has a row on each line. One of the first two has a URL then."""
+    """Whether a file that begins with `start` has one row per line: then one of the first two lines has a URL."""
     first_lines = start.split(b"\n", 2)[:2]
     if b'"annotations"' in first_lines[0]:
         return False
@@ -74,7 +75,7 @@ def _lines(uri: str, file: pa.NativeFile, reject: Reject) -> Iterator[tuple[int,
 
 
 def _items(uri: str, file: pa.NativeFile, reject: Reject) -> Iterator[tuple[int, Any]]:
-    """The line at which each item of an array begins, and the item."""
+    """Yields each item of an array with the line that it begins on."""
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
     scan = json.JSONDecoder().raw_decode
     text = decode(file.read(_CHUNK))
@@ -126,7 +127,7 @@ def _message(error: Exception) -> str:
 
 
 def _annotations(uri: str, file: pa.NativeFile) -> list[Any]:
-    """The rows of a document as COCO (images, and annotations of them) or RedCaps (annotations) write it."""
+    """Returns the rows of a COCO document (images and their annotations) or a RedCaps document (annotations)."""
     content = file.read()
     try:
         document = json.loads(content.decode("utf-8-sig"))
@@ -212,7 +213,7 @@ def _table(
 
 
 def _value(ours: str, name: str, value: Any) -> Any:
-    """UnfitValueError for a value that cannot be used in a column that is needed."""
+    """Converts a value. Raises UnfitValueError if a required column's value is invalid."""
     if ours in OPTIONAL:
         return label_of(value) if type_of(ours) == pa.string() else number_of(value)
     if ours == "url":

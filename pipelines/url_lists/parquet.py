@@ -1,4 +1,4 @@
-"""URL lists in Parquet."""
+"""Reads URL lists in Parquet."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ _ROWS_PER_TABLE = 1 << 16
 
 
 def read_parquet(uri: str, file: pa.NativeFile, columns: Columns, reject: Reject) -> Iterator[pa.Table]:
-    """Tables of `pipelines.url_lists.rows`. ValueError for a column that holds what cannot be used."""
+    """Yields tables as described in `pipelines.url_lists.rows`. Raises ValueError if a column has an unusable type."""
     start = file.read_at(min(START, file.size()), 0)
     if not start.startswith(b"PAR1"):
         check_magic(uri, start)
@@ -62,10 +62,10 @@ def _check_type(uri: str, ours: str, field: pa.Field) -> None:
 
 
 def _converted(ours: str, column: pa.Array, first: int, good: npt.NDArray[np.bool_], reject: Reject) -> pa.Array:
-    """A column in the type that readers give; rows with a value that cannot be used are rejected, and not good."""
+    """Converts a column to the type that readers return. Rejects invalid rows and marks them as not `good`."""
     in_lists = ours == "caption" and (pa.types.is_list(column.type) or pa.types.is_large_list(column.type))
     wanted = pa.list_(pa.string()) if in_lists else type_of(ours)
-    # Numbers are not texts, though Arrow would write them out.
+    # Numbers are not texts, though Arrow would convert them.
     if not (_is_number(column.type.value_type if in_lists else column.type) and type_of(ours) == pa.string()):
         try:
             return _checked(column.cast(wanted))
@@ -75,18 +75,18 @@ def _converted(ours: str, column: pa.Array, first: int, good: npt.NDArray[np.boo
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_primitive(kind)  # also dates and booleans
+    return pa.types.is_primitive(kind)  # also True for dates and booleans
 
 
 def _checked(column: pa.Array) -> pa.Array:
-    """ArrowInvalid if a text is not UTF-8, which Parquet itself does not ensure."""
+    """Raises ArrowInvalid if a text is not UTF-8, which Parquet itself does not guarantee."""
     column.validate(full=True)
     return column
 
 
 def _values(ours: str, column: pa.Array, first: int, good: npt.NDArray[np.bool_], reject: Reject) -> list[Any]:
     if pa.types.is_string(column.type):
-        column = column.view(pa.binary())  # what is not UTF-8 cannot become a str
+        column = column.view(pa.binary())  # invalid UTF-8 cannot become a str
     elif pa.types.is_large_string(column.type):
         column = column.view(pa.large_binary())
     values: list[Any] = []

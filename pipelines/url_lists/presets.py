@@ -1,8 +1,8 @@
 """The columns of published URL lists.
 
-cc3m (Train_GCC-training.tsv), cc12m (cc12m.tsv), redcaps (the folder of annotation files), coco
-(captions_*.json), yfcc14m: rows of YFCC100M's metadata (a .tsv of 25 fields, percent-encoded, without header; also
-parquet with its field names), of which the user has kept the lines that OpenAI's yfcc100m_subset_data.tsv names.
+cc3m (Train_GCC-training.tsv), cc12m (cc12m.tsv), redcaps (the folder of annotation files), coco (captions_*.json),
+yfcc14m: rows of YFCC100M's metadata (a .tsv of 25 fields, percent-encoded, without header; or parquet with its field
+names). Of these, the user keeps the lines that OpenAI's yfcc100m_subset_data.tsv names.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ Preset = Literal["cc3m", "cc12m", "yfcc14m", "redcaps", "coco"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of a list are meant. Names are compared without case."""
+    """Names the columns to read from a list. Names are compared without case."""
 
     header: tuple[str, ...] | None = None
-    """Names for the columns of csv and tsv files that have no header line."""
+    """Names of the columns of csv and tsv files without a header line."""
     url: tuple[str, ...] = ("url",)
-    """The first of these that a file has."""
+    """Possible column names. The first that a file has is used."""
     caption: tuple[str, ...] = ("caption", "text")
-    """The first of these that a file has."""
+    """Possible column names. The first that a file has is used."""
     caption_second: str | None = None
-    """A column whose text continues the caption."""
+    """A column whose text is appended to the caption."""
     license: tuple[str, ...] = ("license",)
     percent_encoded: bool = False
-    """Captions are written like parts of URLs."""
+    """Whether captions are percent-encoded like URLs."""
     exact: bool = False
-    """Whether a column whose name has the same case, too, comes before others: the user has named it."""
+    """Whether to prefer a column whose name also matches in case, because the user has named it."""
 
 
 _YFCC_FIELDS = (

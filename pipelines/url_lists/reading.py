@@ -1,7 +1,7 @@
-"""Lists of image URLs with captions, as data sets are published, read as one table of LIST_SCHEMA.
+"""Reads published lists of image URLs with captions as one table of LIST_SCHEMA.
 
-A list is a file or a folder of files: csv, tsv, json, jsonl, parquet; all but parquet also compressed (.gz, .bz2,
-.zst); local or s3://. What each is like, the readers say: text.py, json_files.py and parquet.py.
+A list is a file or a folder of files: csv, tsv, json, jsonl or parquet; all but parquet optionally compressed (.gz,
+.bz2, .zst); local or s3://. The readers describe each format: text.py, json_files.py and parquet.py.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _COMPRESSIONS = ("gz", "bz2", "zst")
 
 
 def list_files(uri: str) -> list[str]:
-    """URIs of the files of a list, sorted. ValueError if there are none that can be read."""
+    """Returns the URIs of the files of a list, sorted. Raises ValueError if none can be read."""
     filesystem, path = storage.resolve(uri)
     try:
         kind = storage.retry(lambda: filesystem.get_file_info(path).type, uri)
@@ -44,7 +44,7 @@ def list_files(uri: str) -> list[str]:
 
 
 def digest(files: Iterable[str]) -> str:
-    """Of the contents of a list, 32 hexadecimal digits; the names of its files do not matter, their order does."""
+    """Hashes the contents of a list to 32 hexadecimal digits. The order of the files matters, their names do not."""
     whole = hashlib.sha256()
     for uri in files:
         filesystem, path = storage.resolve(uri)
@@ -57,10 +57,11 @@ def digest(files: Iterable[str]) -> str:
 
 
 def read_list(files: Iterable[str], columns: Columns, rejected: RejectedRows) -> Iterator[pa.Table]:
-    """Tables of LIST_SCHEMA, one after the other all of the list but for its bad rows, which go to `rejected`. Memory:
-    some thousands of rows, or one document of JSON.
+    """Yields the whole list as tables of LIST_SCHEMA. Invalid rows go to `rejected`. Holds some thousands of rows, or
+    one JSON document, in memory.
 
-    ValueError, one line, for a file that lacks a column, is of another kind or is damaged, and for too many bad rows.
+    Raises ValueError, in one line, if a file lacks a column, is of another kind or is corrupted, or if too many rows
+    are invalid.
     """
     row = 0
     for uri in files:
@@ -101,7 +102,7 @@ def _read(uri: str, columns: Columns, reject: Reject) -> Iterator[pa.Table]:
 
 
 def shards(tables: Iterable[pa.Table], rows_per_shard: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `rows_per_shard`, the last one smaller."""
+    """Splits the rows into tables of `rows_per_shard` rows. The last one may be smaller."""
     waiting: list[pa.Table] = []
     num_waiting = 0
     for table in tables:

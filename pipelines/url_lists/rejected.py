@@ -1,4 +1,4 @@
-"""Rows of a URL list that cannot be used: each is recorded with its file and line, and too many are refused."""
+"""Invalid rows of a URL list: records each with its file and line, and raises an error if there are too many."""
 
 import json
 from collections import Counter
@@ -8,8 +8,8 @@ from typing import Any
 
 REJECTED_FILE = "rejected.jsonl"
 _FEW = 1000
-"""Rows after which a list without any good one is given up."""
-_LONGEST_FOUND = 200  # characters of a bad row that are quoted
+"""Number of rows after which reading stops if none is valid."""
+_LONGEST_FOUND = 200  # largest number of characters quoted from an invalid row
 _ADVICE: Mapping[str, str] = {
     "caption_not_text": "give text, or a list of texts; --caption-column names another column",
     "field_too_long": "leave the row out, or close its quote",
@@ -26,16 +26,17 @@ _ADVICE: Mapping[str, str] = {
 """What to do, by reason."""
 
 Reject = Callable[[int, str, str], None]
-"""Notes a bad row: its number within its file, counted from 1; the reason, a key of _ADVICE; what was found."""
+"""Records an invalid row. Its arguments: the row's number within its file, from 1; the reason, a key of _ADVICE; what
+was found."""
 
 
 class RejectedRows:
-    """Counts bad rows, and writes each of them to `path` as a line of JSON as it comes. Close it."""
+    """Counts invalid rows, and writes each to `path` as a line of JSON at once. Must be closed."""
 
     def __init__(self, path: Path, max_share: float) -> None:
-        """`max_share`: of all rows, that may be bad."""
+        """`max_share`: largest allowed share of invalid rows."""
         self.counts: Counter[str] = Counter()
-        """By reason."""
+        """Number of invalid rows by reason."""
         self.num_good = 0
         self._max_share = max_share
         self._first: dict[str, str] = {}
@@ -51,7 +52,7 @@ class RejectedRows:
         self._file.close()
 
     def of(self, file: str, place: str) -> Reject:
-        """What notes the bad rows of a file. `place`: what its rows are counted in, e.g. line."""
+        """Returns a function to record the invalid rows of a file. `place`: the unit of its row numbers, e.g. line."""
 
         def reject(number: int, reason: str, found: str) -> None:
             assert reason in _ADVICE, reason
@@ -66,7 +67,7 @@ class RejectedRows:
         return reject
 
     def check(self, *, finished: bool) -> None:
-        """ValueError, one line, if too many rows are bad. Before the list is `finished`, only if so far all are."""
+        """Raises ValueError, in one line, if too many rows are invalid, or, before the list is `finished`, all are."""
         num_bad = self.counts.total()
         num_rows = num_bad + self.num_good
         if not (num_bad > self._max_share * num_rows if finished else num_bad >= _FEW and not self.num_good):

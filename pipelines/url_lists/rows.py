@@ -1,7 +1,7 @@
-"""The rows of a URL list as every reader gives them, and as they are used.
+"""The rows of a URL list: the columns that readers return, and the schema that the download uses.
 
-Readers give tables of some of these columns: `url` (string), `caption` (string or list<string>), `caption_second`
-(string), those of `pipelines.url_lists.columns.OPTIONAL`, and `number`: the row's place in its file, from 1.
+Readers return tables with some of these columns: `url` (string), `caption` (string or list<string>), `caption_second`
+(string), those of `pipelines.url_lists.columns.OPTIONAL`, and `number`: the row's position in its file, from 1.
 """
 
 import math
@@ -20,21 +20,21 @@ from pipelines.url_lists.rejected import Reject
 
 LIST_SCHEMA = pa.schema(
     [
-        pa.field("row", pa.int64()),  # position in the list, bad rows left out
+        pa.field("row", pa.int64()),  # position in the list, without invalid rows
         pa.field("url", pa.string()),  # without credentials
         pa.field("caption", pa.string()),  # the first of the captions
-        pa.field("captions", pa.list_(pa.string())),  # those with text in them, without repetitions
+        pa.field("captions", pa.list_(pa.string())),  # without blank ones and repetitions
         *(pa.field(name, kind) for name, kind in OPTIONAL.items()),
     ]
 )
 
 
 MOST_CAPTIONS = 1000
-"""Of a URL: a placeholder that millions of rows name has not more to say."""
+"""Largest number of captions kept for a URL. A placeholder image may have millions, which add nothing."""
 
 
 class UnfitValueError(ValueError):
-    """A value that makes its row a bad one: `reason` is one of `pipelines.url_lists.rejected`."""
+    """A value that makes its row invalid. `reason` is one of those in `pipelines.url_lists.rejected`."""
 
     def __init__(self, reason: str, found: str) -> None:
         super().__init__(found)
@@ -46,7 +46,7 @@ def type_of(ours: str) -> pa.DataType:
 
 
 def table_of_texts(rows: Sequence[Sequence[str]], numbers: Sequence[int], selected: Mapping[str, int]) -> pa.Table:
-    """Of rows of fields, each as long as the header."""
+    """Makes a table from rows of fields, each as long as the header."""
     arrays: dict[str, pa.Array] = {"number": pa.array(numbers, pa.int64())}
     for ours, index in selected.items():
         texts = [row[index] for row in rows]
@@ -58,7 +58,7 @@ def table_of_texts(rows: Sequence[Sequence[str]], numbers: Sequence[int], select
 
 
 def number_of(value: Any) -> float | None:
-    """A score; None for what is not a number."""
+    """Returns a score, or None if `value` is not a number."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -67,9 +67,9 @@ def number_of(value: Any) -> float | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A text; None for what stands for a missing one: null, NaN and other numbers, True and False.
+    """Returns a text, or None for a missing value: null, NaN and other numbers, True and False.
 
-    UnfitValueError for a text that cannot be encoded, TypeError for what is not one value.
+    Raises UnfitValueError if the text cannot be encoded, and TypeError if `value` is not a single value.
     """
     if isinstance(value, str):
         if not value.isascii():
@@ -86,7 +86,7 @@ def text_of(value: Any) -> str | None:
 
 
 def label_of(value: Any) -> str | None:
-    """A text that is not needed, e.g. a license: None for what cannot be used. A number is written out."""
+    """Returns an optional text, e.g. a license, or None if `value` cannot be used. A number becomes text."""
     if isinstance(value, (bool, int, float)):
         return None if math.isnan(value) else str(value)
     try:
@@ -103,14 +103,14 @@ def _check_characters(text: str) -> None:
 
 
 def finished(table: pa.Table, columns: Columns, row: int, reject: Reject) -> pa.Table:
-    """A reader's table as one of LIST_SCHEMA, whose rows are counted from `row`. Rows without a URL are rejected."""
+    """Converts a reader's table to LIST_SCHEMA, with rows counted from `row`. Rejects rows without a URL."""
     url = pc.call_function("utf8_trim_whitespace", [pc.fill_null(_whole(table, "url"), "")])
     missing = pc.call_function("equal", [url, pa.scalar("")]).to_numpy(zero_copy_only=False)
     if missing.any():
         for number in table.column("number").to_numpy()[missing].tolist():
             reject(number, "url_missing", "no URL")
         table, url = table.filter(pa.array(~missing)), url.filter(pa.array(~missing))
-    # Records of the download keep URLs for ever: what is written before an @ is a password.
+    # The record of the download keeps URLs forever, and what stands before an @ is a password.
     without = pc.ReplaceSubstringOptions(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@", r"\1")
     url = pc.call_function("replace_substring_regex", [url], without)
     parents, texts = _captions(table, columns)
@@ -128,9 +128,16 @@ def finished(table: pa.Table, columns: Columns, row: int, reject: Reject) -> pa.
 
 
 def lists_of(parents: npt.NDArray[np.int64], texts: pa.Array, num_rows: int) -> tuple[pa.Array, pa.Array]:
-    """For each of `num_rows` rows the list of its texts, without nulls, blanks and repetitions, at most MOST_CAPTIONS,
-    and the first of them (null where there is none). `parents`: the row of each text; a row's texts need not be
-    neighbours."""
+    """Collects the texts of each row, without nulls, blanks and repetitions, up to MOST_CAPTIONS.
+
+    Args:
+        parents: The row of each text. The texts of a row need not be adjacent.
+        texts: All texts.
+        num_rows: Number of rows.
+
+    Returns:
+        The list of texts of each row, and the first of them (null if there is none).
+    """
     trimmed = pc.call_function("utf8_trim_whitespace", [texts])
     written = pc.fill_null(pc.call_function("not_equal", [trimmed, pa.scalar("")]), False).to_numpy(
         zero_copy_only=False
@@ -151,7 +158,7 @@ def lists_of(parents: npt.NDArray[np.int64], texts: pa.Array, num_rows: int) -> 
 
 
 def _captions(table: pa.Table, columns: Columns) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """The row of each caption, and its text."""
+    """Returns the row of each caption, and its text."""
     column = _whole(table, "caption")
     if pa.types.is_list(column.type):
         return column.value_parent_indices().to_numpy().astype(np.int64), column.flatten()
@@ -164,5 +171,5 @@ def _captions(table: pa.Table, columns: Columns) -> tuple[npt.NDArray[np.int64],
 
 
 def _whole(table: pa.Table, name: str) -> Any:
-    """A column as one array."""
+    """Returns a column as one array."""
     return pa.concat_arrays([*table.column(name).chunks, pa.array([], table.schema.field(name).type)])

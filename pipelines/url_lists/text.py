@@ -1,4 +1,4 @@
-"""Lines of text, and URL lists in csv (quoted) and tsv (as it is: captions contain quotes)."""
+"""Reads lines of text, and URL lists in csv (quoted) and tsv (not quoted, because captions contain quotes)."""
 
 import codecs
 import csv
@@ -14,16 +14,16 @@ from pipelines.url_lists.rejected import Reject
 from pipelines.url_lists.rows import table_of_texts
 
 _CHUNK = 1 << 22  # bytes
-_LONGEST_LINE = 1 << 20  # bytes: longer, and it is no row
-_MOST_LINES_OF_A_RECORD = 1000  # more, and its quote is taken to be unclosed
+_LONGEST_LINE = 1 << 20  # bytes: a longer line is not a row
+_MOST_LINES_OF_A_RECORD = 1000  # after more lines, the quote counts as unclosed
 _RECORDS_PER_TABLE = 1 << 14
 
 
 def read_lines(uri: str, file: pa.NativeFile, reject: Reject) -> Iterator[tuple[int, list[str | None]]]:
-    """The lines of a text in UTF-8, without their ends: the number of the first, from 1, and some lines; None for those
-    that were rejected. Memory: about 4 MiB, however long a line is.
+    """Yields lines of a text in UTF-8, without line ends: the number of the first line, from 1, and some lines. A
+    rejected line is None. Memory: about 4 MiB, however long a line is.
 
-    ValueError if the file is no text, or is encoded otherwise.
+    Raises ValueError if the file is not text, or has another encoding.
     """
     number, pending, too_long = 1, b"", False
     start = True
@@ -70,7 +70,7 @@ def _line(line: bytes, number: int, reject: Reject) -> str | None:
 
 
 def read_tsv(uri: str, file: pa.NativeFile, columns: Columns, reject: Reject) -> Iterator[pa.Table]:
-    """Tables of `pipelines.url_lists.rows`, one for some thousands of lines."""
+    """Yields tables as described in `pipelines.url_lists.rows`, each from some thousands of lines."""
     names, selected = _header_of_preset(uri, columns)
     for first, lines in read_lines(uri, file, reject):
         rows: list[list[str]] = []
@@ -92,7 +92,7 @@ def read_tsv(uri: str, file: pa.NativeFile, columns: Columns, reject: Reject) ->
 
 
 def read_csv(uri: str, file: pa.NativeFile, columns: Columns, reject: Reject) -> Iterator[pa.Table]:
-    """Tables of `pipelines.url_lists.rows`, one for some thousands of records."""
+    """Yields tables as described in `pipelines.url_lists.rows`, each from some thousands of records."""
     names, selected = _header_of_preset(uri, columns)
     rows: list[list[str]] = []
     numbers: list[int] = []
@@ -130,14 +130,14 @@ def _ragged(fields: Sequence[str], names: Sequence[str], line: str) -> str:
 
 
 class _Lines:
-    """Lines for csv.reader, which keeps those of the record that it is at, so that they can be given back."""
+    """Lines for csv.reader. Keeps the lines of the current record, so that they can be read again."""
 
     def __init__(self, uri: str, file: pa.NativeFile, reject: Reject) -> None:
         self._chunks = read_lines(uri, file, reject)
         self._waiting: deque[tuple[int, str | None]] = deque()
         self.taken: list[tuple[int, str]] = []
         self.bad: int | None = None
-        """Number of a line that was rejected and that ended the record."""
+        """Number of a rejected line that ended the record."""
 
     def __iter__(self) -> "_Lines":
         return self
@@ -152,18 +152,18 @@ class _Lines:
         if line is None:
             self.bad = number
             raise csv.Error
-        # Within a field, a carriage return is white space; csv.reader refuses it outside of quotes.
+        # Within a field, a carriage return is white space. csv.reader raises an error for it outside of quotes.
         line = line.removesuffix("\r").replace("\r", " ")
         self.taken.append((number, line))
         return line + "\n"
 
     def give_back(self) -> None:
-        """All lines taken but the first will come again."""
+        """Puts back all taken lines but the first, to be read again."""
         self._waiting.extendleft(reversed(self.taken[1:]))
 
 
 def _records(lines: _Lines, reject: Reject) -> Iterator[tuple[int, list[str] | None]]:
-    """The number of the first line of each record, and its fields; None for a line that was rejected."""
+    """Yields the number of the first line of each record, and its fields, or None for a rejected line."""
     reader = csv.reader(lines)
     while True:
         lines.taken, lines.bad = [], None
@@ -175,7 +175,7 @@ def _records(lines: _Lines, reject: Reject) -> Iterator[tuple[int, list[str] | N
         except csv.Error:
             pass
         if fields is not None and not _is_unclosed(lines.taken, fields):
-            if fields:  # an empty line has none
+            if fields:  # an empty line has no fields
                 yield lines.taken[0][0], fields
             continue
         if lines.taken:
@@ -189,7 +189,7 @@ def _records(lines: _Lines, reject: Reject) -> Iterator[tuple[int, list[str] | N
 
 
 def _is_unclosed(taken: Sequence[tuple[int, str]], fields: Sequence[str]) -> bool:
-    """Whether a quote that joins lines ends within a field, or not at all: then it was not meant to join them."""
+    """Whether a quote that joins lines is unclosed, or closed within a field. Then it was not meant to join them."""
     if len(taken) < 2 and not (fields and fields[-1].endswith("\n")):
         return False
     try:
