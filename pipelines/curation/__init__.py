@@ -1,1 +1,1 @@
-"""Raw shards to a data set: what each sample goes through, and how that is spread over a cluster."""
+"""Turns raw shards into a data set: the steps for each sample, and how they run on a cluster."""

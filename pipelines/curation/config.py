@@ -1,4 +1,4 @@
-"""What is curated, by which rules, and where it goes."""
+"""Configuration of a curation: its raw shards, rules and output."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ from pipelines.local.folder_names import split_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Raw shards that belong together."""
+    """A folder of raw shards with its name."""
 
     name: str
     uri: str
@@ -25,24 +25,24 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurateConfig:
-    """Raw shards → data set. None switches a rule off; rules on columns that a shard lacks let all pass."""
+    """Configures how raw shards become a data set. None disables a rule. Rules on missing columns pass all rows."""
 
     raw: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Folder of raw shards, as `groupvit download` writes them: a path or URI, or name=URI (an existing folder like
-    year=2020/raw has no name before it). May be given several times; of duplicates, the one in the folder given first
-    is kept."""
+    """Folder of raw shards, as written by `groupvit download`: a path or URI, or name=URI. An existing folder whose
+    path contains `=`, like year=2020/raw, is taken as a path. May be repeated. Of duplicates, the one in the first
+    given folder is kept."""
     out: str
     """Folder or URI of the data set to write."""
 
     # Images
     image_side: int = 256
-    """Short side in pixels that larger images are shrunk to: the tier."""
+    """Short side in pixels to which larger images are shrunk (the tier)."""
     jpeg_quality: int = 90
-    """Of images that have to be encoded again; JPEGs that are small and upright already are copied."""
+    """JPEG quality of images that are encoded again. JPEGs that are already small and upright are copied."""
     max_pixels: int = MAX_PIXELS
-    """More, by the header, and the image is dropped without being decoded."""
+    """Largest number of pixels. An image with more, by its header, is dropped without decoding it."""
     min_side: int = 64
-    """Least short side in pixels."""
+    """Smallest short side in pixels."""
     max_aspect_ratio: float | None = 4.0
     """Largest ratio of long to short side."""
 
@@ -52,60 +52,61 @@ class CurateConfig:
     min_characters: int = 3
     max_characters: int | None = 1024
     min_letter_share: float | None = 0.5
-    """Least share of letters among the characters that are not white space: numbers and codes are no captions."""
+    """Smallest share of letters among the characters that are not white space. Numbers and codes are not captions."""
     min_latin_share: float | None = 0.7
-    """Least share of Latin letters among the letters, for the vocabulary is English."""
+    """Smallest share of Latin letters among the letters, because the vocabulary is English."""
     max_images_per_caption: int | None = 10
-    """A caption that more images than this bear is boiler-plate: it is dropped, and images that have no other."""
+    """Largest number of images with the same caption. A more frequent caption is boilerplate: it is dropped, and so are
+    images without another caption."""
 
     captions: Literal["merge", "first"] = "merge"
-    """`merge`: an image keeps all its captions that pass, and those of its duplicates, the same file or content, come
-    to it. `first`: its first one that passes."""
+    """`merge`: an image keeps all its captions that pass, and gets those of its duplicates (same file or content).
+    `first`: it keeps the first one that passes."""
     max_captions_per_image: int = 10
-    """More are left out, the last ones first."""
+    """Largest number of captions of an image. Further ones are dropped."""
 
-    # Scores, where the shards have them
+    # Scores, if the shards have them
     min_similarity: float | None = None
-    """Least CLIP score (column `similarity`), on the scale of the model that gave it."""
+    """Smallest CLIP score (column `similarity`), on the scale of the model that computed it."""
     max_punsafe: float | None = 0.5
     """Largest probability that the image is unsafe (column `punsafe`)."""
     dropped_nsfw_labels: tuple[str, ...] = ("NSFW",)
-    """Labels in the column `NSFW` that are dropped, in any case. True and 1 mean NSFW, as some lists write it."""
+    """Values of the column `NSFW` that are dropped, ignoring case. True and 1 mean NSFW, as in some lists."""
     max_pwatermark: float | None = 0.8
     """Largest probability of a watermark (column `pwatermark`)."""
 
     # Corpus
     opt_out: str | None = None
-    """File, by path or URI, of what must not be used: a URL, a domain (with all below it) or the sha256 of an image
-    file on each line."""
+    """File (path or URI) of images that must not be used. Each line is a URL, a domain (which includes its subdomains)
+    or the sha256 of an image file."""
     near_duplicate_distance: int | None = 4
-    """Images whose 64-bit perceptual hashes differ in at most this many bits are the same picture: an image is dropped
-    if one before it that is kept is so near. 0 to 7; more is slower."""
+    """Images whose 64-bit perceptual hashes differ in at most this many bits (0 to 7) are near-duplicates: an image is
+    dropped if an earlier, kept one is that near. Larger values are slower."""
     seed: int = 0
-    """Of the order of the samples."""
+    """Seed for the order of the samples."""
     tagger: str = DEFAULT_TAGGER
-    """Installed spaCy pipeline, or the folder of one, that finds the nouns."""
+    """spaCy pipeline that finds the nouns: the name of an installed one, or a folder."""
 
     # Files
     rows_per_group: int = DEFAULT_ROWS_PER_GROUP
-    """Of the data set: what training reads at once."""
+    """Rows per row group of the data set: what training reads at once."""
     groups_per_file: int = 8
-    """Small files keep the memory of those who write them small."""
+    """Row groups per file. Small files need little memory to write."""
     rows_per_piece: int = 1024
-    """Rows of a raw shard that are worked on at once, and lost at most when work is interrupted."""
+    """Number of rows of a raw shard processed at once, and at most lost when curation is interrupted."""
     skip_unreadable_shards: bool = False
-    """Leave out, and count, raw shards that are damaged; else they are an error."""
+    """Whether to skip and count corrupted raw shards. Otherwise they are an error."""
 
     # How it runs
     num_workers: int | None = None
-    """Processes, at most one per CPU of the cluster. None: as many."""
+    """Number of worker processes, at most one per CPU of the cluster. None: one per CPU."""
     show_ray_logs: bool = False
     plan: bool = False
-    """Only say what would be done, how long it would take and what it would cost, from a measured sample."""
+    """Only print what would be done, how long it would take and what it would cost, from a measured sample."""
     plan_rows: int = 512
-    """Rows that are measured for the plan."""
+    """Number of rows to measure for the plan."""
     cost_per_core_hour: float = 0.05
-    """Price of a core for an hour, for the plan, in whatever currency."""
+    """Price of one core for one hour, for the plan, in any currency."""
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -118,12 +119,12 @@ class CurateConfig:
 
 _FREE = (
     *("raw", "out", "num_workers", "show_ray_logs", "plan", "plan_rows", "cost_per_core_hour"),
-    "opt_out",  # its content counts, not its place
+    "opt_out",  # its content matters, not its path
 )
 
 
 def fixes_the_result(config: CurateConfig) -> dict[str, Any]:
-    """The fields that must not change when an interrupted curation goes on, JSON-safe."""
+    """Returns the fields, JSON-safe, that must not change when an interrupted curation resumes."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
@@ -132,8 +133,7 @@ def fixes_the_result(config: CurateConfig) -> dict[str, Any]:
 
 
 def validate(config: CurateConfig) -> None:
-    """ValueError for the first rule that `config` breaks: one line that names the field, its value and what would be
-    right."""
+    """Raises ValueError for the first invalid field: one line with the field, its value and what would be valid."""
     if not config.raw:
         raise ValueError(
             "raw is empty: give a folder of raw shards, e.g. --raw data/raw or --raw cc3m=s3://bucket/cc3m"
@@ -169,11 +169,11 @@ def validate(config: CurateConfig) -> None:
         value = getattr(config, name)
         if value is None:
             continue
-        if not value >= least:  # NaN, too, is not
+        if not value >= least:  # also rejects NaN
             raise ValueError(f"{name}={value} is too small: give at least {least}")
         if most is not None and value > most:
             raise ValueError(f"{name}={value} is too large: give at most {most}")
-    # spaCy itself takes seconds to import.
+    # find_spec, because importing spaCy takes seconds
     installed = config.tagger.isidentifier() and importlib.util.find_spec(config.tagger) is not None
     if not installed and not Path(config.tagger).is_dir():
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Raw shards to a data set. Run: `groupvit curate --raw data/raw --out data/train`; the same command continues one that
-was interrupted. `--plan` only says what would be done.
+"""Turns raw shards into a data set. Run: `groupvit curate --raw data/raw --out data/train`. The same command resumes an
+interrupted curation. `--plan` only prints what would be done.
 
-OUT/_curation holds what is done so far, and the terms under which it was begun; it is removed at the end.
+OUT/_curation holds the finished work, and the terms that it was started with. It is removed at the end.
 """
 
 import dataclasses
@@ -32,8 +32,7 @@ _NUM_THREADS = 32  # that wait for object storage
 
 
 def curate(config: CurateConfig) -> dict[str, Any]:
-    """Make the data set, or make what is missing of it; returns its summary, JSON-safe. ValueError for what the user
-    has to mend."""
+    """Makes the data set, or its missing parts. Returns a JSON-safe summary. Raises ValueError for invalid input."""
     validate(config)
     config = dataclasses.replace(
         config,
@@ -64,7 +63,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
 
 
 def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[str, Report]:
-    """Write all files of the data set; returns what the steps on single samples report, by source."""
+    """Writes all files of the data set. Returns the reports of the steps on single samples, by source."""
     from pipelines.cluster.session import ray_cluster  # Ray takes seconds to import
     from pipelines.curation.run import run_files, run_pieces
 
@@ -104,7 +103,7 @@ def _finish(
     work: str,
     started: float,
 ) -> dict[str, Any]:
-    """Make the data set visible, and clear up."""
+    """Makes the data set visible, and cleans up."""
     import pyarrow as pa
 
     from pipelines.curation.files import read_file_records
@@ -156,7 +155,7 @@ def _finish(
     data = storage.join(config.out, "data")
     manifests = [pa.Table.from_pylist(record["manifest"], schema=MANIFEST_SCHEMA) for record in records]
     written = {row["file"] for record in records for row in record["manifest"]}
-    for name in storage.list_files(data):  # what a killed process left half-written
+    for name in storage.list_files(data):  # partial files of a killed process
         if f"data/{name}" not in written:
             storage.remove_file(storage.join(data, name))
     info = finish_dataset(
@@ -176,7 +175,7 @@ def _finish(
 
 
 def _finished(config: CurateConfig, terms: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of the data set if just this has been made already. ValueError if OUT holds anything else."""
+    """Returns the summary if OUT already holds this data set. Raises ValueError if OUT holds anything else."""
     try:
         if "dataset.json" not in storage.list_files(config.out):
             return None
@@ -184,7 +183,7 @@ def _finished(config: CurateConfig, terms: Mapping[str, Any]) -> dict[str, Any] 
         raise ValueError(_unwritable(config, error)) from error
     info = open_dataset(config.out)
     known = terms
-    if info.metadata["schema_version"] == 1:  # made before there were these fields, by what the same command meant then
+    if info.metadata["schema_version"] == 1:  # made before these fields existed, with what the same command meant then
         fields = {name: value for name, value in terms["config"].items() if name not in _OF_SCHEMA_2}
         known = {**terms, "config": fields}
     if info.metadata.get("terms_hash") != _hash(known):
@@ -195,7 +194,7 @@ def _finished(config: CurateConfig, terms: Mapping[str, Any]) -> dict[str, Any] 
 
 
 def _begin(config: CurateConfig, terms: Mapping[str, Any]) -> str:
-    """The folder of what is done so far. ValueError if it was begun under other terms."""
+    """Returns the folder of the finished work. Raises ValueError if it was started with other terms."""
     work = storage.join(config.out, _WORK)
     try:
         try:
@@ -234,7 +233,7 @@ def _difference(begun: Mapping[str, Any], terms: Mapping[str, Any]) -> str:
 
 
 def _versions(config: CurateConfig, shards: Sequence[Shard]) -> dict[str, Any]:
-    """What the input is: the digest of names, sizes and times of the shards of each source."""
+    """Identifies the input: a digest of the names, sizes and times of the shards of each source."""
     return {
         source.name: {
             "uri": redact(source.uri),

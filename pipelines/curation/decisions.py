@@ -1,4 +1,4 @@
-"""What becomes of the samples of one file of the data set, and of every caption: kept, or dropped for one reason."""
+"""Decides which samples and captions of one file of the data set are kept, or dropped, each for one reason."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,20 @@ from pipelines.curation.duplicates import (
 )
 
 Row = Mapping[str, Any]
-"""Of MARKS_SCHEMA."""
+"""A row of MARKS_SCHEMA."""
 
 _CAPTION_REASONS = {REPEATED: "caption_repeated", OVER_LIMIT: "caption_over_limit"}
-"""Of marks that stand for `number` captions."""
+"""Drop reasons of marks that stand for `number` captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeptSample:
     row: Row
-    """Of the sample's first caption: where the sample lies."""
+    """Row of the sample's first caption, which locates the sample."""
     captions: Sequence[Row]
-    """Those of its own captions that it keeps."""
+    """The sample's own captions that it keeps."""
     brought: Sequence[Row]
-    """Captions of its duplicates, which follow them: where those lie."""
+    """Captions of its duplicates, which follow its own, with their locations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class Decisions:
     kept: Sequence[KeptSample]
     """In the order of the data set."""
     drops: Mapping[int, Counter[str]]
-    """Samples by source and reason."""
+    """Number of samples by source and reason."""
     captions_kept: Counter[int]
-    """By source."""
+    """Number of captions by source."""
     caption_drops: Mapping[int, Counter[str]]
 
 
@@ -58,9 +58,9 @@ class _Counts:
 
 
 def decide(rows_and_marks: pa.Table, max_captions: int) -> Decisions:
-    """Decide on the rows of a file of the data set, by the marks that were found for them.
+    """Decides on the rows of a file of the data set by their marks.
 
-    A sample is dropped for its captions only if all of them are boiler-plate. One that is kept has its own captions and
+    A sample is dropped for its captions only if all of them are boilerplate. A kept sample has its own captions and
     those that its duplicates bring, without repetitions, up to `max_captions`.
     """
     own: defaultdict[int, list[Row]] = defaultdict(list)
@@ -93,7 +93,7 @@ def decide(rows_and_marks: pa.Table, max_captions: int) -> Decisions:
                 counts.drop_captions([row], _CAPTION_REASONS[row["mark"]])
             continue
         counts.drops[rows[0]["source"]][REASONS[mark]] += 1
-        if mark == NEAR_DUPLICATE:  # those of a duplicate are counted where it brings them
+        if mark == NEAR_DUPLICATE:  # a duplicate's captions are counted at the sample that it brings them to
             counts.drop_captions([*good, *others, *not_brought[order]], "image_dropped")
     kept.sort(key=lambda sample: (sample.row["shuffle_key"], sample.row["order"]))
     return Decisions(
@@ -102,7 +102,7 @@ def decide(rows_and_marks: pa.Table, max_captions: int) -> Decisions:
 
 
 def _chosen(rows: Sequence[Row], max_captions: int, counts: _Counts) -> list[Row]:
-    """The captions that a sample keeps; the others are counted."""
+    """Returns the captions that a sample keeps, and counts the others."""
     chosen: dict[int, Row] = {}
     for row in rows:
         if row["caption"] in chosen:

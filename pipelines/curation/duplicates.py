@@ -1,12 +1,12 @@
-"""Which captions of the corpus are boiler-plate, and which samples are duplicates: pure functions of parts of the index
-that a shuffle brought together.
+"""Finds captions that are boilerplate and samples that are duplicates. Pure functions of parts of the index that a
+shuffle has brought together.
 
-`MARKS_SCHEMA` is what goes through the shuffles: rows of the index, one for each caption, and marks. A mark says why
-the sample of its `order` is dropped, or that a duplicate brings a caption to the sample `keeper` (BROUGHT), or that
-duplicates of it have `number` captions of a source that it does not need (REPEATED, OVER_LIMIT).
+The shuffles move rows of `MARKS_SCHEMA`: rows of the index, one per caption, and marks. A mark says why the sample with
+its `order` is dropped, or that a duplicate brings a caption to the sample `keeper` (BROUGHT), or that duplicates of a
+source have `number` captions that `keeper` does not need (REPEATED, OVER_LIMIT).
 
-Only `resolve` sees the whole corpus, but nothing of it except what may be a duplicate: some 100 bytes each. Whether a
-picture is dropped depends on which of those before it were kept, so that has to be decided in one place.
+Only `resolve` needs the whole corpus, and only those samples that may be duplicates: some 100 bytes each. Whether an
+image is dropped depends on which earlier images were kept, so this is decided in one place.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from pipelines.curation.pieces import INDEX_SCHEMA
 
 KEEP, BOILERPLATE, DUPLICATE, NEAR_DUPLICATE, BROUGHT, REPEATED, OVER_LIMIT = range(7)
 REASONS = ("", "caption_boilerplate", "duplicate", "near_duplicate")
-"""Drop reasons of samples; where several hold for a sample, the first counts."""
+"""Drop reasons of samples. If several apply to a sample, the first counts."""
 
 MARKS_SCHEMA = pa.schema(
     [
@@ -40,23 +40,23 @@ KEYS_SCHEMA = pa.schema(
         pa.field("order", pa.int64(), nullable=False),
         pa.field("perceptual", pa.uint64(), nullable=False),
         pa.field("file", pa.int32(), nullable=False),
-        pa.field("place", pa.large_binary()),  # of the caption; null in bands
+        pa.field("place", pa.large_binary()),  # of the caption; null for bands
     ]
 )
-"""Samples that agree in kind and key may be duplicates, and are in the same partition."""
+"""Samples with the same kind and key may be duplicates, and are in the same partition."""
 
 FOUND_SCHEMA = pa.schema(
     [
-        pa.field("mark", pa.int8(), nullable=False),  # DUPLICATE, or NEAR_DUPLICATE: it may be one, or have one
+        pa.field("mark", pa.int8(), nullable=False),  # DUPLICATE, or NEAR_DUPLICATE: the sample may be one, or have one
         pa.field("order", pa.int64(), nullable=False),
         pa.field("file", pa.int32(), nullable=False),
-        pa.field("keeper", pa.int64(), nullable=False),  # the first sample that a duplicate agrees with
+        pa.field("keeper", pa.int64(), nullable=False),  # the first sample with the same kind and key
         pa.field("keeper_file", pa.int32(), nullable=False),
         pa.field("perceptual", pa.uint64(), nullable=False),
         pa.field("place", pa.large_binary()),
     ]
 )
-"""What a partition tells `resolve`."""
+"""What a partition reports to `resolve`."""
 
 _FIRST_BAND = 2
 _PLACE = np.dtype(
@@ -65,16 +65,16 @@ _PLACE = np.dtype(
         for name in ("number", "source", "caption", "piece", "run", "offset", "image_bytes", "bytes")
     ]
 )
-"""What a duplicate's caption is found by."""
+"""Locates a duplicate's caption."""
 
 
 def file_of(shuffle_key: UInt64, num_files: int) -> npt.NDArray[np.int32]:
-    """The range of keys, of `num_files` equal ones, that each key is in."""
+    """Splits the keys into `num_files` equal ranges, and returns the range of each key."""
     return ((shuffle_key >> np.uint64(32)) * np.uint64(num_files) >> np.uint64(32)).astype(np.int32)
 
 
 def mark_boilerplate(rows: pa.Table, max_images: int | None) -> pa.Table:
-    """Mark the captions that more than `max_images` different images bear. All rows of a caption must be in `rows`."""
+    """Marks the captions of more than `max_images` different images. `rows` must contain all rows of a caption."""
     if max_images is None or not rows.num_rows:
         return rows
     caption, content = _numbers(rows, "caption"), _numbers(rows, "content")
@@ -86,9 +86,10 @@ def mark_boilerplate(rows: pa.Table, max_images: int | None) -> pa.Table:
 
 
 def duplicate_keys(rows: pa.Table, distance: int | None, num_partitions: int) -> pa.Table:
-    """[KEYS_SCHEMA] what each caption that is not marked, and its image, is compared by.
+    """[KEYS_SCHEMA] Returns the keys by which each unmarked caption and its image are compared.
 
-    The hash is cut into `distance` + 1 bands: two hashes that differ in no more bits agree in one band at least.
+    The hash is cut into `distance` + 1 bands. Two hashes that differ in at most `distance` bits agree in at least one
+    band.
     """
     rows = rows.filter(pc.field("mark") == KEEP)
     order, file = _numbers(rows, "order"), _numbers(rows, "file")
@@ -97,7 +98,7 @@ def duplicate_keys(rows: pa.Table, distance: int | None, num_partitions: int) ->
     places = _places(rows)
     parts = [(0, _numbers(rows, "content"), every, places), (1, _numbers(rows, "original"), every, places)]
     if distance is not None:
-        firsts = np.unique(order, return_index=True)[1]  # an image is compared once, however many its captions
+        firsts = np.unique(order, return_index=True)[1]  # compare an image once, however many captions it has
         textured = firsts[rows.column("perceptual").is_valid().to_numpy()[firsts]]
         nowhere = pa.nulls(len(textured), pa.large_binary())
         for band, keys in enumerate(bands(hashes, distance)):
@@ -118,8 +119,9 @@ def duplicate_keys(rows: pa.Table, distance: int | None, num_partitions: int) ->
 
 
 def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
-    """[FOUND_SCHEMA] of a partition: the captions of duplicates of an earlier sample, in content or original file, and
-    the images that are near another one."""
+    """[FOUND_SCHEMA] Finds, in a partition, the captions of duplicates of an earlier sample (same content or original
+    file), and the images that are near another one.
+    """
     if not keys.num_rows:
         return FOUND_SCHEMA.empty_table()
     kind, key, order = _numbers(keys, "kind"), _numbers(keys, "key"), _numbers(keys, "order")
@@ -129,7 +131,7 @@ def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
     starts = np.flatnonzero(np.r_[True, (kind[1:] != kind[:-1]) | (key[1:] != key[:-1])])
     ends = np.r_[starts[1:], len(key)]
     mark = np.zeros(len(key), dtype=np.int8)
-    first = np.arange(len(key))  # of the samples that agree with each
+    first = np.arange(len(key))  # of the samples with the same kind and key
     several = ends - starts > 1
     for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
         if kind[start] < _FIRST_BAND:
@@ -152,11 +154,11 @@ def find_duplicates(keys: pa.Table, distance: int | None) -> pa.Table:
 
 
 def resolve(found: pa.Table, distance: int | None, max_captions: int) -> pa.Table:
-    """[MARKS_SCHEMA] of what all partitions found: a mark for each sample that is dropped, and the captions that
-    duplicates bring to the samples that they are duplicates of.
+    """[MARKS_SCHEMA] Combines the results of all partitions: a mark for each dropped sample, and the captions that
+    duplicates bring to the samples that they duplicate.
 
-    A sample is a duplicate if an earlier one has its content or its original file; near ones are told among the rest,
-    in their order: a picture is dropped if it is near one before it that is kept.
+    A sample is a duplicate if an earlier one has the same content or original file. Near-duplicates are found among the
+    rest, in order: an image is dropped if it is near an earlier one that is kept.
     """
     if not found.num_rows:
         return MARKS_SCHEMA.empty_table()
@@ -183,14 +185,14 @@ def resolve(found: pa.Table, distance: int | None, max_captions: int) -> pa.Tabl
 def _brought(
     duplicates: pa.Table, keeper: npt.NDArray[np.int64], keeper_file: npt.NDArray[np.int32], max_captions: int
 ) -> list[pa.Table]:
-    """Marks: the first `max_captions` different captions that are brought to each keeper, and how many there are more.
+    """Marks the first `max_captions` different captions brought to each keeper, and counts the others.
 
-    No more are needed, whichever of them the keeper has itself. A picture that says "no longer available" may have
-    a million duplicates, and the file that it is in must not get as many rows.
+    More are never needed, whichever of them the keeper itself has. An image that says "no longer available" may have a
+    million duplicates, and the file that it is in must not get as many rows.
     """
     order = _numbers(duplicates, "order")
     place = np.frombuffer(b"".join(duplicates.column("place").to_pylist()), _PLACE)
-    # Found by content and by original file, a caption is there twice.
+    # A caption appears twice if its duplicate is found both by content and by original file.
     once = np.unique(np.stack([order, place["number"]]), axis=1, return_index=True)[1]
     once = once[np.argsort(keeper[once], kind="stable")]
     order, place, keeper, keeper_file = order[once], place[once], keeper[once], keeper_file[once]
@@ -211,14 +213,15 @@ def _brought(
 
 
 def _keepers(duplicates: pa.Table) -> tuple[npt.NDArray[Any], ...]:
-    """Of each duplicate, ascending: its order and file, and those of the sample that is kept in its place, which no
-    earlier one agrees with."""
+    """Returns, for each duplicate in ascending order: its order and file, and those of the sample kept instead, which
+    is not itself a duplicate of an earlier one.
+    """
     order, keeper = _numbers(duplicates, "order"), _numbers(duplicates, "keeper")
     chosen = np.lexsort((keeper, order))
     chosen = chosen[np.r_[True, np.diff(order[chosen]) > 0]] if len(chosen) else chosen
     order, keeper = order[chosen], keeper[chosen]
     file, keeper_file = _numbers(duplicates, "file")[chosen], _numbers(duplicates, "keeper_file")[chosen]
-    while True:  # a keeper may be a duplicate itself, in the original where this one is in the content
+    while True:  # a keeper may itself be a duplicate: by original file, where this one is by content
         at = np.searchsorted(order, keeper).clip(max=max(len(order) - 1, 0))
         chained = order[at] == keeper if len(order) else np.zeros(0, bool)
         if not chained.any():
@@ -228,7 +231,7 @@ def _keepers(duplicates: pa.Table) -> tuple[npt.NDArray[Any], ...]:
 
 
 def _places(rows: pa.Table) -> pa.Array:
-    """[large_binary] values of `_PLACE`."""
+    """[large_binary] Packs values of `_PLACE`."""
     places = np.empty(rows.num_rows, _PLACE)
     for name in _PLACE.names or ():
         places[name] = _numbers(rows, name)
@@ -238,7 +241,7 @@ def _places(rows: pa.Table) -> pa.Array:
 
 
 def _marks(**columns: npt.NDArray[Any]) -> pa.Table:
-    """[MARKS_SCHEMA] zeros in the other columns."""
+    """[MARKS_SCHEMA] Makes marks, with zeros in the other columns."""
     num_rows = len(columns["order"])
     filled = {
         field.name: columns.get(field.name, np.zeros(num_rows)).astype(field.type.to_pandas_dtype())

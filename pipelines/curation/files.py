@@ -1,6 +1,6 @@
-"""The files of the data set: each holds the samples of a range of shuffle keys, drawn together from all pieces.
+"""Writes the files of the data set. Each holds the samples of a range of shuffle keys, fetched from all pieces.
 
-A file that is done is recorded, with its part of the manifest and of the counts, in OUT/_curation/files.
+A finished file is recorded, with its part of the manifest and of the counts, in OUT/_curation/files.
 """
 
 import bisect
@@ -33,8 +33,11 @@ def write_file(
     rows_per_group: int,
     max_captions: int,
 ) -> tuple[int, int, int]:
-    """Write one file of the data set from its rows of the index; returns its number, that of its samples, and that of
-    the samples of which they are left."""
+    """Writes one file of the data set from its rows of the index.
+
+    Returns:
+        The number of the file, the number of its samples, and the number of samples that these are left of.
+    """
     number = rows_and_marks.column("file")[0].as_py()
     record = storage.join(work, "files", f"{number:06d}.json")
     with contextlib.suppress(FileNotFoundError):
@@ -62,7 +65,7 @@ def write_file(
 
 
 def read_file_records(work: str) -> list[dict[str, Any]]:
-    """Of all files, in their order."""
+    """Reads the records of all files, in order."""
     names = storage.list_files(storage.join(work, "files"))
     uris = [storage.join(work, "files", name) for name in names if name.endswith(".json") and storage.is_data(name)]
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -79,7 +82,7 @@ def _counts(record: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _fetch(kept: Sequence[KeptSample], work: str, source_names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The samples, in their order: neighbours in a run are read at once."""
+    """Reads the samples, in order. Adjacent records of a run are read at once."""
     wanted: dict[tuple[int, int], dict[tuple[int, int], bytes]] = {}  # by run, then range
     for sample in kept:
         wanted.setdefault(_run(sample.row), {})[_range(sample.row)] = b""
@@ -112,7 +115,7 @@ def _run(row: Row) -> tuple[int, int]:
 
 
 def _range(row: Row) -> tuple[int, int]:
-    """First byte and length of a record."""
+    """Returns the first byte and the length of a record."""
     return row["offset"], row["bytes"]
 
 
@@ -121,7 +124,7 @@ def _range_after_image(row: Row) -> tuple[int, int]:
 
 
 def _read_ranges(uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Parts of a file, each given by its first byte and its length. Parts that touch are read at once."""
+    """Reads parts of a file, each given by its first byte and its length. Adjacent parts are read at once."""
     filesystem, path = storage.resolve(uri)
     joined: list[list[int]] = []
     for start, length in sorted(ranges):

@@ -1,5 +1,5 @@
-"""Image files as they come from the web: what they are by their header, their size brought to the tier, and a
-perceptual hash. `groupvit.decode` decodes them, as it does everywhere; what it refuses is dropped for a reason.
+"""Image files from the web: reads their headers, shrinks them to the tier, and computes a perceptual hash.
+`groupvit.decode` decodes them, as it does everywhere. An image that it refuses is dropped with a reason.
 """
 
 import cv2
@@ -9,7 +9,7 @@ import simplejpeg
 from groupvit import decode as image_files
 from groupvit.decode import Header, ImageError, Pixels
 
-_FLATNESS = 3.0  # standard deviation, in grey levels of 255, below which a picture shows nothing to tell it by
+_FLATNESS = 3.0  # standard deviation, in grey levels of 255; a picture below it is too flat to be recognised
 
 _COSINES = np.round(4096 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None] + 1) / 64)).astype(
     np.int64
@@ -17,11 +17,14 @@ _COSINES = np.round(4096 * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange
 
 
 class UnusableImageError(Exception):
-    """`str()` of it is the drop reason."""
+    """An image cannot be used. Its message is the drop reason."""
 
 
 def read_header(data: bytes) -> Header:
-    """UnusableImageError: image_unidentified, image_too_many_pixels (an absurd header) or image_damaged."""
+    """Reads the header.
+
+    Raises UnusableImageError: image_unidentified, image_too_many_pixels (an absurd header) or image_damaged.
+    """
     try:
         return image_files.read_header(data)
     except ImageError as error:
@@ -29,9 +32,9 @@ def read_header(data: bytes) -> Header:
 
 
 def decode(data: bytes, header: Header, *, least_side: int) -> Pixels:
-    """The whole image, as `decode_image` gives it to everyone; a large JPEG may come smaller.
+    """Decodes the whole image as `decode_image` does everywhere. A large JPEG may be decoded at a smaller size.
 
-    UnusableImageError: image_damaged, for a truncated file or one that a decoder has to guess at, or image_mode.
+    Raises UnusableImageError: image_damaged for a truncated file or one that a decoder has to guess at, or image_mode.
     """
     try:
         return image_files.decode_image(data, max_pixels=header.width * header.height, least_side=least_side)
@@ -40,13 +43,13 @@ def decode(data: bytes, header: Header, *, least_side: int) -> Pixels:
 
 
 def fits(header: Header, side: int) -> bool:
-    """Whether the file can be kept byte for byte in the tier of that short side."""
+    """Whether the file can be kept byte for byte in the tier with that short side."""
     small = min(header.width, header.height) <= side
     return header.format == "JPEG" and header.mode == "RGB" and header.orientation == 1 and small
 
 
 def shrink(pixels: Pixels, side: int) -> Pixels:
-    """Bring the short side down to `side`, if it is longer; the aspect ratio stays."""
+    """Shrinks the short side to `side` if it is longer. Keeps the aspect ratio."""
     height, width = pixels.shape[:2]
     short = min(height, width)
     if short <= side:
@@ -60,10 +63,10 @@ def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
 
 
 def perceptual_hash(pixels: Pixels) -> int | None:
-    """64 bits that hardly change when a picture is scaled, encoded again or slightly toned: which of the 8×8 lowest
-    frequencies of its 32×32 grey thumbnail are above their median (Zauner 2010). None for a picture that is flat.
+    """Computes 64 bits that hardly change when an image is scaled, encoded again or slightly toned.
 
-    The transform is one of integers: its rounding cannot differ from machine to machine.
+    They say which of the 8×8 lowest frequencies of its 32×32 grey thumbnail are above their median (Zauner 2010). None
+    for a flat image. The transform uses integers, so that its rounding is the same on every machine.
     """
     small = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
     if small.std() < _FLATNESS:

@@ -1,4 +1,4 @@
-"""Perceptual hashes that are near: they differ in few bits. Pure functions of arrays."""
+"""Finds perceptual hashes that differ in few bits. Pure functions of arrays."""
 
 import itertools
 from collections import defaultdict
@@ -10,11 +10,11 @@ import numpy.typing as npt
 UInt64 = npt.NDArray[np.uint64]
 
 _HASH_BITS = 64
-_CHUNK = 2048  # hashes compared with as many at a time: 32 MB
+_CHUNK = 2048  # hashes compared with as many others at a time: 32 MB
 
 
 def bands(hashes: UInt64, distance: int) -> Iterator[UInt64]:
-    """The bits of each of `distance` + 1 bands, in turn."""
+    """Yields the bits of each of `distance` + 1 bands."""
     bounds = [round(_HASH_BITS * band / (distance + 1)) for band in range(distance + 2)]
     for low, high in itertools.pairwise(bounds):
         bits = np.uint64(2 ** (high - low) - 1) if high - low < _HASH_BITS else np.uint64(2**64 - 1)
@@ -22,7 +22,7 @@ def bands(hashes: UInt64, distance: int) -> Iterator[UInt64]:
 
 
 def has_near(hashes: UInt64, distance: int) -> npt.NDArray[np.bool_]:
-    """For each hash, whether another differs in at most `distance` bits."""
+    """For each hash, whether another one differs from it in at most `distance` bits."""
     distinct, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     near = counts > 1
     for start in range(0, len(distinct), _CHUNK):
@@ -37,8 +37,9 @@ def has_near(hashes: UInt64, distance: int) -> npt.NDArray[np.bool_]:
 
 
 def near_a_kept_one(hashes: UInt64, distance: int) -> npt.NDArray[np.bool_]:
-    """For each hash, in their order, whether one before it that is kept differs in at most `distance` bits. One that is
-    near a dropped one only is kept. Some 30 µs for each different hash."""
+    """For each hash, in order, whether an earlier, kept one differs from it in at most `distance` bits. A hash that is
+    near dropped ones only is kept. Takes some 30 µs per distinct hash.
+    """
     distinct, firsts, group = np.unique(hashes, return_index=True, return_inverse=True)
     keys = np.stack(list(bands(distinct, distance)), axis=1).tolist()
     kept: defaultdict[tuple[int, int], _Hashes] = defaultdict(_Hashes)
@@ -51,13 +52,13 @@ def near_a_kept_one(hashes: UInt64, distance: int) -> npt.NDArray[np.bool_]:
             for bucket in buckets:
                 bucket.add(value)
     result = dropped[group]
-    # An equal one before it is kept, or near a kept one, to which this one is as near.
+    # An equal, earlier hash is kept, or it is near a kept one, which is as near to this one.
     result[np.setdiff1d(np.arange(len(hashes)), firsts)] = True
     return result
 
 
 class _Hashes:
-    """Hashes that agree in a band, in an array that grows."""
+    """Hashes that agree in a band, in a growing array."""
 
     __slots__ = ("_size", "_values")
 

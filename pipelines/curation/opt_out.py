@@ -1,4 +1,4 @@
-"""What must not be used: images named by URL, by domain or by the sha256 of the file."""
+"""Opt-out lists: images that must not be used, given by URL, by domain or by the sha256 of the file."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class OptOutList:
-    """Looks rows up in the list. It is held in memory by every process: about 150 bytes an entry."""
+    """Looks rows up in the list. Every process holds it in memory: about 150 bytes per entry."""
 
     def __init__(self, content: str) -> None:
         lines = [line.strip() for line in content.splitlines()]
@@ -32,21 +32,21 @@ class OptOutList:
         return sha256.lower() in self._sha256
 
     def has_url(self, url: str) -> bool:
-        """Whether the URL, by http or https, is on the list, or its host, or a domain above that."""
+        """Whether the list contains the URL (http or https), its host or a parent domain."""
         if _without_scheme(url) in self._urls:
             return True
         if not self._domains:
             return False
         try:
             host = (urlsplit(url if "://" in url else f"//{url}").hostname or "").strip(".")
-        except ValueError:  # it was downloaded from somewhere, but nobody can say from where
+        except ValueError:  # an invalid URL: nobody can tell which site the image came from
             return True
         labels = host.split(".")
         return any(".".join(labels[first:]) in self._domains for first in range(len(labels)))
 
 
 def read_opt_out(uri: str | None) -> tuple[OptOutList | None, str | None]:
-    """The list and the sha256 of its file; None for none. ValueError if it cannot be read."""
+    """Reads the list and the sha256 of its file, or None and None. Raises ValueError if it cannot be read."""
     if uri is None:
         return None, None
     try:
@@ -60,7 +60,7 @@ def read_opt_out(uri: str | None) -> tuple[OptOutList | None, str | None]:
 
 
 def _without_scheme(url: str) -> str:
-    """A URL as it is looked up: the host in lower case, no fragment."""
+    """Normalises a URL for the look-up: host in lower case, no scheme or fragment."""
     rest = url.partition("://")[2] or url
     host, slash, path = rest.partition("#")[0].partition("/")
     return f"{host.lower()}{slash}{path}"

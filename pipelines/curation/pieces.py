@@ -1,10 +1,10 @@
-"""A piece of a raw shard through all steps that look at one sample alone.
+"""Runs the steps that look at one sample alone over a piece of a raw shard.
 
-What is left is put into OUT/_curation, in the order in which the data set will hold it:
+The samples that pass are written to OUT/_curation, in the order in which the data set will hold them:
 
 records/PIECE-RUN        samples back to back, each its image and then the rest as JSON
-index/PIECE.parquet      one row per caption: its sample's place, and the hashes by which samples and captions are
-                         compared. Written last: a piece without it is not done
+index/PIECE.parquet      one row per caption: the location of its sample, and the hashes by which samples and captions
+                         are compared. Written last: a piece without it is not done
 """
 
 import hashlib
@@ -28,42 +28,42 @@ from pipelines.curation.steps import Sample, Step, raw_captions
 from pipelines.dataset.format import sample_id
 
 ROWS_PER_RUN = 1024
-"""Samples that are held in memory, and sorted, at a time."""
+"""Number of samples that are held in memory, and sorted, at a time."""
 
 INDEX_SCHEMA = pa.schema(
     [
-        pa.field("order", pa.int64(), nullable=False),  # canonical: what comes first of two duplicates is kept
-        pa.field("number", pa.int32(), nullable=False),  # of the caption among those of its sample
+        pa.field("order", pa.int64(), nullable=False),  # canonical: the first of two duplicates is kept
+        pa.field("number", pa.int32(), nullable=False),  # index of the caption within its sample
         pa.field("source", pa.int32(), nullable=False),
-        pa.field("shuffle_key", pa.uint64(), nullable=False),  # where in the data set the sample goes
+        pa.field("shuffle_key", pa.uint64(), nullable=False),  # determines the sample's position in the data set
         pa.field("caption", pa.uint64(), nullable=False),  # hashes
         pa.field("content", pa.uint64(), nullable=False),
         pa.field("original", pa.uint64(), nullable=False),
-        pa.field("perceptual", pa.uint64()),  # null: flat
+        pa.field("perceptual", pa.uint64()),  # null: flat image
         pa.field("piece", pa.int32(), nullable=False),
         pa.field("run", pa.int32(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),  # bytes, in the run's file
+        pa.field("offset", pa.int64(), nullable=False),  # in bytes, in the run's file
         pa.field("image_bytes", pa.int32(), nullable=False),
         pa.field("bytes", pa.int32(), nullable=False),
     ]
 )
-_ROWS_OF_A_PIECE = 2**32  # more than any has: what `order` counts pieces in
+_ROWS_OF_A_PIECE = 2**32  # more than any piece has: the unit of `order`, per piece
 _REPORT = b"groupvit.curation"
 
 
 @dataclass(kw_only=True)
 class Report:
-    """What became of the rows of a piece, or of many."""
+    """Counts the outcomes for the rows of a piece, or of several."""
 
     num_rows: int = 0
     num_bytes: int = 0
-    """Of the images that came in."""
+    """Total size of the input images."""
     drops: Counter[str] = field(default_factory=Counter)
     num_captions: int = 0
-    """Of all rows; a row without one counts as one, which is empty."""
+    """Number of captions of all rows. A row without captions counts as one, which is empty."""
     caption_drops: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Of each step."""
+    """Time of each step."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -93,9 +93,10 @@ class Report:
 
 
 def curate_piece(piece: Piece, config: CurateConfig, steps: Sequence[Step], work: str) -> Report:
-    """Run the steps over a piece and write what is left to the folder `work`.
+    """Runs the steps over a piece and writes the samples that pass to the folder `work`.
 
-    UnreadableShardError for a damaged shard, unless such are skipped: then rows that cannot be read are counted.
+    Raises UnreadableShardError if the shard is corrupted. If such shards are skipped, it counts the unreadable rows
+    instead.
     """
     report = Report()
     index: list[pa.Table] = []
@@ -120,7 +121,7 @@ def curate_piece(piece: Piece, config: CurateConfig, steps: Sequence[Step], work
 
 
 def run_steps(sample: Sample, steps: Sequence[Step], seconds: MutableMapping[str, float]) -> str | None:
-    """The reason why a sample is dropped; None if it passes all steps. Adds the time of each to `seconds`."""
+    """Returns the reason for dropping a sample, or None if it passes. Adds the time of each step to `seconds`."""
     start = time.perf_counter()
     for step in steps:
         reason = step.check(sample)
@@ -140,7 +141,7 @@ def add_nouns(samples: Sequence[Sample], tagger: str) -> None:
 
 
 def read_report(work: str, piece: int) -> Report:
-    """What a piece that is done reported."""
+    """Reads the report of a finished piece."""
     with storage.open_parquet(index_uri(work, piece)) as file:
         return Report.from_json(file.schema_arrow.metadata[_REPORT])
 
@@ -154,12 +155,12 @@ def records_uri(work: str, piece: int, run: int) -> str:
 
 
 def rest_of_record(rest: bytes) -> dict[str, Any]:
-    """A row of the data set without its image and source, from what follows the image in its record."""
+    """Parses what follows the image in a record: a row of the data set without image and source."""
     return json.loads(rest)
 
 
 def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Report) -> Iterator[tuple[int, Sample]]:
-    """The samples that pass, each with its number within the piece; all rows of the piece are accounted for."""
+    """Yields the samples that pass, with their numbers within the piece. Accounts for all rows of the piece."""
     batches, superseded = read_rows(piece), frozenset(piece.superseded)
     num_read = 0
     while True:
@@ -190,7 +191,7 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
             else:
                 report.drops[reason] += 1
         num_read += len(batch)
-    missing = piece.num_rows - num_read  # more than promised are as good as any
+    missing = piece.num_rows - num_read  # more rows than the footer says are used as well
     if missing > 0:
         if not config.skip_unreadable_shards:
             raise UnreadableShardError(
@@ -237,8 +238,9 @@ def _write_run(
 
 
 def _order(piece: Piece, number: int, row: float | None) -> int:
-    """Of a sample in its corpus: by source, then by its row in the list of URLs. Shards hold rows as they arrived,
-    which differs from one download to the next. Shards that do not tell the row: by its place in them."""
+    """Orders samples in the corpus: by source, then by row in the URL list. Shards hold rows in the order of arrival,
+    which differs between downloads. If the shards do not store the row, orders by position in them.
+    """
     if row is None:
         return piece.number * _ROWS_OF_A_PIECE + number
     return piece.first_of_source * _ROWS_OF_A_PIECE + int(row)
@@ -258,5 +260,5 @@ def _columns(name: str, sample: Sample) -> Mapping[str, Any]:
 
 
 def _hash64(content: bytes) -> int:
-    """Two of a billion different contents agree in it with a probability below 3 %."""
+    """Hashes to 64 bits. Among a billion different contents, the probability of a collision is below 3 %."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8])

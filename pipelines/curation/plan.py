@@ -1,5 +1,4 @@
-"""What a curation would do, how long it would take and what it would cost: measured on some rows, in this process,
-without Ray."""
+"""Estimates what a curation would do, its duration and its cost. Measures some rows in this process, without Ray."""
 
 import os
 import sys
@@ -18,13 +17,13 @@ from pipelines.curation.raw import Piece, Shard, UnreadableShardError, read_rows
 from pipelines.curation.steps import Sample, sample_steps
 
 _EFFICIENCY = 0.7
-"""Of cores, through Ray, beside the bare work measured here: what tests/performance/benchmark_curate.py asks for."""
+"""Efficiency of cores with Ray, relative to the measured work. tests/performance/benchmark_curate.py requires it."""
 
 
 def print_plan(
     config: CurateConfig, shards: Sequence[Shard], pieces: Sequence[Piece], opt_out: OptOutList | None
 ) -> dict[str, Any]:
-    """Print and return the plan, JSON-safe."""
+    """Prints and returns the plan, JSON-safe."""
     num_rows = sum(piece.num_rows for piece in pieces)
     for index, source in enumerate(config.sources):
         own = [shard for shard in shards if shard.source == index]
@@ -71,10 +70,10 @@ def print_plan(
 
 
 def _measure(config: CurateConfig, pieces: Sequence[Piece], opt_out: OptOutList | None) -> dict[str, Any]:
-    """Seconds and shares over rows of some pieces that lie evenly apart."""
+    """Measures seconds and shares over the rows of some evenly spaced pieces."""
     cv2.setNumThreads(1)
     steps = sample_steps(config, opt_out)
-    add_nouns([], config.tagger)  # loading it does not count
+    add_nouns([], config.tagger)  # load it before the measurement
     num_pieces = min(len(pieces), 8)
     chosen = [pieces[len(pieces) * index // num_pieces] for index in range(num_pieces)]
     seconds: defaultdict[str, float] = defaultdict(float)

@@ -1,7 +1,7 @@
-"""Raw shards: which there are, how they are cut into pieces of work, and their rows in small batches.
+"""Raw shards: lists them, cuts them into pieces of work, and reads their rows in small batches.
 
-A piece is some neighbouring row groups of a shard. img2dataset writes row groups of 100 rows; a shard with huge ones is
-read in small batches all the same.
+A piece is some consecutive row groups of a shard. img2dataset writes row groups of 100 rows. A shard with huge ones is
+read in small batches, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,40 +23,40 @@ COLUMNS = (
     *("row", "url", "key", "status", "error_message", "sha256", "license"),
     *("similarity", "nsfw", "punsafe", "pwatermark"),
 )
-"""What is read, by name in lower case: data sets differ in that."""
+"""Columns to read, by name in lower case, because data sets differ in case."""
 _TEXTS = frozenset(COLUMNS) - {"jpg", *CAPTION_COLUMNS, "row", "similarity", "punsafe", "pwatermark"}
 ROWS_PER_BATCH = 64  # images may be megabytes each
-_BUFFER_SIZE = 2**22  # bytes read ahead of each column
+_BUFFER_SIZE = 2**22  # bytes to read ahead, per column
 _NUM_THREADS = 32  # that wait for object storage
 
 
 class UnreadableShardError(ValueError):
-    """A shard that is no parquet file, or a damaged one."""
+    """A shard that is not a parquet file, or is corrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A raw shard as its footer describes it."""
+    """A raw shard as described by its footer."""
 
     source: int
-    """Index among the sources."""
+    """Index of its source."""
     uri: str
     version: str
-    """Changes with the file."""
+    """Changes when the file changes."""
     rows: tuple[int, ...]
-    """Of each row group."""
+    """Number of rows of each row group."""
     superseded: tuple[int, ...] = ()
-    """Values of the column `row` that a later shard holds again: these rows of this shard are not there."""
+    """Values of the column `row` that a later shard replaces. These rows of this shard are ignored."""
     error: str | None = None
-    """Why it cannot be read."""
+    """Why the shard cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Row groups `first` … `end`-1 of a shard."""
+    """Row groups `first` to `end` - 1 of a shard."""
 
     number: int
-    """In the order of sources, shards and row groups."""
+    """Position in the order of sources, shards and row groups."""
     source: int
     first_of_source: int
     """Number of the first piece of its source."""
@@ -64,13 +64,15 @@ class Piece:
     first: int
     end: int
     num_rows: int
-    """As stored, with those that are superseded."""
+    """Number of rows as stored, including superseded ones."""
     superseded: tuple[int, ...] = ()
 
 
 def list_shards(source: Source) -> list[tuple[str, str, tuple[int, ...]]]:
-    """URI, version and superseded rows of each shard of a source, in order. ValueError if there are none to be read, or
-    if the download still has some to make."""
+    """Returns URI, version and superseded rows of each shard of a source, in order.
+
+    Raises ValueError if no shard can be read, or if the download is not finished.
+    """
     try:
         found = raw_shards(source.uri)
     except ValueError as error:
@@ -90,7 +92,7 @@ def list_shards(source: Source) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def read_shards(sources: Sequence[Source]) -> list[Shard]:
-    """All shards of all sources with what their footers say; those that cannot be read carry an error."""
+    """Reads the footers of all shards of all sources. Unreadable shards have an error."""
     listed = [(index, *shard) for index, source in enumerate(sources) for shard in list_shards(source)]
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         return list(threads.map(lambda entry: _read_shard(*entry), listed))
@@ -121,8 +123,11 @@ def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
 
 
 def read_rows(piece: Piece) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a piece in batches of up to 64, by column name in lower case. UnreadableShardError, after what could
-    be read, for a damaged shard; OSError where storage fails."""
+    """Yields the rows of a piece in batches of up to 64, by column name in lower case.
+
+    Raises UnreadableShardError for a corrupted shard, after yielding the rows that can be read, and OSError if storage
+    fails.
+    """
     reader = _Reader(piece)
 
     def read_batch() -> pa.RecordBatch | None:
@@ -133,7 +138,7 @@ def read_rows(piece: Piece) -> Iterator[list[dict[str, Any]]]:
 
 
 class _Reader:
-    """Reads on where it was after storage has failed."""
+    """Resumes where it stopped after storage has failed."""
 
     def __init__(self, piece: Piece) -> None:
         self._piece = piece
@@ -183,7 +188,7 @@ def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]
     if wrong := _wrong_with(schema):
         return Shard(source=source, uri=uri, version=version, rows=(), error=f"raw={uri}: {wrong}")
     rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
-    # Every row takes more than a byte: a damaged footer must not promise billions.
+    # Every row takes more than a byte, so a corrupted footer cannot claim billions.
     if any(count < 0 for count in rows) or sum(rows) != footer.num_rows or sum(rows) > size:
         error = f"raw={uri}: is damaged (its footer counts {footer.num_rows} rows); {_ADVICE}"
         return Shard(source=source, uri=uri, version=version, rows=(), error=error)
@@ -191,7 +196,7 @@ def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]
 
 
 def _wrong_with(schema: pa.Schema) -> str | None:
-    """Why a shard with these columns cannot be read."""
+    """Returns why a shard with these columns cannot be read."""
     known = {name.lower() for name in schema.names}
     missing = [] if "jpg" in known else ["jpg"]
     missing += [] if known.intersection(CAPTION_COLUMNS) else ["caption"]
@@ -207,7 +212,7 @@ _ADVICE = "download it again, or give --skip-unreadable-shards"
 
 
 def _or_unreadable(read: Any, uri: str) -> Any:
-    """`read()`; what a parquet reader raises on damaged files, which may be anything, as UnreadableShardError."""
+    """Returns `read()`. Any error that a parquet reader raises on a corrupted file becomes UnreadableShardError."""
     try:
         return read()
     except Exception as error:
@@ -223,7 +228,7 @@ def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         lower = name.lower()
         if lower in columns or lower in with_captions:
-            continue  # the same name in two cases: the first counts
+            continue  # the same name in two cases: the first is used
         if lower in CAPTION_COLUMNS:
             with_captions[lower] = column
         elif lower in _TEXTS:
@@ -246,7 +251,7 @@ def _number(value: Any) -> float | None:
 
 
 def check_shards(shards: Sequence[Shard], config: CurateConfig) -> None:
-    """ValueError for the first shard that cannot be read, unless they are to be skipped."""
+    """Raises ValueError for the first shard that cannot be read, unless such shards are to be skipped."""
     unreadable = [shard.error for shard in shards if shard.error]
     if unreadable and not config.skip_unreadable_shards:
         more = f" (and {len(unreadable) - 1} more such)" if len(unreadable) > 1 else ""

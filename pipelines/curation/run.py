@@ -1,8 +1,8 @@
-"""Curation on Ray Data: pieces of raw shards through actors that load the tagger once, then the index through hash
-shuffles that bring together what has to be compared, then the files of the data set.
+"""Curation on Ray Data: runs pieces of raw shards on actors that load the tagger once, shuffles the index by hash to
+compare captions and images, and writes the files of the data set.
 
-Every task writes files that appear whole, and skips what is there already; what passes through Ray is the index only,
-about 100 bytes a sample.
+Each task publishes only complete files, and skips existing ones. Only the index passes through Ray, about 100 bytes per
+sample.
 """
 
 import contextlib
@@ -39,30 +39,30 @@ from pipelines.curation.files import write_file
 from pipelines.curation.pieces import Report, add_nouns, curate_piece, index_uri
 from pipelines.curation.raw import Piece
 
-_ROWS_PER_PARTITION = 250_000  # of the index: some 25 MB
+_ROWS_PER_PARTITION = 250_000  # of the index, some 25 MB
 _PIECES_PER_TASK = 64  # whose part of the index is read at once
-_MAX_BLOCKS = 4096  # that Ray has to keep an eye on
-_MAX_RESTARTS = 3  # of a process that dies, as it would of an image that breaks a decoder
+_MAX_BLOCKS = 4096  # that Ray has to track
+_MAX_RESTARTS = 3  # of a process that dies, e.g. on an image that crashes a decoder
 
 
 class PieceCurator:
-    """Actor: what is slow to load is loaded once."""
+    """Actor that loads once what is slow to load."""
 
     def __init__(self, config: CurateConfig, work: str) -> None:
-        # Imported here: drivers and other tasks do without.
+        # Imported here, because drivers and other tasks do not need it.
         import cv2
 
         from pipelines.curation.opt_out import read_opt_out
         from pipelines.curation.steps import sample_steps
 
-        cv2.setNumThreads(1)  # there is an actor for every CPU
+        cv2.setNumThreads(1)  # there is one actor per CPU
         self._config, self._work = config, work
         self._steps = sample_steps(config, read_opt_out(config.opt_out)[0])
-        with contextlib.suppress(ValueError):  # the first piece tells
+        with contextlib.suppress(ValueError):  # the first piece reports it
             add_nouns([], config.tagger)
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """Work on one piece. What the user has to mend is told, not raised: Ray would wrap it in its own stack."""
+        """Processes one piece. Returns errors instead of raising them, because Ray would add its own stack trace."""
         piece = Piece(**json.loads(batch["piece"][0]))
         try:
             return {"report": [curate_piece(piece, self._config, self._steps, self._work).to_json()], "error": [""]}
@@ -72,14 +72,14 @@ class PieceCurator:
 
 
 def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iterator[Report]:
-    """Curate `pieces`, in any order, yielding their reports as they are done. ValueError for what is wrong with one."""
+    """Curates `pieces` in any order and yields each report when it is ready. Raises ValueError for an invalid one."""
     _quieten()
     num_cpus = int(ray.cluster_resources().get("CPU", 1))
     num_workers = min(config.num_workers or num_cpus, num_cpus, len(pieces))
     items = [{"piece": json.dumps(asdict(piece))} for piece in pieces]
     with warnings.catch_warnings():
-        # Ray announces that this argument will have names of its own, and has none yet. Without it, an image that
-        # breaks a decoder would be tried for ever.
+        # Ray warns that this argument will get fixed names, but has none yet. Without it, Ray would retry an image that
+        # crashes a decoder forever.
         warnings.filterwarnings("ignore", message=".*ray_remote_args_fn")
         reports = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map_batches(
             PieceCurator,  # pyright: ignore[reportArgumentType]
@@ -98,10 +98,14 @@ def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iter
 def run_files(
     num_pieces: int, num_rows: int, num_captions: int, config: CurateConfig, source_names: Sequence[str], work: str
 ) -> Iterator[tuple[int, int, int]]:
-    """Find duplicates and boiler-plate among all samples and write the files of the data set; yields the number of
-    each file that is done, that of its samples, and that of the rows of which they are left.
+    """Finds duplicates and boilerplate among all samples and writes the files of the data set.
 
-    `num_rows`: samples over all pieces; `num_captions`: theirs.
+    Args:
+        num_rows: Number of samples in all pieces.
+        num_captions: Number of their captions.
+
+    Yields:
+        For each finished file: its number, the number of its samples, and the number of rows that these are left of.
     """
     _quieten()
     num_files = max(1, round(num_rows / (config.rows_per_group * config.groups_per_file)))
@@ -119,7 +123,7 @@ def run_files(
     rows = (
         index.groupby("partition", num_partitions=num_partitions)
         .map_groups(partial(_mark_boilerplate, max_images=config.max_images_per_caption), batch_format="pyarrow")
-        .materialize()  # needed twice
+        .materialize()  # used twice
     )
     num_key_partitions = num_partitions * (2 + num_bands)
     found = (
@@ -141,7 +145,7 @@ def run_files(
         .materialize()
     )
     files = (
-        (rows.union(marks) if marks.count() else rows)  # without a row, Ray knows no columns of the marks
+        (rows.union(marks) if marks.count() else rows)  # without rows, Ray does not know the columns of the marks
         .groupby("file", num_partitions=min(num_files, _MAX_BLOCKS))
         .map_groups(
             partial(
@@ -161,7 +165,7 @@ def run_files(
 
 def _quieten() -> None:
     context = DataContext.get_current()
-    context.enable_progress_bars = False  # ours is one line
+    context.enable_progress_bars = False  # our progress is one line
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 

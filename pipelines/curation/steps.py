@@ -1,5 +1,5 @@
-"""What every sample goes through by itself, as a list of named steps. A step answers None, which keeps the sample, or
-the reason why it is dropped; the first reason counts. Cheap steps come first. None of them knows what runs it.
+"""The steps that each sample passes through by itself, as a list of named steps. A step returns None to keep the
+sample, or the reason to drop it. The first reason counts. Cheap steps come first. No step knows what runs it.
 """
 
 import hashlib
@@ -28,25 +28,25 @@ from pipelines.dataset.raw_shards import failure_reason, nsfw_label
 
 @dataclass(kw_only=True)
 class Sample:
-    """A row of a raw shard on its way; the steps fill in what is not given."""
+    """A row of a raw shard in progress. The steps fill in the fields that are not given."""
 
     raw: Mapping[str, Any]
-    """Values by column, as `pipelines.curation.raw` reads them; what a shard does not have is missing."""
+    """Values by column, as read by `pipelines.curation.raw`. Columns that a shard lacks are missing."""
     captions: list[str] = field(default_factory=list)
-    """Cleaned; those that pass, each once."""
+    """The captions that pass, cleaned and without repetitions."""
     caption_drops: Counter[str] = field(default_factory=Counter)
-    """The others, by reason."""
+    """Number of the other captions, by reason."""
     header: Header | None = None
     pixels: Pixels | None = None
     image: bytes = b""
-    """As it is to be written."""
+    """The image file to write."""
     width: int = 0
     height: int = 0
     sha256: str = ""
-    """Of the original file; of what was downloaded, where the shard does not say."""
+    """Hash of the original file, or of the downloaded one if the shard does not have it."""
     perceptual_hash: int | None = None
     nouns: list[list[str]] = field(default_factory=list)
-    """Of each caption."""
+    """Nouns of each caption."""
 
 
 Check = Callable[[Sample], str | None]
@@ -57,11 +57,11 @@ class Step:
     name: str
     check: Check
     rule: str
-    """What it asks for, in words."""
+    """What the step requires, in words."""
 
 
 def sample_steps(config: CurateConfig, opt_out: OptOutList | None) -> list[Step]:
-    """All steps, in their order."""
+    """Returns all steps, in order."""
     side = config.image_side
     steps = [
         Step(name="download", check=check_download, rule="the image was downloaded"),
@@ -117,12 +117,12 @@ def check_opt_out(sample: Sample, *, opt_out: OptOutList) -> str | None:
 
 
 def raw_captions(raw: Mapping[str, Any]) -> Sequence[str | None]:
-    """The captions of a row as they came: at least one, which may be missing."""
+    """Returns the captions of a row as they came: at least one, which may be missing."""
     return raw.get("captions") or [raw.get("caption")]
 
 
 def check_captions(sample: Sample, *, config: CurateConfig) -> str | None:
-    """Drops the captions that do not pass; the sample, for the reason of its first one, if none is left."""
+    """Drops invalid captions. If none is left, drops the sample for the reason of its first caption."""
     kept: dict[str, None] = {}
     first: str | None = None
     for text in raw_captions(sample.raw):
@@ -140,7 +140,7 @@ def check_captions(sample: Sample, *, config: CurateConfig) -> str | None:
 
 
 def wrong_with_caption(caption: str, config: CurateConfig) -> str | None:
-    """The reason why a clean caption is dropped; None if it passes."""
+    """Returns the reason for dropping a clean caption, or None if it passes."""
     if not caption or is_missing(caption):
         return "caption_empty"
     if is_name(caption):
@@ -196,7 +196,7 @@ def hash_picture(sample: Sample) -> None:
     assert sample.pixels is not None
     sample.sha256 = (sample.raw.get("sha256") or _sha256(sample)).lower()
     sample.perceptual_hash = perceptual_hash(sample.pixels)
-    sample.pixels = None  # the largest part, no longer needed
+    sample.pixels = None  # the largest field, no longer needed
 
 
 def _sha256(sample: Sample) -> str:

@@ -1,4 +1,4 @@
-"""Captions: cleaning, and what tells them from names, from codes and from texts in other alphabets."""
+"""Captions: cleans them, and recognises names, codes and texts in other alphabets."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ from groupvit.tokenizer import mend
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,300}>")  # <b>, <a href=...>
 
 _MISSING = re.compile(r"#N/A|#N/A N/A|#NA|-?1\.#(?:IND|QNAN)|-?(?:NaN|nan)|<NA>|N/A|NA|NULL|None|n/a|null")
-"""What pandas reads as a missing value, in just this case, and what tools write for one."""
+"""What pandas reads as a missing value, in this case only, and what tools write for one."""
 
 _EXTENSION = (
     r"\.(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|hei[cf]|avif|jxl|svg|psd|eps|raw|cr2|nef|arw|dng"
@@ -32,20 +32,21 @@ _LONGEST_NUMBERED = 100  # characters
 
 
 def clean_caption(text: str) -> str:
-    """Mended unicode, no HTML escapes or tags, single spaces; <PERSON>, which stands for a removed name, is a person.
+    """Fixes the unicode, removes HTML escapes and tags, and collapses spaces. <PERSON>, a removed name, becomes a
+    person.
 
-    Case stays. Cleaning a clean caption changes nothing but what only now looks like markup.
+    Keeps the case. Cleaning a clean caption only changes text that now looks like markup.
     """
     return " ".join(_TAG.sub(" ", name_person(mend(text))).split())
 
 
 def is_missing(caption: str) -> bool:
-    """Whether a caption is only what stands for a missing value: nan, None."""
+    """Whether a caption only stands for a missing value: nan, None."""
     return _MISSING.fullmatch(caption) is not None
 
 
 def is_name(caption: str) -> bool:
-    """Whether a caption is only URLs or file names, numbers and signs apart."""
+    """Whether a caption consists of URLs or file names only, apart from numbers and signs."""
     if len(caption) <= _LONGEST_NUMBERED and _NUMBERED.fullmatch(caption):
         return True
     words = [word for word in caption.split() if any(map(str.isalpha, word))]
@@ -53,7 +54,7 @@ def is_name(caption: str) -> bool:
 
 
 def letter_share(text: str) -> float:
-    """Share of letters, with the marks that belong to them, among the characters that are not white space."""
+    """Share of letters, including their marks, among the characters that are not white space."""
     if text.isascii():
         characters = text.replace(" ", "")
         return sum(map(str.isalpha, characters)) / max(len(characters), 1)
@@ -63,7 +64,7 @@ def letter_share(text: str) -> float:
 
 
 def latin_share(text: str) -> float:
-    """Share of Latin letters among the letters; 1 where there are none."""
+    """Share of Latin letters among the letters; 1 if there are none."""
     if text.isascii():
         return 1.0
     letters = [character for character in text if character.isalpha()]
