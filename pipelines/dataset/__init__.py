@@ -1,1 +1,1 @@
-"""Contracts on disk, of raw shards and of data sets, and how to look at them."""
+"""The on-disk contracts of raw shards and data sets, and how to inspect them."""

@@ -1,4 +1,4 @@
-"""What there is to say of a data set: counts, drops, histograms, nouns; as numbers and for the terminal."""
+"""Statistics of a data set: counts, drops, histograms, nouns; as numbers and for the terminal."""
 
 import dataclasses
 import json
@@ -29,12 +29,12 @@ class Chart:
     title: str
     bars: tuple[tuple[str, int], ...]
     total: int
-    """What shares are of: more than the sum of the bars where some are left out."""
+    """What shares are relative to. It exceeds the sum of the bars if some labels are left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What was counted in the samples, or in a part of them."""
+    """Counts over all samples, or over a part of them."""
 
     num_counted: int
     num_captions: int
@@ -47,15 +47,15 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetCard:
-    """Everything an inspection tells, ready to be shown."""
+    """All results of an inspection, ready to be shown."""
 
     info: DatasetInfo
     num_bytes: int
-    """Of all row groups, as training reads them."""
+    """Size of all row groups, as training reads them."""
     drops: Mapping[str, Mapping[str, int]]
-    """By source, then reason. Empty if the data set does not say."""
+    """Counts by source, then reason. Empty if the data set does not have them."""
     provenance: Mapping[str, str]
-    """What else dataset.json says, by dotted name, without credentials."""
+    """Other values of dataset.json, by dotted name, without credentials."""
     statistics: Statistics
 
     def facts(self) -> dict[str, str]:
@@ -86,7 +86,7 @@ class DatasetCard:
         return [self.statistics.sources, *self.statistics.histograms, self.statistics.nouns]
 
     def summary(self) -> dict[str, Any]:
-        """JSON-safe."""
+        """Returns the card, JSON-safe."""
         return {
             "dataset": self.info.uri,
             "schema_version": self.info.metadata["schema_version"],
@@ -119,7 +119,7 @@ def read_card(info: DatasetInfo, max_counted_samples: int) -> DatasetCard:
 
 
 def card_text(card: DatasetCard) -> str:
-    """The card for a terminal, free of control characters."""
+    """Formats the card for a terminal, without control characters."""
     lines = [card.info.uri, ""]
     lines += _columns([(name, value) for name, value in card.facts().items()])
     for source, reasons in card.drops.items():
@@ -168,7 +168,7 @@ def _statistics(info: DatasetInfo, max_counted_samples: int) -> Statistics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Part:
-    """What was counted in a few row groups."""
+    """Counts over a few row groups."""
 
     width: npt.NDArray[np.int32]
     height: npt.NDArray[np.int32]
@@ -200,13 +200,14 @@ def _counts(values: pa.ChunkedArray) -> dict[str, int]:
 
 
 def ranking(title: str, counts: Mapping[str, int], num_bars: int | None = None) -> Chart:
-    """The most frequent labels first."""
+    """Makes a chart with the most frequent labels first."""
     return Chart(title=title, bars=tuple(Counter(counts).most_common(num_bars)), total=sum(counts.values()))
 
 
 def histogram(title: str, values: npt.NDArray[np.integer]) -> Chart:
-    """Whole numbers in at most 13 bars: one per value if there are few, else equal ranges up to the 99th percentile,
-    and one bar beyond."""
+    """Counts whole numbers in at most 13 bars: one per value if there are few, else equal ranges up to the 99th
+    percentile, and one bar beyond.
+    """
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= _MAX_BINS:
         bars = tuple(zip(map(str, distinct.tolist()), counts.tolist(), strict=True))
@@ -227,7 +228,7 @@ def histogram(title: str, values: npt.NDArray[np.integer]) -> Chart:
 
 
 def _drops(drops: Any) -> dict[str, dict[str, int]]:
-    """By source and reason, also where dataset.json has them by reason only. Sources that lost nothing are left out."""
+    """Returns counts by source and reason, even if dataset.json only has reasons. Omits sources without drops."""
     if not isinstance(drops, Mapping):
         return {}
     by_source: dict[str, dict[str, int]] = {}

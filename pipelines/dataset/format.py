@@ -1,8 +1,8 @@
-"""The dataset contract: what curation and the demo write, and training reads.
+"""The data set contract: what curation and the demo write, and training reads.
 
 DATASET/data/*.parquet     samples, shuffled once at write time, in small row groups
 DATASET/manifest.parquet   one row per row group: file, row_group, rows, bytes, digest
-DATASET/dataset.json       written last: a data set without it is not there
+DATASET/dataset.json       written last: without it, a data set does not exist
 """
 
 import hashlib
@@ -26,10 +26,10 @@ DATASET_SCHEMA = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),  # content hash of image and captions
         pa.field("image", pa.binary(), nullable=False),  # JPEG or WebP
         pa.field("captions", pa.list_(pa.string()), nullable=False),  # at least one; cleaned, not lower-cased
-        pa.field("nouns", pa.list_(pa.list_(pa.string())), nullable=False),  # of each caption; may be empty
+        pa.field("nouns", pa.list_(pa.list_(pa.string())), nullable=False),  # nouns of each caption; may be empty
         pa.field("width", pa.int32(), nullable=False),  # of `image`, pixels
         pa.field("height", pa.int32(), nullable=False),
-        pa.field("source", pa.dictionary(pa.int32(), pa.string())),  # the data set it came from
+        pa.field("source", pa.dictionary(pa.int32(), pa.string())),  # the data set that the sample came from
         pa.field("url", pa.string()),
         pa.field("license", pa.string()),
         pa.field("sha256", pa.string()),  # of the original file
@@ -40,26 +40,26 @@ _ONE_CAPTION = {
     "captions": pa.field("caption", pa.string(), nullable=False),
     "nouns": pa.field("nouns", pa.list_(pa.string()), nullable=False),
 }
-"""What data sets of schema 1 have in place of these columns."""
+"""Columns that data sets of schema 1 have instead of these."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False),  # relative to the data set
         pa.field("row_group", pa.int32(), nullable=False),  # index within the file
         pa.field("rows", pa.int32(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),  # to read for it
-        pa.field("digest", pa.string(), nullable=False),  # of its sample ids
+        pa.field("bytes", pa.int64(), nullable=False),  # bytes to read for the row group
+        pa.field("digest", pa.string(), nullable=False),  # hash of its sample ids
     ]
 )
 
 DEFAULT_ROWS_PER_GROUP = 128
-"""2–4 MB of images: what one ranged read fetches well."""
+"""2–4 MB of images, a good size for one ranged read."""
 DEFAULT_GROUPS_PER_FILE = 32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetInfo:
-    """A data set that is complete. Row groups are numbered through all files, in the order of the manifest."""
+    """A complete data set. Row groups are numbered across all files, in the order of the manifest."""
 
     uri: str
     digest: str
@@ -68,20 +68,20 @@ class DatasetInfo:
     files: tuple[str, ...]
     """Relative to `uri`."""
     first_groups: npt.NDArray[np.int64]
-    """[len(files)]: number of each file's first row group."""
+    """[len(files)]: number of the first row group of each file."""
     rows: npt.NDArray[np.int32]
-    """[number of row groups]: rows of each."""
+    """[number of row groups]: number of rows of each."""
     metadata: Mapping[str, Any]
-    """What else dataset.json says: counts, drops, source URIs, config, code version."""
+    """Content of dataset.json: counts, drops, source URIs, config, code version."""
     is_raw: bool = False
-    """Raw shards in the place of a data set: see `pipelines.ingest.uncurated`."""
+    """Whether these are raw shards instead of a data set: see `pipelines.ingest.uncurated`."""
 
 
 def sample_id(image: bytes, *captions: str) -> str:
-    """Content hash of an image and its captions in their order, 32 hexadecimal digits: stable across re-runs."""
+    """Hashes an image and its captions, in order, to 32 hexadecimal digits. Stable across re-runs."""
     digest = hashlib.sha256(hashlib.sha256(image).digest())  # hashed apart, so that no byte can move between the two
     if len(captions) == 1:
-        digest.update(captions[0].encode())  # the id that data sets of schema 1 have
+        digest.update(captions[0].encode())  # the same id as in data sets of schema 1
     else:
         for caption in captions:
             digest.update(hashlib.sha256(caption.encode()).digest())
@@ -89,16 +89,16 @@ def sample_id(image: bytes, *captions: str) -> str:
 
 
 def dataset_schema(version: int) -> pa.Schema:
-    """Columns of a data set of schema `version`."""
+    """Returns the columns of a data set of schema `version`."""
     if version == SCHEMA_VERSION:
         return DATASET_SCHEMA
     return pa.schema([_ONE_CAPTION.get(field.name, field) for field in DATASET_SCHEMA])
 
 
 def read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-    """`columns`, by default all, of some row groups of a data file, as DATASET_SCHEMA has them.
+    """Reads `columns` (default: all) of some row groups of a data file, in the types of DATASET_SCHEMA.
 
-    In a file of schema 1, the caption and its nouns become lists of one.
+    In a file of schema 1, the caption and its nouns become lists with one entry.
     """
     if "captions" in file.schema_arrow.names:
         return file.read_row_groups(row_groups, columns=columns, use_threads=False)
@@ -122,10 +122,13 @@ def write_dataset(
     groups_per_file: int = DEFAULT_GROUPS_PER_FILE,
     metadata: Mapping[str, Any] | None = None,
 ) -> DatasetInfo:
-    """Write `samples`, rows of DATASET_SCHEMA that the caller has shuffled, as a new data set.
+    """Writes `samples` as a new data set.
 
-    Nullable columns may be missing. Memory: one file.
-    ValueError if there is already a data set at `uri`, or if there are no samples.
+    Args:
+        samples: Rows of DATASET_SCHEMA, already shuffled. Nullable columns may be missing. One file is held in memory.
+
+    Raises:
+        ValueError: A data set already exists at `uri`, or there are no samples.
     """
     refuse_existing(uri)
     manifests = [
@@ -136,19 +139,19 @@ def write_dataset(
 
 
 def refuse_existing(uri: str) -> None:
-    """ValueError if there is a data set at `uri`: one is never changed once it can be seen."""
+    """Raises ValueError if a data set exists at `uri`: a visible data set is never changed."""
     if "dataset.json" in storage.list_files(uri):
         raise ValueError(f"{uri}: already holds a data set; give another folder, or remove this one")
 
 
 def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int = DEFAULT_ROWS_PER_GROUP) -> pa.Table:
-    """Write data/`name` of a data set; returns its part of the manifest. Files can be written in parallel."""
+    """Writes data/`name` of a data set and returns its part of the manifest. Files can be written in parallel."""
     buffer = pa.BufferOutputStream()
     metadata: list[pq.FileMetaData] = []
     with pq.ParquetWriter(
         buffer,
         DATASET_SCHEMA,
-        # Images are compressed already.
+        # Images are already compressed.
         compression={  # pyright: ignore[reportArgumentType]
             column: "none" if column == "image" else "zstd" for column in DATASET_SCHEMA.names
         },
@@ -177,7 +180,7 @@ def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int 
 def finish_dataset(
     uri: str, manifests: Iterable[pa.Table], *, metadata: Mapping[str, Any] | None = None
 ) -> DatasetInfo:
-    """Make a data set visible: its manifest, joined from its files' in the given order, then dataset.json."""
+    """Makes a data set visible: writes its manifest, joined from `manifests` in order, and then dataset.json."""
     manifest = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *manifests])
     if not manifest.num_rows:
         raise ValueError(f"{uri}: no samples to write; a data set needs at least one")
@@ -196,7 +199,7 @@ def finish_dataset(
 
 
 def open_dataset(uri: str) -> DatasetInfo:
-    """Read and check dataset.json and the manifest. ValueError, one line, for whatever is wrong with the data set."""
+    """Reads and checks dataset.json and the manifest. Raises ValueError, in one line, if the data set is invalid."""
     uri = storage.absolute(uri)
     try:
         description = json.loads(storage.read_bytes(storage.join(uri, "dataset.json")))
@@ -238,7 +241,7 @@ def open_dataset(uri: str) -> DatasetInfo:
 
 
 def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
-    """Columns of MANIFEST_SCHEMA; `file` has to be one. ValueError if it is damaged, or one of its files missing."""
+    """Reads columns, including `file`, of the manifest. Raises ValueError if it is corrupted or a file is missing."""
     place = storage.join(uri, "manifest.parquet")
     with storage.naming_damage(place, "write the data set again"):
         content = storage.read_bytes(place)
@@ -253,17 +256,17 @@ def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows
 
 
 def row_group_bytes(group: pq.RowGroupMetaData) -> int:
-    """What the manifest says under `bytes`."""
+    """Number of bytes of a row group, as in the manifest's column `bytes`."""
     return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
 
 
 def digest_of_manifest(manifest: pa.Table) -> str:
-    """Digest of a data set, from the columns `rows` and `digest`."""
+    """Hashes a data set, from the columns `rows` and `digest`."""
     return digest(f"{group['rows']} {group['digest']}" for group in manifest.select(["rows", "digest"]).to_pylist())
 
 
 def digest(lines: Iterable[str]) -> str:
-    """32 hexadecimal digits. Of its sample ids for a row group."""
+    """Hashes lines to 32 hexadecimal digits. For a row group, the lines are its sample ids."""
     hasher = hashlib.sha256()
     for line in lines:
         hasher.update(f"{line}\n".encode())

@@ -1,4 +1,4 @@
-"""Shows what a data set holds, in the terminal and as a page; verifies it.
+"""Shows the content of a data set, in the terminal and as a page, and verifies it.
 
 groupvit inspect data/train --out inspect.html
 groupvit inspect s3://bucket/dataset --verify
@@ -22,24 +22,25 @@ from pipelines.dataset.row_groups import Run, in_threads, read_columns, runs_of
 from pipelines.dataset.verification import Verification, verify
 from pipelines.local.writable import check_file_writable
 
-_THUMBNAIL_SIDE = 160  # pixels; some 6 kB each
+_THUMBNAIL_SIDE = 160  # pixels; about 6 kB each
 _MOST_SAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """Which data set is shown, and how much of it."""
+    """Configures which data set to show, and how much of it."""
 
     dataset: Annotated[str, tyro.conf.Positional]
     """Folder of a data set: a local path or s3:// URI."""
     out: str = "inspect.html"
-    """The page to write: a local path or s3:// URI."""
+    """Page to write: a local path or s3:// URI."""
     num_samples: int = 60
-    """Samples on the page, evenly spaced; each adds some 10 kB."""
+    """Number of samples on the page, evenly spaced. Each adds about 10 kB."""
     max_counted_samples: int = 1_000_000
-    """Samples whose sizes, captions and nouns are counted. Of a larger data set, those of evenly spaced row groups."""
+    """Largest number of samples to count sizes, captions and nouns of. For a larger data set, samples of evenly spaced
+    row groups are counted."""
     verify: bool = False
-    """Re-read everything and hold it against the manifest first: every file, row group and image."""
+    """Whether to first re-read everything and compare it with the manifest: every file, row group and image."""
 
     def __post_init__(self) -> None:
         if not self.out.endswith(".html"):
@@ -51,9 +52,9 @@ class InspectConfig:
 
 
 def inspect_dataset(config: InspectConfig) -> dict[str, Any]:
-    """Prints the card, writes the page, returns what the card says, JSON-safe.
+    """Prints the card, writes the page, and returns the content of the card, JSON-safe.
 
-    ValueError for what is wrong with the data set; with `config.verify`, once all of that has been printed.
+    Raises ValueError if the data set is invalid. With `config.verify`, prints all problems first.
     """
     info = open_dataset(config.dataset)
     out = storage.absolute(config.out)
@@ -72,7 +73,7 @@ def inspect_dataset(config: InspectConfig) -> dict[str, Any]:
 
 
 def _report(info: DatasetInfo, verification: Verification) -> None:
-    """Print what was found. ValueError if something is wrong."""
+    """Prints the problems found. Raises ValueError if there are any."""
     for problem in verification.problems:
         print(problem, file=sys.stderr)
     if verification.num_problems > len(verification.problems):
@@ -92,7 +93,7 @@ def _report(info: DatasetInfo, verification: Verification) -> None:
 
 def _read_samples(info: DatasetInfo, num_samples: int) -> list[Sample]:
     count = min(num_samples, info.num_samples)
-    rows = (2 * np.arange(count) + 1) * info.num_samples // max(2 * count, 1)  # numbered through the data set
+    rows = (2 * np.arange(count) + 1) * info.num_samples // max(2 * count, 1)  # numbered across the data set
     ends = np.cumsum(info.rows, dtype=np.int64)
     groups = np.searchsorted(ends, rows, side="right")
     rows -= (ends - info.rows)[groups]

@@ -1,6 +1,6 @@
-"""A data set as one HTML page that needs nothing else: no script, no other file.
+"""Shows a data set as one self-contained HTML page: no script, no other file.
 
-Captions, nouns, URLs and names come from the web: every text goes through `_escape`, and no URL becomes a link.
+Captions, nouns, URLs and names come from the web. Every text goes through `_escape`, and no URL becomes a link.
 """
 
 import base64
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pipelines.dataset.card import Chart, DatasetCard, share, shortened
 from pipelines.provenance import redact
 
-_CHART_WIDTH, _LABEL_WIDTH, _BAR_WIDTH, _BAR_HEIGHT = 340, 112, 88, 20  # pixels; a phone shows 360 in all
+_CHART_WIDTH, _LABEL_WIDTH, _BAR_WIDTH, _BAR_HEIGHT = 340, 112, 88, 20  # pixels; a phone shows 360 in total
 _LONGEST_LABEL = 20  # characters
-_LONGEST_CAPTION, _LONGEST_LINE = 500, 200  # characters; a page of what the web holds has to stay readable
+_LONGEST_CAPTION, _LONGEST_LINE = 500, 200  # characters; the page has to stay readable with any text from the web
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #20242c; --faint: #5d6470; --line: #d6d8dc; --bar: #3c69d7 }
@@ -44,13 +44,13 @@ figcaption { font-weight: 600; margin-bottom: .25rem }
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What is shown of one sample."""
+    """What the page shows of one sample."""
 
     thumbnail: bytes | None
-    """JPEG. None: the image cannot be decoded."""
+    """JPEG, or None if the image cannot be decoded."""
     captions: Sequence[str]
     nouns: Sequence[Sequence[str]]
-    """Of each caption."""
+    """Nouns of each caption."""
     width: int
     height: int
     source: str | None
@@ -58,7 +58,7 @@ class Sample:
 
 
 def dataset_page(card: DatasetCard, samples: Sequence[Sample]) -> str:
-    """The page. `samples` are shown in their order."""
+    """Renders the page, with `samples` in order."""
     name = _escape(card.info.uri)
     parts = [f"<h1>Data set {name}</h1>", _table("The data set", card.facts())]
     if card.drops:
@@ -72,7 +72,7 @@ def dataset_page(card: DatasetCard, samples: Sequence[Sample]) -> str:
     if card.provenance:
         parts += ["<h2>Where it comes from</h2>", _table("From dataset.json", card.provenance)]
     body = "\n".join(parts)
-    # The policy keeps a text that should ever slip through from running or loading anything.
+    # If a text is not escaped by mistake, the policy keeps it from running or loading anything.
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -113,14 +113,14 @@ def _drops_table(drops: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _chart(chart: Chart) -> str:
-    """Horizontal bars as SVG, whose texts are of one size on every screen."""
+    """Draws horizontal bars as SVG, so that texts have the same size on every screen."""
     most = max((count for _, count in chart.bars), default=0)
     bars: list[str] = []
     for index, (label, count) in enumerate(chart.bars):
         top = index * _BAR_HEIGHT
         length = _BAR_WIDTH * count / max(most, 1)
         shown = shortened(label, _LONGEST_LABEL)
-        # Squeezed if it could be too wide: UTF-8 takes more bytes for wider characters.
+        # Squeeze labels that may be too wide. UTF-8 takes more bytes for wider characters.
         squeezed = (
             f' textLength="{_LABEL_WIDTH - 8}" lengthAdjust="spacingAndGlyphs"' if len(shown.encode()) > 15 else ""
         )

@@ -1,4 +1,4 @@
-"""Columns of raw shards as Python values: texts and captions, in whichever Arrow type they come."""
+"""Converts columns of raw shards, of any Arrow type, to Python values: texts and captions."""
 
 from collections.abc import Mapping
 from itertools import islice
@@ -7,12 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 CAPTION_COLUMNS = ("captions", "caption")
-"""A shard has one of them, or both: `captions`, a list of texts, counts before `caption`, a text or a list of texts."""
+"""A shard has one of them or both: `captions`, a list of texts, precedes `caption`, a text or a list of texts."""
 
 
 def wrong_with_columns(schema: pa.Schema, names: frozenset[str]) -> str | None:
-    """What is wrong with the type of the first column among `names` (in lower case) that cannot be read; None if all
-    can be."""
+    """Describes the first column among `names` (in lower case) with an unreadable type; None if all are readable."""
     for field in schema:
         name = field.name.lower()
         if name not in names:
@@ -29,18 +28,19 @@ def wrong_with_columns(schema: pa.Schema, names: frozenset[str]) -> str | None:
 
 
 def texts(column: pa.Array) -> list[str | None]:
-    """Values as texts. None for text that is not valid UTF-8, for a corrupted text is missing, and for NaN."""
+    """Returns values as texts. None for NaN and for invalid UTF-8, because a corrupted text counts as missing."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if _is_text(column.type):
-        column = column.cast(pa.large_binary())  # Arrow would raise for the whole batch where one text is not UTF-8
+        column = column.cast(pa.large_binary())  # Arrow would raise for the whole batch if one text is not UTF-8
     return [_text(value) for value in column.to_pylist()]
 
 
 def captions(columns: Mapping[str, pa.Array]) -> list[list[str | None]]:
-    """The captions of each row, at least one, which may be None. `columns`: those of CAPTION_COLUMNS that are there.
+    """Returns the captions of each row: at least one, which may be None. `columns`: those of CAPTION_COLUMNS that
+    exist.
 
-    Numbers are not captions: a column of numbers is what tools write where all or most captions are missing (NaN).
+    Numbers are not captions: tools write a column of numbers if all or most captions are missing (NaN).
     """
     found = [_lists(columns[name]) for name in CAPTION_COLUMNS if name in columns]
     return [next(filter(None, row), None) or [None] for row in zip(*found, strict=True)]

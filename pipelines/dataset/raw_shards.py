@@ -1,20 +1,20 @@
 """Raw shards: the folder that `groupvit download` writes and `groupvit curate` reads.
 
-    OUT/download.json                 the record: the list's digest, what fixes the result, the passes
-    OUT/00000.parquet                 a shard of the first pass, as img2dataset writes it: jpg (the bytes as they came,
-                                      of whatever format; null where it failed), url, caption, key, status,
-                                      error_message, width, height, sha256, captions (all those that the
-                                      list gives this URL; `caption` is the first), ... and `row`, the position among
-                                      the different URLs of the list
-    OUT/00000_stats.json              written after its shard: a shard without it is not there
+    OUT/download.json                 the record: digest of the list, options that fix the result, passes
+    OUT/00000.parquet                 a shard of the first pass, as img2dataset writes it: jpg (the original bytes, in
+                                      any format; null if the download failed), url, caption, key, status,
+                                      error_message, width, height, sha256, captions (all that the list has for
+                                      this URL; `caption` is the first), ... and `row`, the position among the
+                                      distinct URLs of the list
+    OUT/00000_stats.json              written after its shard: a shard without it does not exist
     OUT/retry-0001/urls.parquet       the rows that `--retry-failed` fetched again, sorted by `row`
-    OUT/retry-0001/00000.parquet ...  what came of them
-    OUT/rejected.jsonl                bad rows of the list, each with its file and line, a reason, and what was found
-    OUT/_list/00000.parquet           the URLs to fetch, until all are; may be removed, and is then made again
-    OUT/_tmp                          work under way; may be removed when nothing runs
+    OUT/retry-0001/00000.parquet ...  the results for them
+    OUT/rejected.jsonl                invalid rows of the list: file, line, reason, and what was found
+    OUT/_list/00000.parquet           the URLs to fetch, until all are fetched; re-created if removed
+    OUT/_tmp                          work in progress; may be removed when nothing runs
 
-A row is as its last pass left it: rows are only fetched again when they had failed, so the first success of a row is
-also its last attempt. A folder that img2dataset itself wrote is read as well; it has one pass and no `row`.
+The last pass that fetched a row decides its content. Only failed rows are fetched again, so the first success of a row
+is also its last attempt. A folder written by img2dataset itself is readable, too. It has one pass and no `row`.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ from pipelines import storage
 RECORD = "download.json"
 RECORD_VERSION = 2
 _READABLE_VERSIONS = (1, 2)
-"""In 1, `row` is the position in the list: an URL has as many rows as it has there."""
+"""In version 1, `row` is the position in the list, and a URL has as many rows as in the list."""
 LIST_FOLDER = "_list"
 TEMPORARY = "_tmp"
 Reason = Literal[
     "connection", "dns", "invalid_url", "not_an_image", "refused_address", "timeout", "tls", "too_large", "truncated"
 ]
-"""Why a URL was not fetched, where it was us who gave up."""
+"""Reasons for which this downloader itself gives up on a URL."""
 _SHARD = re.compile(r"(\d+)\.parquet")
 _STATS = re.compile(r"(\d+)_stats\.json")
-_NUM_READERS = 16  # small files of object storage at a time
+_NUM_READERS = 16  # small files read from object storage at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +51,7 @@ class RawShard:
 
     uri: str
     superseded: npt.NDArray[np.int64]
-    """Sorted values of the column `row` that a later pass fetched again: leave these rows of this shard out."""
+    """Sorted values of the column `row` that a later pass fetched again. Ignore these rows of this shard."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,15 +61,15 @@ class RawShards:
     uri: str
     shards: tuple[RawShard, ...]
     digest: str | None
-    """Of the list of URLs; None for a folder that img2dataset itself wrote."""
+    """Digest of the URL list; None for a folder written by img2dataset itself."""
     finished: bool
-    """Whether nothing is left to be fetched."""
+    """Whether everything has been fetched."""
 
 
 def raw_shards(uri: str) -> RawShards:
-    """The finished shards in `uri`, in the order of passes and of the list.
+    """Returns the finished shards in `uri`, ordered by pass and by position in the list.
 
-    ValueError if there are none, or if the record is damaged or newer than this code.
+    Raises ValueError if there are none, or if the record is corrupted or newer than this code.
     """
     uri = storage.absolute(uri)
     record = read_record(uri)
@@ -98,7 +98,7 @@ def raw_shards(uri: str) -> RawShards:
                 if rows_of_pass is None
                 else rows_of_pass[start : start + stats["count"]]
             )
-            # Rows are sorted within a pass, so those of a shard lie between its first and its last.
+            # Rows are sorted within a pass, so the rows of a shard are between its first and its last.
             low, high = np.searchsorted(later, rows[0]), np.searchsorted(later, rows[-1], side="right")
             again = later[low:high][np.isin(later[low:high], rows)]
             shard = storage.join(folder, shard_name(number))
@@ -116,9 +116,9 @@ def raw_shards(uri: str) -> RawShards:
 
 
 def failure_reason(error_message: str | None) -> str:
-    """The reason, in a word, behind an `error_message` of a raw shard whose status is not `success`.
+    """Returns the reason, in a word, for an `error_message` of a raw shard whose status is not `success`.
 
-    One of `Reason`, `opt_out`, `http_404` and the like, or `other`. Also for shards by others.
+    One of `Reason`, `opt_out`, `http_404` and the like, or `other`. Also works for shards written by other tools.
     """
     message = error_message or ""
     prefix = message.partition(":")[0]
@@ -149,8 +149,9 @@ _PATTERNS = (
 
 
 def nsfw_label(value: Any) -> str:
-    """What the column `nsfw` says of an image, in upper case: NSFW, UNSURE, UNLIKELY or the list's own labels. True and
-    1 mean NSFW: some lists have a column of such values."""
+    """Normalises a value of the column `nsfw` to upper case: NSFW, UNSURE, UNLIKELY or the list's own labels. True and
+    1, which some lists use, mean NSFW.
+    """
     label = str(value if value is not None else "").strip().upper()
     return "NSFW" if label in ("TRUE", "1", "1.0") else label
 
@@ -160,7 +161,7 @@ def shard_name(number: int) -> str:
 
 
 def read_record(uri: str) -> dict[str, Any] | None:
-    """The content of download.json; None if there is none."""
+    """Reads download.json. Returns None if it does not exist."""
     try:
         record = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
     except (FileNotFoundError, NotADirectoryError):
@@ -186,14 +187,14 @@ def write_record(uri: str, record: Mapping[str, Any]) -> None:
 
 
 def has_shards(uri: str) -> bool:
-    """Whether anyone's shards, also unfinished ones, lie directly in a folder."""
+    """Whether a folder directly contains shards, finished or not, of any tool."""
     return any(_SHARD.fullmatch(name) or _STATS.fullmatch(name) for name in storage.list_files(uri))
 
 
 def read_stats(folder: str, known: Mapping[int, dict[str, Any]] | None = None) -> dict[int, dict[str, Any]]:
-    """What img2dataset counted of each finished shard in `folder`, by number; those `known` are not read again.
+    """Reads img2dataset's statistics of each finished shard in `folder`, by number, except those already `known`.
 
-    A shard is finished when both it and its whole statistics are there.
+    A shard is finished when both the shard and its complete statistics exist.
     """
     names = storage.list_files(folder)
     shards = {int(match[1]) for name in names if (match := _SHARD.fullmatch(name))}
@@ -210,19 +211,19 @@ def _read_stats(uri: str) -> dict[str, Any] | None:
     try:
         stats = json.loads(storage.read_bytes(uri))
     except (json.JSONDecodeError, FileNotFoundError):
-        return None  # its writer was killed while it wrote, or has just been told to do it again
+        return None  # its writer was killed while writing, or is writing it again
     return stats if isinstance(stats, dict) and "count" in stats else None
 
 
 def failed_rows(shards: RawShards, columns: list[str]) -> Iterator[Any]:
-    """Tables with `columns`, `row` and `error_message` of the rows that are still failed, shard by shard."""
+    """Yields tables with `columns`, `row` and `error_message` of the rows whose last attempt failed, shard by shard."""
     for shard in shards.shards:
         with storage.open_parquet(shard.uri) as file:
             table = file.read([*dict.fromkeys([*columns, "row", "status", "error_message"])])
         failed = np.array([status != "success" for status in table.column("status").to_pylist()], bool)
         failed &= ~np.isin(table.column("row").to_numpy(), shard.superseded)
         for name in columns:
-            if name not in table.column_names:  # earlier versions wrote fewer
+            if name not in table.column_names:  # earlier versions wrote fewer columns
                 table = table.append_column(name, pa.nulls(table.num_rows))
         yield table.filter(pa.array(failed))
 

@@ -1,4 +1,4 @@
-"""Many row groups of a data set, read in parallel by the threads of one process."""
+"""Reads many row groups of a data set in parallel, with the threads of one process."""
 
 import itertools
 import os
@@ -23,16 +23,16 @@ _GROUPS_PER_RUN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Some row groups of one file, few enough to be one task."""
+    """Some row groups of one file, few enough for one task."""
 
     file: int
     """Index in `DatasetInfo.files`."""
     groups: tuple[int, ...]
-    """Numbered through all files, ascending."""
+    """Numbered across all files, ascending."""
 
 
 def runs_of(info: DatasetInfo, groups: npt.NDArray[np.int64]) -> Iterator[Run]:
-    """`groups`, ascending, cut where the file changes and after every few."""
+    """Splits ascending `groups` into runs: at each change of file and after a few groups."""
     files = np.searchsorted(info.first_groups, groups, side="right") - 1
     for file, of_file in itertools.groupby(zip(files.tolist(), groups.tolist(), strict=True), key=lambda pair: pair[0]):
         numbers = [group for _, group in of_file]
@@ -41,7 +41,7 @@ def runs_of(info: DatasetInfo, groups: npt.NDArray[np.int64]) -> Iterator[Run]:
 
 
 def read_columns(info: DatasetInfo, run: Run, columns: Sequence[str]) -> pa.Table:
-    """`columns` of the row groups of `run`. ValueError, one line, if they are damaged."""
+    """Reads `columns` of the row groups of `run`. Raises ValueError, in one line, if they are corrupted."""
     uri = storage.join(info.uri, info.files[run.file])
     row_groups = [group - int(info.first_groups[run.file]) for group in run.groups]
 
@@ -53,7 +53,7 @@ def read_columns(info: DatasetInfo, run: Run, columns: Sequence[str]) -> pa.Tabl
 
 
 def in_threads(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """Results in the order of `tasks`. Few tasks are under way at a time, which bounds memory."""
+    """Yields results in the order of `tasks`. Runs only a few tasks at a time, to limit memory."""
     num_threads = os.cpu_count() or 1
     under_way: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:

@@ -1,7 +1,7 @@
-"""Re-reads a data set and holds it against its manifest.
+"""Re-reads a data set and compares it with its manifest.
 
-What it cannot see: other nouns, source, url, license or sha256 in a row that can still be read, since `sample_id` is
-made of image and captions alone.
+Does not detect changed nouns, source, url, license or sha256 in a row that is still readable, because `sample_id` only
+hashes image and captions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,20 +33,20 @@ MAX_PROBLEMS_SHOWN = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What a verification found."""
+    """The result of a verification."""
 
     num_samples_read: int
     num_problems: int
     problems: tuple[str, ...]
-    """The first ones, a line each."""
+    """The first problems, one line each."""
     orphans: tuple[str, ...]
-    """Files in data/ that the manifest does not name. They do no harm."""
+    """Files in data/ that the manifest does not name. They are harmless."""
 
 
 def verify(info: DatasetInfo) -> Verification:
     """Checks every file, row group and sample of a data set that `open_dataset` accepts.
 
-    Memory: some row groups, and 16 bytes per sample for finding duplicates.
+    Memory: some row groups, and 16 bytes per sample to find duplicates.
     """
     manifest = read_manifest(info.uri, MANIFEST_SCHEMA.names)
     num_problems = 0
@@ -81,7 +81,7 @@ def verify(info: DatasetInfo) -> Verification:
 
 @dataclass(frozen=True, kw_only=True)
 class _Checked:
-    """What was found in a few row groups of one file."""
+    """The result for a few row groups of one file."""
 
     num_expected: int
     num_samples: int
@@ -100,7 +100,7 @@ def _check(info: DatasetInfo, manifest: pa.Table, run: Run) -> _Checked:
         file = storage.open_parquet(uri)
         if not file.schema_arrow.equals(dataset_schema(info.metadata["schema_version"])):
             raise ValueError("its columns or their types are not those of a data set")
-    except Exception as error:  # Arrow raises errors of every kind on damaged files
+    except Exception as error:  # Arrow raises errors of any kind on corrupted files
         problem = f"{name} row groups {run.groups[0] - first} to {run.groups[-1] - first}: cannot be read: {error}"
         return _Checked(num_expected=num_expected, num_samples=0, ids=b"", problems=[_one_line(problem)])
     num_groups = int(np.append(info.first_groups, len(info.rows))[run.file + 1]) - first
@@ -126,7 +126,7 @@ def _check(info: DatasetInfo, manifest: pa.Table, run: Run) -> _Checked:
 
 def _read(file: pq.ParquetFile, uri: str, row_group: int) -> pa.Table:
     table = storage.retry(lambda: read_row_groups(file, [row_group]), uri)
-    table.validate(full=True)  # or damaged text and offsets would be followed
+    table.validate(full=True)  # otherwise Arrow would follow corrupted text and offsets
     return table
 
 
@@ -159,7 +159,7 @@ def _is_id(text: str) -> bool:
 
 
 def _duplicates(ids: bytearray) -> Iterable[str]:
-    """One problem per sample that is there again. Sorts `ids` in place."""
+    """Yields one problem per repeated sample. Sorts `ids` in place."""
     samples = np.frombuffer(ids, dtype="S16")
     samples.sort()
     for index in np.flatnonzero(samples[1:] == samples[:-1]):

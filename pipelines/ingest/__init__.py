@@ -1,1 +1,1 @@
-"""Data sets to slices: the order of samples, and Ray Data that reads in it."""
+"""Turns data sets into slices: the order of samples, and Ray Data that reads in this order."""

@@ -1,21 +1,21 @@
-"""From data sets to training batches: the order of samples, turned into slices by Ray Data.
+"""From data sets to training batches: Ray Data turns the order of samples into slices.
 
-`training_slices` makes the one Ray data set of a run, or of the rest of it. Its processes read, decode, augment and
-tokenise a window of samples at a time. Every block they yield is a single row that holds one slice: so Ray neither cuts
-nor merges slices, and its splitter, which gives the next block to the worker that had the fewest rows, deals them
-round-robin. With `preserve_order`, worker r of W gets the slices with index ≡ r (mod W), in order. Nothing in the data
-set depends on the number of workers.
+`training_slices` creates the single Ray data set of a run, or of the rest of it. Its processes read, decode, augment
+and tokenise a window of samples at a time. Each block they yield is a single row with one slice, so Ray neither splits
+nor merges slices. Ray's splitter gives the next block to the worker with the fewest rows, which here is round-robin.
+With `preserve_order`, worker r of W gets the slices with index ≡ r (mod W), in order. Nothing in the data set depends
+on the number of workers.
 
-To resume, make a data set that starts at another step. Ray Train calls a *function* in its `datasets` argument for
-every group of workers it starts, so this resumes after a failure:
+To resume, create a data set that starts at another step. Ray Train calls a *function* in its `datasets` argument for
+every group of workers that it starts, so this resumes after a failure:
 
     datasets={"train": lambda: training_slices(config, first_step=latest_checkpoint())}
 
-What handles images lies in `pipelines.ingest.slices`, imported by those processes only, and a plan holds plain values:
-Ray keeps several processes that merely coordinate, and importing torch would cost each of them seconds and most of a
-gigabyte.
+Code that handles images is in `pipelines.ingest.slices`, which only those processes import, and a plan holds plain
+values. Ray keeps several processes that only coordinate, and importing torch would cost each of them seconds and most
+of a gigabyte.
 
-A window's task is pure, all draws come from generators seeded by (seed, epoch, sample id): Ray may run it again
+The task of a window is pure: generators seeded by (seed, epoch, sample id) make all draws. So Ray may run it again
 anywhere.
 """
 
@@ -37,24 +37,26 @@ if TYPE_CHECKING:
 
 
 def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: bool = False) -> ray.data.Dataset:
-    """The slices of steps `first_step` … num_steps-1, in order; give them out by `streaming_split(W, equal=False)`.
+    """Creates the slices of steps `first_step` to num_steps - 1, in order.
 
-    The time to its first slice does not depend on `first_step`.
+    Distribute them with `streaming_split(W, equal=False)`. The time to the first slice does not depend on `first_step`.
 
-    `stay_open`: the data set does not end after its last slice; the consumer knows how many it takes. Ray's scheduling
-    loop sleeps only while some task is at work; when all wait for the consumer, as they do wherever reading is faster
-    than training, it spins and takes up to half a core from training. A task that does not end lets it sleep.
+    Args:
+        stay_open: Whether the data set stays open after its last slice; the consumer knows how many to take. Ray's
+            scheduling loop sleeps only while a task is running. If all tasks wait for the consumer, which happens when
+            reading is faster than training, it spins and takes up to half a core from training. A task that does not
+            end lets it sleep.
     """
     plan = plan_ingest(config)
     slices_per_step = config.slices_per_step
     bounds = {"first": first_step * slices_per_step, "end": config.training.num_steps * slices_per_step}
     context = DataContext.get_current().copy()
     context.execution_options = ExecutionOptions(preserve_order=True)
-    context.enable_progress_bars = False  # the run has a line of its own
-    context.target_max_block_size = 1  # byte: every row, whatever its size, becomes a block
+    context.enable_progress_bars = False  # the run has its own progress line
+    context.target_max_block_size = 1  # byte: each row becomes a block, whatever its size
     with DataContext.current(context):
-        # A generator that takes no CPU names the windows one by one as they are needed: to set up a read task for every
-        # window of a long run would take Ray minutes.
+        # A generator that takes no CPU yields the windows as they are needed. Setting up a read task for every window
+        # of a long run would take Ray minutes.
         windows = ray.data.from_items([bounds]).map_batches(
             _split_by_window,  # pyright: ignore[reportArgumentType]
             fn_args=(plan.order.window_size // plan.slice_size, stay_open),
@@ -69,7 +71,7 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
             compute=ActorPoolStrategy(
                 min_size=1,
                 max_size=config.ingest.max_processes or _free_cpus(config),
-                # One window is made while another is handed over; two more wait, or the pool would not grow.
+                # One window is made while another is handed over. Two more wait; otherwise the pool would not grow.
                 enable_true_multi_threading=True,
                 max_concurrent_calls_per_actor=2,
                 max_tasks_in_flight_per_actor=4,
@@ -78,7 +80,7 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
 
 
 def iter_slices(shard: ray.data.DataIterator | ray.data.Dataset, *, prefetch_slices: int = 2) -> Iterator[Slice]:
-    """The slices of one worker, from its part of the split data set, or from the whole if it is alone.
+    """Yields the slices of one worker, from its part of the split data set, or from the whole one if it is alone.
 
     Arrays are read-only, in Ray's shared memory.
     """
@@ -89,7 +91,7 @@ def iter_slices(shard: ray.data.DataIterator | ray.data.Dataset, *, prefetch_sli
     )
     for block in blocks:
         piece: Slice = {name: column[0] for name, column in block.items()}  # pyright: ignore
-        if "prompt_keys" not in piece:  # Ray cannot carry an array without elements
+        if "prompt_keys" not in piece:  # Ray cannot transfer an array without elements
             piece["prompt_keys"] = np.empty((len(piece["position"]), 0), dtype=np.int64)
         yield piece
 
@@ -97,23 +99,23 @@ def iter_slices(shard: ray.data.DataIterator | ray.data.Dataset, *, prefetch_sli
 def _split_by_window(
     batch: Mapping[str, npt.NDArray[Any]], slices_per_window: int, stay_open: bool = False
 ) -> Iterator[dict[str, list[int]]]:
-    """Cut the range of slices at the borders of windows: one row for each window; kept open, then empty ones."""
+    """Splits the range of slices at window borders, one row per window. If kept open, then yields empty rows."""
     first, last = int(batch["first"][0]), int(batch["end"][0])
     while first < last:
         end = min(first - first % slices_per_window + slices_per_window, last)
         yield {"first": [first], "end": [end]}
         first = end
     pause = 0.5
-    while stay_open:  # until the execution is shut down with the workers it serves
+    while stay_open:  # until the execution is shut down with its workers
         time.sleep(pause)
-        # A row leaves Ray's output buffer when the next one comes: the last ones need these, which are empty. Each
-        # costs Ray a task, and a slow run may wait for long.
+        # A row leaves Ray's output buffer only when the next one arrives, so empty rows flush the last ones. Each costs
+        # Ray a task, and a slow run may wait for long.
         yield {"first": [last], "end": [last]}
         pause = min(2 * pause, 30.0)
 
 
 def _free_cpus(config: "ExperimentConfig") -> int:
-    """CPUs of the cluster that neither training nor evaluation asks for; at least 1."""
+    """Number of CPUs of the cluster that neither training nor evaluation requests; at least 1."""
     training, evaluation = config.training, config.evaluation
     taken = training.num_workers * training.cpus_per_worker
     if evaluation.every_n_steps is not None:
@@ -122,11 +124,11 @@ def _free_cpus(config: "ExperimentConfig") -> int:
 
 
 class _SliceLoader:
-    """A process that makes windows into slices, one after the other, and hands them over meanwhile.
+    """A process that turns windows into slices, one after the other, and hands them over at the same time.
 
-    Ray collects what a task yields some ten times a second and lets it run two blocks ahead. So a window is whole
-    before its first slice is yielded: a task whose turn has not come would wait with its work undone. And another
-    thread makes the next window by then, or the CPU would be idle for a quarter of the time.
+    Ray collects what a task yields some ten times a second and lets it run two blocks ahead. So a window is completed
+    before its first slice is yielded; otherwise a task whose turn has not come would wait with its work undone. Another
+    thread already makes the next window; otherwise the CPU would be idle for a quarter of the time.
     """
 
     def __init__(self, plan: IngestPlan) -> None:
@@ -138,7 +140,7 @@ class _SliceLoader:
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
         first, end = int(batch["first"][0]), int(batch["end"][0])
-        if first == end:  # nobody takes it
+        if first == end:  # nobody uses it
             yield {"position": np.full((1, 1), -1)}
             return
         with self._cpu:
@@ -146,5 +148,5 @@ class _SliceLoader:
         for piece in pieces:
             row = {name: column[None] for name, column in piece.items() if column.size}
             row["sample_id"] = np.empty(1, dtype=object)
-            row["sample_id"][0] = piece["sample_id"].tolist()  # a list of strings: tensors hold numbers only
+            row["sample_id"][0] = piece["sample_id"].tolist()  # a list of strings, because tensors hold numbers only
             yield row

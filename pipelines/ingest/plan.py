@@ -1,5 +1,5 @@
-"""What a process has to know to load any window of a run, and what it makes of one. Plain values: importing torch would
-cost each of Ray's processes that only coordinate seconds and most of a gigabyte.
+"""What a process needs to load any window of a run, and the slices that it makes. Plain values, because importing torch
+would cost each of Ray's coordinating processes seconds and most of a gigabyte.
 """
 
 import dataclasses
@@ -19,29 +19,28 @@ Slice = dict[str, npt.NDArray[Any]]
 
 image        uint8 [n,3,H,W]
 token_ids    int32 [n,1+K,T]   the caption, then the prompts
-prompt_keys   int64 [n,K]       equal where prompts name the same noun
-erase_box    int16 [n,4]       for `groupvit.transforms.finish`, as is
+prompt_keys  int64 [n,K]       equal for prompts with the same noun
+erase_box    int16 [n,4]       for `groupvit.transforms.finish`, unchanged
 noise_seed   int64 [n]
 sample_id    str [n]
 position     int64 [n]         in the run's sequence
 epoch        int32 [n]         of its source
 source       int8 [n]          index in `data.sources`
-substituted  bool [n]          the image was corrupt: image, caption and nouns are those of another sample, while
-                               sample_id still names the one whose turn it was
-"""
+substituted  bool [n]          the image was corrupted: image, caption and nouns are those of another sample, while
+                               sample_id is that of the original one"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestPlan:
-    """All a process has to know to load any window."""
+    """All that a process needs to load any window."""
 
     order: SampleOrder
     uris: tuple[str, ...]
-    """Of the data sets, in the order of `order.sources`."""
+    """URIs of the data sets, in the order of `order.sources`."""
     files: tuple[tuple[str, ...], ...]
     first_groups: tuple[npt.NDArray[np.int64], ...]
     is_raw: tuple[bool, ...]
-    """Which of them are raw shards."""
+    """Whether each of them consists of raw shards."""
     slice_size: int
     image_size: int
     context_length: int
@@ -51,7 +50,7 @@ class IngestPlan:
 
 
 def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
-    """Open the data sets of `config`; ValueError for what is wrong with them."""
+    """Opens the data sets of `config`. Raises ValueError if one is invalid."""
     datasets = [open_source(uri) for uri in config.data.sources]
     return IngestPlan(
         order=SampleOrder.of(

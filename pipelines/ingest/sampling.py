@@ -1,15 +1,16 @@
 """The order of samples: pure functions from a position in the run to a sample. Needs numpy only.
 
-A run sees one endless sequence of samples, fixed by the row groups of its data sets, the weights of the mixture and a
-seed. It is never written down: any stretch is computed when needed, at a cost that does not grow with its position.
+A run sees one endless sequence of samples. The row groups of its data sets, the weights of the mixture and a seed
+determine it. It is never stored: any part is computed when needed, at a cost that does not grow with its position.
 
-- The rows of a source are laid out in *chunks*: every row group of the usual size is one; the rows of all other groups,
-  one after the other, are cut into more of that size. An epoch visits the chunks in an order drawn from (seed, source,
-  epoch), and the rows that fill no chunk last: each row exactly once. The sequence of a source is its epochs, joined.
-- Window k holds the positions [k·window_size, (k+1)·window_size). Every source fills its quota of it with what comes
-  next in its own sequence; the rows are then permuted by (seed, window).
-- Slice j holds the positions [j·slice_size, (j+1)·slice_size); optimiser step t the slices [t·G, (t+1)·G), where
-  G = global batch size / slice_size; worker r of W takes those with index ≡ r (mod W).
+- The rows of a source are split into *chunks*. Each row group of the most common size is one. The rows of all other
+  groups, one after the other, are cut into more chunks of that size. An epoch visits the chunks in an order drawn from
+  (seed, source, epoch), and then the remaining rows that fill no chunk: each row exactly once. The sequence of a source
+  is the concatenation of its epochs.
+- Window k holds the positions [k·window_size, (k+1)·window_size). Each source fills its quota of the window with the
+  next rows of its own sequence. The rows are then permuted by (seed, window).
+- Slice j holds the positions [j·slice_size, (j+1)·slice_size). Optimiser step t takes the slices [t·G, (t+1)·G), where
+  G = global batch size / slice_size. Worker r of W takes those with index ≡ r (mod W).
 """
 
 from collections.abc import Sequence
@@ -22,20 +23,20 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 
-_NUM_ROUNDS = 8  # of the Feistel network; 4 make it pseudo-random for strong round functions, ours is a mere hash
-_LEAST_HALF_BITS = 3  # with fewer bits, few of the possible orders of a small domain would ever be drawn
-_CHUNKS, _WINDOWS = 0, 1  # keep the keys of the two kinds of permutation apart
+_NUM_ROUNDS = 8  # of the Feistel network; 4 make it pseudo-random with strong round functions, but ours is only a hash
+_LEAST_HALF_BITS = 3  # with fewer bits, most of the possible orders of a small domain would never be drawn
+_CHUNKS, _WINDOWS = 0, 1  # separate the keys of the two kinds of permutation
 
 
 class Samples(NamedTuple):
-    """Where samples are, one entry per sample, int64."""
+    """Locations of samples: one entry per sample, int64."""
 
     position: IntArray
-    """In the run's sequence."""
+    """Position in the run's sequence."""
     source: IntArray
     """Index of the data set."""
     epoch: IntArray
-    """Which visit of its source this belongs to, from 0."""
+    """Epoch of its source, from 0."""
     row_group: IntArray
     """Index of the row group in the manifest of the source."""
     row: IntArray
@@ -44,21 +45,21 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The layout of one data set: small, however many row groups there are, as long as most are of one size."""
+    """The layout of one data set. Small for any number of row groups, if most have the same size."""
 
     num_samples: int
     chunk_rows: int
-    """Rows of a row group of the usual size."""
+    """Number of rows of a row group of the most common size."""
     num_full_groups: int
-    """Row groups of the usual size."""
+    """Number of row groups of the most common size."""
     odd_groups: IntArray
-    """Indices of all other row groups, rising."""
+    """Indices of all other row groups, ascending."""
     odd_offsets: IntArray
-    """[len(odd_groups) + 1]: number of rows in the odd row groups before each."""
+    """[len(odd_groups) + 1]: number of rows in the odd row groups before each one."""
 
     @classmethod
     def from_row_groups(cls, rows: npt.ArrayLike) -> "Source":
-        """Lay out a data set by the rows [R] of its row groups, in the manifest's order. ValueError if it is empty."""
+        """Creates it from the rows [R] of the row groups, in manifest order. Raises ValueError if it has no rows."""
         rows = np.asarray(rows)
         filled = rows[rows > 0]
         if not len(filled):
@@ -79,17 +80,17 @@ class Source:
         return self.num_full_groups + int(self.odd_offsets[-1]) // self.chunk_rows
 
     def locate(self, positions: IntArray, key: Sequence[int]) -> tuple[IntArray, IntArray]:
-        """Positions [N] in one epoch, 0 … num_samples-1, → (row group [N], row [N]); `key` fixes the epoch's order."""
+        """Positions [N] in one epoch, 0 … num_samples-1, → (row group [N], row [N]). `key` sets the epoch's order."""
         chunk, row = np.divmod(positions, self.chunk_rows)
         in_chunk = chunk < self.num_chunks
         chunk[in_chunk] = permute(chunk[in_chunk], self.num_chunks, key)
 
-        # Rows of odd groups, counted through all of them; what is left over at the epoch's end has chunk == num_chunks.
+        # Rows of odd groups, counted across all of them. Rows left over at the epoch's end have chunk == num_chunks.
         odd_row = (chunk - self.num_full_groups) * self.chunk_rows + row
         odd = np.searchsorted(self.odd_offsets, odd_row, side="right") - 1
         is_odd = chunk >= self.num_full_groups
 
-        # The i-th full group comes after as many odd ones as have at most i full groups before them.
+        # An odd group is before the i-th full group if it has at most i full groups before it.
         full_before = self.odd_groups - np.arange(len(self.odd_groups))
         full_group = chunk + np.searchsorted(full_before, chunk, side="right")
         odd = np.where(is_odd, odd, 0)
@@ -103,7 +104,7 @@ class SampleOrder:
 
     sources: tuple[Source, ...]
     weights: tuple[int, ...]
-    """Share of each source, in whole numbers: with 3 and 1, three samples of four come from the first."""
+    """Share of each source, in whole numbers: with 3 and 1, three of four samples come from the first."""
     seed: int
     window_size: int
 
@@ -111,7 +112,7 @@ class SampleOrder:
     def of(
         cls, sources: Sequence[Source], *, seed: int, window_size: int, weights: Sequence[float] | None = None
     ) -> "SampleOrder":
-        """`weights` are of any scale; None mixes by size, so that all sources end their epochs together."""
+        """`weights` may have any scale. None mixes by size, so that all sources end their epochs together."""
         if not sources:
             raise ValueError("sources: none given; the order of samples needs at least one")
         shares = [source.num_samples for source in sources] if weights is None else weights
@@ -121,7 +122,7 @@ class SampleOrder:
             raise ValueError(f"weights: {tuple(shares)} must all be above 0; leave out the source instead")
         if window_size < 1:
             raise ValueError(f"window_size: {window_size} must be at least 1")
-        # Through the shortest decimals that name the floats, 0.1 is a tenth, and the counts below are exact for ever.
+        # Converted by way of their shortest decimals, 0.1 is exactly a tenth, and the counts below are always exact.
         fractions = [Fraction(str(share)) for share in shares]
         scale = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
         return cls(
@@ -132,7 +133,7 @@ class SampleOrder:
         )
 
     def locate(self, positions: npt.ArrayLike) -> Samples:
-        """The samples at `positions` [N] of the run's sequence, which may come in any order."""
+        """Returns the samples at `positions` [N] of the run's sequence, which may be in any order."""
         positions = np.asarray(positions, dtype=np.int64).reshape(-1)
         if len(positions) and positions.min() < 0:
             raise ValueError(f"positions: {positions.min()} is negative; the sequence starts at 0")
@@ -144,14 +145,14 @@ class SampleOrder:
         return Samples(positions, *columns)
 
     def window(self, index: int) -> Samples:
-        """The samples of one window, in their order."""
+        """Returns the samples of one window, in order."""
         return self.locate(np.arange(index * self.window_size, (index + 1) * self.window_size))
 
     def counts_before_window(self, window: int) -> list[int]:
-        """Samples taken from each source in all windows before this one.
+        """Number of samples taken from each source in all windows before this one.
 
-        Source by source, a share is cut off what the sources before it left: so every count only grows, by at most one
-        per sample, stays within one sample per source of its exact share, and all sum to window · window_size.
+        Each source in turn gets its share of what the sources before it left. So every count only grows, by at most one
+        per sample, and stays within one sample per source of its exact share. The counts sum to window · window_size.
         """
         counts, left, weight_left = [], window * self.window_size, sum(self.weights)
         for weight in self.weights:
@@ -161,7 +162,7 @@ class SampleOrder:
         return counts
 
     def counts_before(self, position: int) -> list[int]:
-        """Samples taken from each source at the positions before this one."""
+        """Number of samples taken from each source at the positions before this one."""
         window, rest = divmod(position, self.window_size)
         inside = self.locate(np.arange(window * self.window_size, window * self.window_size + rest))
         taken = np.bincount(inside.source, minlength=len(self.sources)).tolist()
@@ -196,10 +197,10 @@ def slices_of_step(step: int, slices_per_step: int, *, rank: int = 0, world_size
 
 
 def permute(values: IntArray, size: int, key: Sequence[int]) -> IntArray:
-    """Images of `values` [N] in 0 … size-1 under a permutation of these numbers drawn from `key` (integers >= 0).
+    """Maps `values` [N] in 0 … size-1 by a permutation of these numbers drawn from `key` (integers >= 0).
 
-    A Feistel network over the next even number of bits, walked until the image falls into the domain again (Black
-    and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): no table, so one image costs the same for any size.
+    Applies a Feistel network over the next even number of bits until the result is in the domain again (Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It needs no table, so a value costs the same for any size.
     """
     half_bits = np.uint64(max(((size - 1).bit_length() + 1) // 2, _LEAST_HALF_BITS))
     mask = np.uint64((1 << int(half_bits)) - 1)
@@ -216,7 +217,7 @@ def permute(values: IntArray, size: int, key: Sequence[int]) -> IntArray:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit reaches every bit."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): each input bit affects each output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

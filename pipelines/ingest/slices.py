@@ -1,5 +1,5 @@
-"""Slices of a window: rows are read, images decoded and augmented, prompts drawn, texts tokenised. Runs in the tasks of
-`pipelines.ingest.loader`, and as well without Ray.
+"""Makes the slices of a window: reads rows, decodes and augments images, draws prompts, tokenises texts. Runs in the
+tasks of `pipelines.ingest.loader`, and also without Ray.
 """
 
 import functools
@@ -27,10 +27,10 @@ from pipelines.ingest.uncurated import read_raw_row_group, with_captions
 
 
 def load_slices(plan: IngestPlan, first: int, end: int) -> list[Slice]:
-    """Slices `first` … `end`-1, which must be of one window.
+    """Loads slices `first` to `end` - 1, which must be in one window.
 
-    The generators of a sample are seeded by (seed, epoch, sample id). A corrupt image is substituted by the next sample
-    of its window that can be decoded, under the seeds of the one whose turn it was. ValueError if all are corrupt.
+    The generators of a sample are seeded by (seed, epoch, sample id). A corrupted image is replaced by the next sample
+    of its window that can be decoded, with the seeds of the original sample. Raises ValueError if all are corrupted.
     """
     window, first_place = divmod(first * plan.slice_size, plan.order.window_size)
     samples = plan.order.window(window)
@@ -97,16 +97,16 @@ def _transform_first_good(
         try:
             return used, transform(rows[used]["image"], seed)
         except ValueError:
-            continue  # corrupt: counted by whoever trains, from `substituted`
+            continue  # corrupted: training counts it, from `substituted`
     raise ValueError(f"image: none of the {len(rows)} images of a window can be decoded; curate the data set again")
 
 
 def caption_index(num_captions: int, seed: int, epoch: int, sample_id: str) -> int:
-    """Which of its captions a sample shows in an epoch: within `num_captions` epochs each once, in an order that is
-    drawn anew after that.
+    """Chooses the caption that a sample shows in an epoch. Each is shown once within `num_captions` epochs. The order
+    is then drawn again.
 
-    Drawn apart from the generators of augmentation and prompts, which give the same for any number of captions: so runs
-    on one caption an image resume with the bits they had before there could be several.
+    Drawn independently of the generators for augmentation and prompts, whose results do not depend on the number of
+    captions. So runs with one caption per image resume bit for bit as before several were supported.
     """
     cycle, place = divmod(epoch, num_captions)
     keys = [_hash(f"caption {seed} {cycle} {sample_id} {index}", 8) for index in range(num_captions)]
@@ -114,8 +114,7 @@ def caption_index(num_captions: int, seed: int, epoch: int, sample_id: str) -> i
 
 
 def _read_rows(plan: IngestPlan, samples: Samples) -> list[dict[str, Any]]:
-    """The rows of `samples`, in their order, each with the caption of its epoch and that caption's nouns; every row
-    group is read once."""
+    """Reads the rows of `samples`, in order, each with its epoch's caption and nouns. Reads every row group once."""
     rows: list[dict[str, Any]] = [{}] * len(samples.position)
     groups, group_of = np.unique(np.stack([samples.source, samples.row_group]), axis=1, return_inverse=True)
     for index, (source, group) in enumerate(groups.T.tolist()):
@@ -151,7 +150,7 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
 
 @functools.lru_cache(maxsize=64)
 def _open_parquet(uri: str) -> pq.ParquetFile:
-    """Kept open by the process from window to window: the footer need not be read again."""
+    """Opens a file and keeps it open from window to window, so that its footer is not read again."""
     return storage.open_parquet(uri)
 
 
@@ -161,22 +160,22 @@ def _tokenizer() -> Tokenizer:
 
 
 class ReusedMemory:
-    """Memory for arrays of bytes, given out again when the last array that lies in it is gone.
+    """Memory for byte arrays; a buffer is reused once no array refers to it. Not thread-safe.
 
-    To get pages from the system costs half a millisecond for an image of 224 pixels, a quarter of all there is to do
-    for it. Not for several threads at once.
+    Getting new pages from the system takes half a millisecond for an image of 224 pixels, a quarter of the total work
+    for it.
     """
 
     def __init__(self) -> None:
         self._pieces: list[tuple[memoryview, weakref.ref[npt.NDArray[np.uint8]]]] = []
 
     def empty(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """uint8 of `shape`, with anything in it."""
+        """Returns an uninitialised uint8 array of `shape`."""
         size = math.prod(shape)
         free = (i for i, (memory, user) in enumerate(self._pieces) if user() is None and len(memory) == size)
         index = next(free, None)
         memory = np.empty(size, dtype=np.uint8).data if index is None else self._pieces[index][0]
-        user = np.frombuffer(memory, dtype=np.uint8)  # every view of it keeps it: its memory is no array's
+        user = np.frombuffer(memory, dtype=np.uint8)  # views keep it alive, because no array owns its memory
         piece = (memory, weakref.ref(user))
         if index is None:
             self._pieces.append(piece)

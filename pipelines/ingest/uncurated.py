@@ -1,7 +1,7 @@
-"""Raw shards read by training as they are: images that arrived, with captions cleaned and nouns mined on the way.
+"""Lets training read raw shards without curation: downloaded images, with captions cleaned and nouns mined when read.
 
-For a first look. What `groupvit curate` would leave out is all in there: duplicates, boiler-plate captions, images too
-small; and nouns are mined again in every epoch.
+For a first look only. They include what `groupvit curate` would drop: duplicates, boilerplate captions, images that are
+too small. Nouns are mined again in every epoch.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ _NUM_READERS = 16  # that wait for object storage
 
 
 def open_source(uri: str) -> DatasetInfo:
-    """A data set or, where there is none but raw shards are, these. ValueError for what is wrong with either."""
+    """Opens a data set, or raw shards if there is none. Raises ValueError if they are invalid."""
     if "dataset.json" not in storage.list_files(uri) and has_shards(uri):
         return open_raw_shards(uri)
     return open_dataset(uri)
 
 
 def open_raw_shards(uri: str) -> DatasetInfo:
-    """The samples of raw shards that arrived; their row groups are those of the shards, with fewer rows."""
+    """Describes the downloaded samples of raw shards. Row groups are those of the shards, with fewer rows."""
     shards = raw_shards(uri).shards
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         rows = list(readers.map(lambda shard: _count_rows(shard.uri), shards))
@@ -57,7 +57,7 @@ def open_raw_shards(uri: str) -> DatasetInfo:
 
 
 def read_raw_row_group(file: pq.ParquetFile, row_group: int) -> pa.Table:
-    """image and captions (as they came) of the samples of a row group that arrived."""
+    """Reads image and captions (unchanged) of the downloaded samples of a row group."""
     table = file.read_row_group(row_group, columns=[*_COLUMNS, *_caption_columns(file)], use_threads=False)
     arrived, texts = _arrived(table)
     columns = {"image": table.column("jpg"), "captions": pa.array(texts, pa.list_(pa.large_string()))}
@@ -65,13 +65,13 @@ def read_raw_row_group(file: pq.ParquetFile, row_group: int) -> pa.Table:
 
 
 def with_captions(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `read_raw_row_group` with the captions cleaned, and their ids."""
+    """Cleans the captions of rows of `read_raw_row_group`, and adds sample ids."""
     cleaned = [{**row, "captions": [clean_caption(text) for text in row["captions"]]} for row in rows]
     return [{**row, "sample_id": sample_id(row["image"], *row["captions"])} for row in cleaned]
 
 
 def _count_rows(uri: str) -> list[int]:
-    """Of each row group, the samples that arrived."""
+    """Counts the downloaded samples of each row group."""
     advice = "download it again"
     with storage.naming_damage(uri, advice):
         file = storage.open_parquet(uri)
@@ -92,7 +92,7 @@ def _caption_columns(file: pq.ParquetFile) -> list[str]:
 
 
 def _arrived(table: pa.Table) -> tuple[pa.Array, list[list[str]]]:
-    """Which rows have an image and a caption, and the captions of all rows, without those that are missing."""
+    """Returns which rows have an image and a caption, and the captions of all rows, without missing ones."""
     found = {name: table.column(name).combine_chunks() for name in CAPTION_COLUMNS if name in table.column_names}
     texts = [[text for text in row if text is not None] for row in captions(found)]
     success = pc.equal(table.column("status"), "success")  # pyright: ignore[reportAttributeAccessIssue]
