@@ -1,1 +1,1 @@
-"""Segmentation data sets with masks, one file per data set: where files lie, class names, background rule."""
+"""Segmentation data sets with masks, one file per data set: its files, class names and background rule."""

@@ -1,6 +1,7 @@
 """ADE20K, its scene parsing challenge of 2016: `ADEChallengeData2016/{images,annotations}/validation`.
 
-Value k of a label file is class k − 1, 0 everything that is none of the 150 and is left out. There is no background.
+Value k of a label file is class k − 1. Value 0 is everything outside the 150 classes, and is ignored. There is no
+background.
 """
 
 from pipelines.benchmarks.class_lists import read_classes
@@ -12,7 +13,7 @@ NUM_IMAGES = 2000
 
 
 def open_ade20k(root: str) -> FileDataset:
-    """150 classes; pixels of none are ignored."""
+    """Opens ADE20K with 150 classes. Pixels of no class are ignored."""
     folder = find_folder(root, ("ADEChallengeData2016", ""), IMAGES, benchmark="ade20k", page=PAGE)
     classes = read_classes("ade20k")
     return open_files(

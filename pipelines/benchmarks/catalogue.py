@@ -1,4 +1,4 @@
-"""All segmentation benchmarks by the names users give. Whether one has a background, the opened data set says."""
+"""All segmentation benchmarks by the names that users give. The opened data set says whether it has a background."""
 
 from collections.abc import Callable
 
@@ -21,4 +21,5 @@ BENCHMARKS: dict[str, Callable[[str], SegmentationDataset]] = {
     "ade20k": open_ade20k,
     "scenes": open_scenes,
 }
-"""Name → what opens its folder (a local path or s3:// URI); ValueError when the folder is not that benchmark."""
+"""Functions by name that open the benchmark's folder (a local path or s3:// URI). They raise ValueError if the folder
+is not that benchmark."""

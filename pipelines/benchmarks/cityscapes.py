@@ -1,10 +1,10 @@
 """Cityscapes, the fine annotations of its validation cities.
 
     leftImg8bit/val/CITY/NAME_leftImg8bit.png
-    gtFine/val/CITY/NAME_gtFine_labelTrainIds.png         value = class, 255 = ignored; read where they are
+    gtFine/val/CITY/NAME_gtFine_labelTrainIds.png         value = class, 255 = ignored; used if they exist
     gtFine/val/CITY/NAME_gtFine_labelIds.png              as distributed: value = id, of which 19 are classes
 
-DIR or DIR/cityscapes holds both folders. There is no background.
+DIR or DIR/cityscapes contains both folders. There is no background.
 """
 
 from pipelines import storage
@@ -19,7 +19,7 @@ NUM_IDS = 34
 
 
 def open_cityscapes(root: str) -> FileDataset:
-    """19 classes; the other 15 ids are ignored."""
+    """Opens Cityscapes with 19 classes. The other 15 ids are ignored."""
     folder = find_folder(root, ("cityscapes", ""), IMAGES, benchmark="cityscapes", page=PAGE)
     classes = read_classes("cityscapes")
     is_made = any(name.endswith(MADE_ENDING) for name in storage.list_sizes(storage.join(folder, LABELS)))

@@ -1,9 +1,9 @@
-"""The classes of the benchmarks, written down once: `classes/NAME.json`, each with the source of its names.
+"""The classes of the benchmarks, each list stored once in `classes/NAME.json` with the source of its names.
 
-A class has the name its benchmark gives it, and, where that name is no word one would look for, other `words`: those of
-GroupViT's protocol for VOC and Context ("diningtable" → "table"); for COCO-Stuff what its endings mean ("wall-other",
-"desk-stuff" → "wall", "desk"; "wall-brick" → "brick wall"; "playingfield" → "playing field"). All else stays as the
-benchmark has it, however odd, so that results compare with published ones. No two classes share a word.
+A class has the name that its benchmark gives it. If nobody would search for that name, it has other `words`: for VOC
+and Context those of GroupViT's protocol ("diningtable" → "table"); for COCO-Stuff the meaning of its endings
+("wall-other", "desk-stuff" → "wall", "desk"; "wall-brick" → "brick wall"; "playingfield" → "playing field"). All other
+names are unchanged, even odd ones, so that results are comparable with published ones. No two classes share a word.
 """
 
 import json
@@ -17,16 +17,16 @@ class LabelClass:
     """A class of a segmentation benchmark."""
 
     number: int
-    """What the benchmark calls it in its own files."""
+    """Number of the class in the benchmark's own files."""
     name: str
     words: tuple[str, ...]
-    """What it is looked for by."""
+    """Words to look for the class by."""
     colour: tuple[int, int, int] | None
-    """RGB in pictures; None where the benchmark has no colours that tell its classes apart."""
+    """RGB colour in pictures; None if the benchmark has no colours that distinguish its classes."""
 
 
 def read_classes(benchmark: Literal["voc", "context", "coco", "cityscapes", "ade20k"]) -> tuple[LabelClass, ...]:
-    """All classes in the order of their label indexes, the background first where there is one."""
+    """Reads all classes in the order of their label indices. The background, if there is one, is first."""
     return tuple(
         LabelClass(
             number=row["number"],
@@ -39,7 +39,7 @@ def read_classes(benchmark: Literal["voc", "context", "coco", "cityscapes", "ade
 
 
 def read_imagenet_classes() -> tuple[tuple[str, str], ...]:
-    """The 1,000 classes of ImageNet in the order of their labels: (folder, name), with CLIP's curated names."""
+    """Reads the 1,000 classes of ImageNet in label order: (folder, name), with CLIP's curated names."""
     return tuple((row["folder"], row["name"]) for row in _rows("imagenet"))
 
 

@@ -2,11 +2,11 @@
 
     images/val2017/*.jpg                                  in DIR, DIR/coco or DIR/coco_stuff164k
     annotations/val2017/NAME.png                          as distributed: value = category id − 1, 255 = unlabelled
-    annotations/val2017/NAME_instanceTrainIds.png         made from them for coco-object, read where they are
-    annotations/val2017/NAME_labelTrainIds.png            made from them for coco-stuff, read where they are
+    annotations/val2017/NAME_instanceTrainIds.png         made from them for coco-object, used if they exist
+    annotations/val2017/NAME_labelTrainIds.png            made from them for coco-stuff, used if they exist
 
-Category ids run from 1 to 182 with 11 gaps, 1 to 90 are things. coco-object has the 80 things and takes everything else
-for background, unlabelled pixels too; coco-stuff has all 171 and leaves unlabelled pixels out.
+Category ids are 1 to 182 with 11 gaps; 1 to 90 are things. coco-object has the 80 things, and everything else is
+background, including unlabelled pixels. coco-stuff has all 171 categories and ignores unlabelled pixels.
 """
 
 from pipelines import storage
@@ -21,7 +21,7 @@ LAST_THING = 90
 
 
 def open_coco_object(root: str) -> FileDataset:
-    """80 classes and the background."""
+    """Opens COCO-Object with 80 classes and the background."""
     everything = read_classes("coco")
     things = [entry for entry in everything if entry.number <= LAST_THING]
     background = LabelClass(number=0, name=BACKGROUND, words=(), colour=None)
@@ -34,7 +34,7 @@ def open_coco_object(root: str) -> FileDataset:
 
 
 def open_coco_stuff(root: str) -> FileDataset:
-    """171 classes, things and stuff; unlabelled pixels are ignored."""
+    """Opens COCO-Stuff with 171 classes, things and stuff. Unlabelled pixels are ignored."""
     classes = read_classes("coco")
     raw = {entry.number - 1: index for index, entry in enumerate(classes)} | {255: IGNORED}
     made = {index: index for index in range(len(classes))} | {255: IGNORED}

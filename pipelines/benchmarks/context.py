@@ -2,10 +2,10 @@
 
     VOCdevkit/VOC2010/JPEGImages/*.jpg
     VOCdevkit/VOC2010/SegmentationClassContext/*.png              made by `groupvit prepare-context --root DIR`
-    VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt       made, too
+    VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt       made by it, too
 
-Value k of a label file is class k of the 59 frequent ones, 0 everything else. context60 has that as its background;
-context59 leaves those pixels out. Lists of 5,105 and of 5,104 images are both in use.
+Value k of a label file is class k of the 59 frequent ones; 0 is everything else. It is the background of context60, and
+context59 ignores it. Lists of 5,105 and of 5,104 images are both in use.
 """
 
 from pipelines import storage
@@ -20,17 +20,17 @@ NUM_IMAGES = (5104, 5105)
 
 
 def open_context60(root: str) -> FileDataset:
-    """59 classes and the background."""
+    """Opens Context with 59 classes and the background."""
     return _open(root, "context60", background=True)
 
 
 def open_context59(root: str) -> FileDataset:
-    """59 classes; pixels of no class are ignored."""
+    """Opens Context with 59 classes. Pixels of no class are ignored."""
     return _open(root, "context59", background=False)
 
 
 def find_context(root: str, benchmark: str) -> str:
-    """The VOC2010 folder of `root`. ValueError if there is none."""
+    """Returns the VOC2010 folder in `root`. Raises ValueError if there is none."""
     return find_folder(root, FOLDERS, IMAGES, benchmark=benchmark, page=PAGE)
 
 

@@ -2,8 +2,8 @@
 
     groupvit prepare-context --root data/VOCdevkit
 
-reads `trainval_merged.json` (COCO's run-length encoding, one mask per object and category) and writes, for its 5,105
-validation images, `SegmentationClassContext/NAME.png` and, last, `ImageSets/SegmentationContext/val.txt`. The file is
+It reads `trainval_merged.json` (COCO's run-length encoding, one mask per object and category). For the 5,105 validation
+images it writes `SegmentationClassContext/NAME.png` and finally `ImageSets/SegmentationContext/val.txt`. The file is
 large, and reading it takes several times its size in memory.
 """
 
@@ -30,16 +30,17 @@ _IMAGE_NAME = re.compile(r"(\w+)\.jpg")
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareContextConfig:
-    """Where PASCAL Context lies."""
+    """Configures the location of PASCAL Context."""
 
     root: str
-    """Folder that holds VOCdevkit/VOC2010, or that folder: a local path or s3:// URI. trainval_merged.json lies in one
-    of them."""
+    """Folder that contains VOCdevkit/VOC2010, or VOC2010 itself: a local path or s3:// URI. One of them contains
+    trainval_merged.json."""
 
 
 def prepare_context(config: PrepareContextConfig) -> dict[str, Any]:
-    """Writes the label files and their list; returns where and how many. ValueError for missing or damaged
-    annotations."""
+    """Writes the label files and their list, and returns their folder and number. Raises ValueError if the annotations
+    are missing or corrupted.
+    """
     folder = find_context(config.root, "PASCAL Context")
     candidates = [storage.join(where, ANNOTATIONS) for where in (folder, storage.absolute(config.root))]
     uri = next((candidate for candidate in candidates if storage.exists(candidate)), None)
@@ -67,7 +68,7 @@ def prepare_context(config: PrepareContextConfig) -> dict[str, Any]:
 
 
 def draw_labels(image: dict[str, Any], masks: list[dict[str, Any]]) -> NDArray[np.uint8]:
-    """The label map uint8 [H, W] of an image; where masks overlap, the later one counts. ValueError for unfit ones."""
+    """Draws the label map uint8 [H, W]. Later masks cover earlier ones. Raises ValueError for invalid masks."""
     height, width = image["height"], image["width"]
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"image {_stem(image)} has {width}×{height} pixels")
@@ -84,11 +85,11 @@ def draw_labels(image: dict[str, Any], masks: list[dict[str, Any]]) -> NDArray[n
 
 
 def decode_mask(counts: str | list[int], height: int, width: int) -> NDArray[np.bool_]:
-    """COCO's run-length encoding → bool [H, W]. ValueError if its runs are not as long as the mask.
+    """COCO's run-length encoding → bool [H, W]. Raises ValueError if its runs do not add up to the mask's size.
 
-    Runs of 0 and of 1 take turns down the columns. As text, a run is written in units of 5 bits, lowest first, each as
-    the character 48 + unit, plus 32 if more follow; the last one's highest bit is the sign. From the fourth run on it
-    is the difference to the last but one.
+    Runs of 0 and of 1 alternate down the columns. As text, a run is written in units of 5 bits, lowest first, each as
+    the character 48 + unit, plus 32 if more follow. The highest bit of the last unit is the sign. From the fourth run
+    on, the number is the difference to the last run but one.
     """
     runs = _read_runs(counts) if isinstance(counts, str) else counts
     if min(runs, default=0) < 0 or sum(runs) != height * width:
@@ -118,7 +119,7 @@ def _read_runs(text: str) -> list[int]:
 
 
 def _read(uri: str) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]]]:
-    """Validation images, and the masks by image."""
+    """Returns the validation images, and the masks by image."""
     content = json.loads(storage.read_bytes(uri))
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
@@ -132,7 +133,7 @@ def _read(uri: str) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]
 
 
 def _stem(image: dict[str, Any]) -> str:
-    """The image's name without its ending. ValueError if it could lead out of the folder."""
+    """Returns the image's name without extension. Raises ValueError if it could point outside the folder."""
     match = _IMAGE_NAME.fullmatch(image["file_name"])
     if match is None:
         raise ValueError(f"{image['file_name']!r} is no name of an image; NAME.jpg is expected")

@@ -1,6 +1,6 @@
-"""What an evaluation needs of a benchmark: its classes, and its images with masks, in blocks that workers read.
+"""What an evaluation needs from a benchmark: its classes, and its images with masks, in blocks for workers to read.
 
-Each benchmark is a file of this package; `scenes` reads the folders of `groupvit demo-data`, the others read the
+Each benchmark is a file of this package. `scenes` reads the folders of `groupvit demo-data`; the others read the
 official layouts.
 """
 
@@ -17,7 +17,7 @@ from groupvit.words import BACKGROUND
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One image with its truth."""
+    """One image with its ground truth."""
 
     index: int
     """Position in the data set."""
@@ -27,7 +27,7 @@ class Scene:
     mask: NDArray[np.uint8]
     """[H, W]: class index, 255 = ignored."""
     caption: str
-    """For people: what the picture shows, or its file name."""
+    """A caption for display: what the image shows, or its file name."""
     part: str
 
 
@@ -36,22 +36,22 @@ class SegmentationDataset(ABC):
     """What is known of a benchmark without reading an image. Workers get copies of it."""
 
     uri: str
-    """Its folder."""
+    """Folder of the data set."""
     benchmark: str
     classes: tuple[str, ...]
-    """A name per label; label 0 is `background` where there is one."""
+    """Name of each label. Label 0 is `background` if there is one."""
     words: tuple[tuple[str, ...], ...]
-    """Per class without the background: the words it is looked for by, synonyms if there are several."""
+    """For each class except the background: the words to look for it by, several if there are synonyms."""
     colours: tuple[tuple[int, int, int], ...] | None
-    """The official colour of each label; None: any will do."""
+    """Official colour of each label. None: any colours may be used."""
     parts: tuple[str, ...]
-    """Results are told per part."""
+    """Results are reported per part."""
     digest: str
-    """Hash of what is evaluated: equal digests mean equal data."""
+    """Hash of the data to evaluate. Equal digests mean equal data."""
     part_of_scene: tuple[str, ...]
-    """The part of every scene, by position."""
+    """Part of each scene, by position."""
     official_counts: tuple[int, ...] = ()
-    """Number of images that published numbers are of; several where several lists are in use, none for own data."""
+    """Number of images in published results. Several if several lists are in use, none for own data."""
 
     @property
     def has_background(self) -> bool:
@@ -59,8 +59,8 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def blocks(self, indexes: Sequence[int], block_size: int) -> list[Any]:
-        """The chosen scenes (rising positions) as blocks of at most `block_size`, each for `read`."""
+        """Splits the chosen scenes (ascending positions) into blocks of at most `block_size`, each for `read`."""
 
     @abstractmethod
     def read(self, block: Any) -> Iterator[Scene]:
-        """Decodes the scenes of a block. ValueError, with the scene, for a damaged image or an unfit mask."""
+        """Decodes the scenes of a block. Raises ValueError, with the scene, for an invalid image or mask."""

@@ -1,7 +1,7 @@
-"""Benchmarks that lie as pairs of files, an image and a label file (a PNG whose samples are labels).
+"""Benchmarks that consist of pairs of files: an image and a label file (a PNG whose samples are labels).
 
-What the benchmarks differ in is which files they are, and what a value of a label file means: `label_of_value`.
-The folder may be a local path or an s3:// URI.
+Benchmarks differ in which files they are, and in the meaning of a value of a label file: `label_of_value`. The folder
+may be a local path or an s3:// URI.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from pipelines.benchmarks.class_lists import LabelClass
 from pipelines.benchmarks.dataset import BACKGROUND, Scene, SegmentationDataset
 from pipelines.benchmarks.label_files import decode_labels
 
-_NAME = re.compile(r"(?!.*\.(?:jpe?g|png)$)[^\s/\\]*", re.IGNORECASE)  # without an ending, too
+_NAME = re.compile(r"(?!.*\.(?:jpe?g|png)$)[^\s/\\]*", re.IGNORECASE)  # names without extension; may be empty
 IGNORED = 255
 ILLEGAL = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileDataset(SegmentationDataset):
-    """Pairs of files below `uri`."""
+    """Pairs of files in `uri`."""
 
     files: tuple[tuple[str, str], ...]
-    """(image, label file) by position: paths from `uri`."""
+    """(image, label file) by position, as paths relative to `uri`."""
     label_of_value: tuple[int, ...]
     """For each of the 256 values of a label file: the class index, IGNORED or ILLEGAL."""
 
@@ -50,7 +50,7 @@ class FileDataset(SegmentationDataset):
             try:
                 mask = self._labels(storage.read_bytes(label_uri))
                 if mask.shape == image.shape[1::-1] != image.shape[:2]:
-                    image = decode_image(content, upright=False)  # its labels were drawn on it as it lies in the file
+                    image = decode_image(content, upright=False)  # its labels were drawn on the unrotated image
                 _check_sizes(mask, image)
             except ValueError as error:
                 raise ValueError(f"{label_uri}: {error}") from error
@@ -79,9 +79,10 @@ def open_files(
     official_counts: Sequence[int],
     page: str,
 ) -> FileDataset:
-    """The data set of these files, once all of them are seen to be there; label values not given are illegal.
+    """Returns the data set of these files after checking that all exist. Label values that are not given are illegal.
 
-    Says so on stderr where it is not as large as the official one. ValueError if it is empty or files are missing.
+    Prints a notice to stderr if its size is not the official one. Raises ValueError if it is empty or files are
+    missing.
     """
     if not files:
         raise ValueError(f"{uri} has no image of {benchmark}: get the data set from {page}")
@@ -120,7 +121,7 @@ def colours_of(classes: Sequence[LabelClass]) -> tuple[tuple[int, int, int], ...
 
 
 def find_folder(root: str, folders: Sequence[str], marker: str, *, benchmark: str, page: str) -> str:
-    """The first of these folders of `root` that holds `marker`, a file or a folder. ValueError if none does."""
+    """Returns the first of `folders` in `root` with a file or folder `marker`. Raises ValueError if there is none."""
     root = storage.absolute(root)
     candidates = [storage.join(root, folder) if folder else root for folder in folders]
     for candidate in candidates:
@@ -132,7 +133,7 @@ def find_folder(root: str, folders: Sequence[str], marker: str, *, benchmark: st
 
 
 def read_names(uri: str) -> list[str]:
-    """The names in a list of images, one per line. ValueError for a line that is no name, and if one comes twice."""
+    """Reads the names in a list of images, one per line. Raises ValueError for an invalid or repeated name."""
     try:
         lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -159,10 +160,10 @@ def pair_by_name(
     label_ending: str,
     other_ending: str | None = None,
 ) -> list[tuple[str, str]]:
-    """Pairs of all images and label files that differ in folder and ending only, sorted by name.
+    """Pairs all images and label files that differ only in folder and ending, sorted by name.
 
-    A name that only one of the folders has is in it, too, so that the other is missed. Label files with `other_ending`
-    are something else.
+    A name that only one folder contains is included, so that its other file is reported as missing. Label files with
+    `other_ending` are ignored.
     """
     names: set[str] = set()
     for folder, ending in ((image_folder, image_ending), (label_folder, label_ending)):

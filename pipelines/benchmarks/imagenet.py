@@ -48,27 +48,27 @@ class ImageNetDataset(ABC):
 
     uri: str
     classes: tuple[str, ...]
-    """The 1,000 names, by label."""
+    """The 1,000 class names, by label."""
     labels: tuple[int, ...]
-    """The label of every image, by position."""
+    """Label of each image, by position."""
     digest: str
-    """Hash of what is classified: equal digests mean equal data."""
+    """Hash of the data to classify. Equal digests mean equal data."""
 
     @abstractmethod
     def blocks(self) -> list[Any]:
-        """The images in order as some parts, each for `read`."""
+        """Splits the images, in order, into parts, each for `read`."""
 
     @abstractmethod
     def read(self, block: Any) -> Iterator[LabelledImage]:
-        """Decodes the images of a block. ValueError, with the image, for a damaged one."""
+        """Decodes the images of a block. Raises ValueError, with the image, for a corrupted one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderImageNet(ImageNetDataset):
-    """A folder per class."""
+    """ImageNet with one folder per class."""
 
     files: tuple[str, ...]
-    """Paths from `uri`, by position."""
+    """Paths relative to `uri`, by position."""
 
     def blocks(self) -> list[range]:
         count = len(self.files)
@@ -82,10 +82,10 @@ class FolderImageNet(ImageNetDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class RowGroup:
-    """A row group of a Parquet file: what a worker reads at a time."""
+    """A row group of a Parquet file, which a worker reads at once."""
 
     file: str
-    """Path from `ParquetImageNet.uri`."""
+    """Path relative to `ParquetImageNet.uri`."""
     number: int
     first: int
     """Position of its first row in the data set."""
@@ -93,7 +93,7 @@ class RowGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class ParquetImageNet(ImageNetDataset):
-    """Parquet files."""
+    """ImageNet in Parquet files."""
 
     row_groups: tuple[RowGroup, ...]
 
@@ -111,9 +111,10 @@ class ParquetImageNet(ImageNetDataset):
 
 
 def open_imagenet(root: str) -> ImageNetDataset:
-    """The validation images in `root`. ValueError if there are none, or labels that are none of the 1,000 classes.
+    """Opens the validation images in `root`. Raises ValueError if there are none, or if labels are not of the 1,000
+    classes.
 
-    Says so on stderr where there are not as many as the official 50,000.
+    Prints a notice to stderr if there are not the official 50,000 images.
     """
     root = storage.absolute(root)
     dataset = _open_folders(root) or _open_parquet(root)
@@ -181,7 +182,7 @@ def _open_parquet(root: str) -> ParquetImageNet | None:
 
 
 def _read_labels(uri: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The labels in a Parquet file, and (rows, bytes) of each row group. ValueError if it is no such file."""
+    """Reads the labels, and (rows, bytes) of each row group. Raises ValueError if the file is of another kind."""
     with storage.naming_damage(uri, _MEND):
         file = storage.open_parquet(uri)
     with file:

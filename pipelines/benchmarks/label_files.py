@@ -1,4 +1,4 @@
-"""Label files: PNGs whose samples, as they are stored, are the labels of the pixels."""
+"""Reads label files: PNGs whose stored samples are the labels of the pixels."""
 
 import io
 from typing import Any
@@ -14,21 +14,22 @@ _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 
 
 def decode_labels(content: bytes) -> NDArray[Any]:
-    """The samples [H, W], uint8 or uint16, of a grey PNG of 1 to 16 bits; of one with a palette, the indexes.
+    """Decodes the samples [H, W], uint8 or uint16, of a grey PNG of 1 to 16 bits, or the indices of a PNG with a
+    palette.
 
-    ValueError, in one line, for anything else: other formats, colours, transparency.
+    Raises ValueError, in one line, for anything else: other formats, colours, transparency.
     """
     try:
         return _decoded(content)
-    except UnidentifiedImageError:  # whose message is an address in memory
+    except UnidentifiedImageError:  # its message contains a memory address
         raise ValueError("cannot be decoded as an image: it is no image file of a known format") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for broken PNGs
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for invalid PNGs
         raise ValueError(f"cannot be decoded as an image ({error})") from error
 
 
 def _decoded(content: bytes) -> NDArray[Any]:
     with Image.open(io.BytesIO(without_metadata(content))) as file:
-        if not is_png(content):  # JPEG and lossy WebP change values, others store grey as something else
+        if not is_png(content):  # JPEG and lossy WebP change values, other formats store grey differently
             raise ValueError(f"is a {file.format} file: a PNG of labels is expected")
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"has {file.width}×{file.height} pixels, more than {MAX_PIXELS:,}: no label file")
@@ -43,6 +44,6 @@ def _decoded(content: bytes) -> NDArray[Any]:
             return samples.astype(np.uint16)
         if file.mode not in ("1", "L", "P"):
             raise ValueError(f"is an image of mode {file.mode}, one channel is expected: the labels, not their colours")
-        # Pillow spreads greys of less than 8 bits over 0 to 255: 1, 2 and 4 bits are multiplied by 255, 85 and 17.
+        # Pillow scales greys of less than 8 bits to 0 to 255: it multiplies 1, 2 and 4 bits by 255, 85 and 17.
         samples = samples.astype(np.uint8) * (255 if file.mode == "1" else 1)
         return samples if file.mode == "P" else samples // (255 // (2**bits - 1))

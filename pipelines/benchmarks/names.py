@@ -1,4 +1,4 @@
-"""What users call the benchmarks. Apart from what opens them: a config needs no PyTorch."""
+"""Names of the benchmarks for users. Separate from the code that opens them, so that a config does not need PyTorch."""
 
 from typing import Literal
 

@@ -1,9 +1,9 @@
-"""Numbers of the literature, to set beside ours, and the thresholds they were measured with."""
+"""Published results, for comparison with ours, and the thresholds that they were measured with."""
 
 from typing import Literal
 
 PAPER_THRESHOLDS = {"voc21": 0.95, "context60": 0.35, "coco-object": 0.95}
-"""Background threshold of each benchmark the paper evaluates (released configurations; the text says .9 and .5)."""
+"""Background threshold of each benchmark in the paper (from released configurations; its text says .9 and .5)."""
 
 PUBLISHED: dict[tuple[Literal["paper", "unified"], str], tuple[tuple[str, str], ...]] = {
     ("paper", "voc21"): (("GroupViT, GCC + YFCC", "52.3"), ("GroupViT, GCC + RedCaps", "50.8"), ("its oracle", "73.7")),
@@ -27,5 +27,5 @@ PUBLISHED: dict[tuple[Literal["paper", "unified"], str], tuple[tuple[str, str], 
     ("unified", "cityscapes"): (("GroupViT", "11.1-18.5"), ("TCL + PAMR", "24.0")),
     ("unified", "ade20k"): (("GroupViT", "9.2-10.4"), ("TCL + PAMR", "17.1")),
 }
-"""(protocol, benchmark) → (model, mIoU in percent), as papers report them: `paper` by the GroupViT paper (tables 5 and
-C.1 to C.4), `unified` by TCL (CVPR 2023) and papers after it; where they disagree, the range."""
+"""(protocol, benchmark) → (model, mIoU in percent) as published. `paper`: the GroupViT paper (tables 5 and C.1 to C.4).
+`unified`: TCL (CVPR 2023) and later papers; a range if they disagree."""

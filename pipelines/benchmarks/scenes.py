@@ -26,15 +26,15 @@ _MEND = "write the folder again"
 
 @dataclass(frozen=True, kw_only=True)
 class SceneBlock:
-    """Some scenes of one row group: what a worker reads and scores at a time."""
+    """Some scenes of one row group, which a worker reads and scores at once."""
 
     file: str
-    """Path within `SceneDataset.uri`'s file system."""
+    """Path of the file within the folder data/ of `SceneDataset.uri`."""
     row_group: int
     rows: tuple[int, ...]
-    """Rows of the row group."""
+    """Row numbers within the row group."""
     indexes: tuple[int, ...]
-    """Their positions in the data set."""
+    """Positions of these rows in the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class SceneDataset(SegmentationDataset):
     """A scenes folder."""
 
     row_groups: tuple[tuple[str, int, int], ...]
-    """(file, row group, rows), in the order of positions."""
+    """(file, row group, number of rows), in the order of positions."""
 
     def blocks(self, indexes: Sequence[int], block_size: int) -> list[SceneBlock]:
         blocks: list[SceneBlock] = []
@@ -83,7 +83,7 @@ class SceneDataset(SegmentationDataset):
 
 
 def open_scenes(uri: str) -> SceneDataset:
-    """Reads scenes.json and the parts of all scenes. ValueError when this is no complete scenes folder."""
+    """Reads scenes.json and the parts of all scenes. Raises ValueError if this is not a complete scenes folder."""
     uri = storage.absolute(uri)
     try:
         description = json.loads(storage.read_bytes(storage.join(uri, "scenes.json")))

@@ -1,7 +1,7 @@
-"""PASCAL VOC 2012, as its archive unpacks: `VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets}`.
+"""PASCAL VOC 2012, as unpacked from its archive: `VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets}`.
 
-Value k of a label file is class k, 0 the background, 255 the unlabelled borders. voc21 has the background as a class;
-voc20 leaves its pixels out.
+Value k of a label file is class k; 0 is the background, 255 the unlabelled borders. voc21 has the background as a
+class; voc20 ignores its pixels.
 """
 
 from pipelines import storage
@@ -15,12 +15,12 @@ NUM_IMAGES = 1449
 
 
 def open_voc21(root: str) -> FileDataset:
-    """20 classes and the background."""
+    """Opens VOC with 20 classes and the background."""
     return _open(root, "voc21", background=True)
 
 
 def open_voc20(root: str) -> FileDataset:
-    """20 classes; pixels of the background are ignored."""
+    """Opens VOC with 20 classes. Pixels of the background are ignored."""
     return _open(root, "voc20", background=False)
 
 

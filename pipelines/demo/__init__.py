@@ -1,1 +1,1 @@
-"""The whole chain in minutes, on data that is drawn or cut out of photographs."""
+"""Runs the whole chain in minutes, on drawn data or on photo cut-outs."""

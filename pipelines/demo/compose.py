@@ -1,7 +1,7 @@
-"""Compose a scene: photo cut-outs on a photo, with the mask and the caption that belong to it.
+"""Composes scenes: photo cut-outs on a photo, with the matching mask and caption.
 
-This is data *generation*: a cut-out is scaled, mirrored, turned a little and changed mildly in colour each time it is
-placed, and a background is a random crop. What training does with the finished picture is a separate augmentation.
+This is data *generation*: each time a cut-out is placed, it is scaled, mirrored, rotated a little and mildly changed in
+colour. A background is a random crop. The augmentation of finished pictures during training is separate.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Side of a placed object, sqrt(width x height) as a share of the picture's side, by the number of objects in it.
+# Side of a placed object, sqrt(width x height), as a share of the picture's side, by the number of objects.
 OBJECT_SIDE = {1: (0.42, 0.70), 2: (0.34, 0.52), 3: (0.28, 0.44)}
 NUM_OBJECTS_PROBABILITIES = (0.4, 0.4, 0.2)
 MAX_ROTATION_DEGREES = 15.0
-MAX_OVERLAP = 0.1  # share of a new object that may hide earlier ones before another place is tried
+MAX_OVERLAP = 0.1  # share of a new object that may hide earlier ones; above it, another place is tried
 PLACEMENT_TRIES = 12
 
 OPENINGS = (
@@ -30,8 +30,9 @@ OPENINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cutout:
-    """One object without its surroundings. `levels`: float32 [h, w, 4] RGBA in 0 … 1 with colours multiplied by alpha
-    (so that edges blend without halos), each half the size of the one before."""
+    """One object without its surroundings. `levels`: float32 [h, w, 4] RGBA in 0 … 1 with colours premultiplied by
+    alpha (so that edges blend without halos). Each level is half the size of the one before.
+    """
 
     noun: str
     levels: tuple[np.ndarray, ...]
@@ -39,8 +40,9 @@ class Cutout:
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """A picture to put objects on. `image`: uint8 [h, w, 3] RGB; `phrase`: how a caption names the place ("in the
-    mountains"); `nouns`: the phrase's nouns."""
+    """A picture to put objects on. `image`: uint8 [h, w, 3] RGB; `phrase`: the place as named in a caption ("in the
+    mountains"); `nouns`: the phrase's nouns.
+    """
 
     image: np.ndarray
     phrase: str
@@ -49,7 +51,7 @@ class Background:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """`image` uint8 [side, side, 3] RGB; `mask` uint8 [side, side], index into the classes (0 = background)."""
+    """`image`: uint8 [side, side, 3] RGB; `mask`: uint8 [side, side], class index (0 = background)."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -58,7 +60,7 @@ class Scene:
 
 
 def make_cutout(noun: str, rgba: np.ndarray, *, max_side: int = 256) -> Cutout:
-    """`rgba`: uint8 [h, w, 4], alpha not multiplied. Cropped to what is visible and shrunk to `max_side` pixels."""
+    """`rgba`: uint8 [h, w, 4], not premultiplied. Crops it to the visible part and shrinks it to `max_side` pixels."""
     visible = rgba[..., 3] >= 128
     if not visible.any():
         raise ValueError(f"the cut-out for {noun!r} is fully transparent: give one with an alpha channel")
@@ -89,9 +91,10 @@ def compose(
     rng: np.random.Generator,
     vary_backgrounds: bool = False,
 ) -> Scene:
-    """One scene of 1–3 objects with different nouns. Nouns that `class_index` lacks are drawn as background (0).
+    """Composes a scene of 1–3 objects with different nouns. Nouns missing in `class_index` are background (0) in the
+    mask.
 
-    `vary_backgrounds` changes the background's colours strongly: few photos then stand for more places.
+    `vary_backgrounds` changes the background's colours strongly, so that few photos represent more places.
     """
     background = backgrounds[rng.integers(len(backgrounds))]
     canvas = _background_crop(background.image, side, rng)
@@ -122,7 +125,7 @@ def compose(
 
 
 def _background_crop(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of the background as float32 [side, side, 3] in 0 … 1."""
+    """Crops a random square of the background: float32 [side, side, 3] in 0 … 1."""
     height, width = image.shape[:2]
     crop = int(min(height, width) * rng.uniform(0.35, 1.0))
     top, left = rng.integers(height - crop + 1), rng.integers(width - crop + 1)
@@ -135,7 +138,7 @@ def _background_crop(image: np.ndarray, side: int, rng: np.random.Generator) -> 
 
 
 def _varied(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Other light and tint for half of the backgrounds, float32 [side, side, 3] in 0 … 1."""
+    """Changes light and tint of half of the backgrounds: float32 [side, side, 3] in 0 … 1."""
     if rng.random() < 0.5:
         return canvas
     grey = canvas.mean(-1, keepdims=True)
@@ -145,7 +148,7 @@ def _varied(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _transformed(cutout: Cutout, num_objects: int, side: int, rng: np.random.Generator) -> np.ndarray:
-    """The cut-out as it will be pasted: float32 [h, w, 4], colours multiplied by alpha, h and w at most `side`."""
+    """Transforms the cut-out for pasting: float32 [h, w, 4], premultiplied by alpha, h and w at most `side`."""
     height, width = cutout.levels[0].shape[:2]
     target = rng.uniform(*OBJECT_SIDE[num_objects]) * side
     scale = min(target / np.sqrt(height * width), 0.92 * side / max(height, width))
@@ -153,7 +156,7 @@ def _transformed(cutout: Cutout, num_objects: int, side: int, rng: np.random.Gen
     cosine, sine = np.cos(angle), np.sin(angle)
     out_width = min(side, int(np.ceil(scale * (width * abs(cosine) + height * abs(sine)))) + 2)
     out_height = min(side, int(np.ceil(scale * (width * abs(sine) + height * abs(cosine)))) + 2)
-    # The smallest level that still has to be shrunk less than 2x: bilinear sampling does not alias there.
+    # The smallest level that has to be shrunk by less than 2x, where bilinear sampling does not alias.
     level = min(max(0, int(np.floor(-np.log2(scale)))), len(cutout.levels) - 1)
     source = cutout.levels[level]
     factor = scale * width / source.shape[1]
@@ -168,7 +171,7 @@ def _transformed(cutout: Cutout, num_objects: int, side: int, rng: np.random.Gen
 
 
 def _recoloured(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mild changes of brightness, contrast, saturation and tint; alpha stays."""
+    """Mildly changes brightness, contrast, saturation and tint. Keeps alpha."""
     alpha = patch[..., 3:]
     colour = patch[..., :3]
     grey = colour.mean(-1, keepdims=True)
@@ -181,7 +184,7 @@ def _recoloured(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _place(solid: np.ndarray, occupied: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-    """A place where the object hides little of the others: the first one under MAX_OVERLAP, else the best tried."""
+    """Finds a place where the object hides little of the others: the first under MAX_OVERLAP, else the best tried."""
     height, width = solid.shape
     side = occupied.shape[0]
     area = max(int(solid.sum()), 1)

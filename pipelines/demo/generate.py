@@ -1,12 +1,12 @@
 """Writes the demo data. Run: `groupvit demo-data stamps --out DIR` or `groupvit demo-data shapes --out DIR`.
 
-    DIR/train        data set of image-text pairs (no masks), the form `pretrain` reads
-    DIR/calibration  scenes with masks of training cut-outs on training backgrounds: thresholds are chosen on these
+    DIR/train        data set of image-text pairs (no masks), as read by `pretrain`
+    DIR/calibration  scenes with masks: training cut-outs on training backgrounds, to choose thresholds
     DIR/validation   scenes with masks on backgrounds never seen in training; part "seen": training cut-outs in new
                      scenes, part "unseen": cut-outs never seen in training
-    DIR/raw          with --raw, instead of train: raw shards, the form `curate` reads
+    DIR/raw          with --raw, instead of train: raw shards, as read by `curate`
 
-Scene i of a part depends on the seed, the part and i alone, so the number of processes changes nothing.
+Scene i of a part depends only on the seed, the part and i, so the number of processes does not change the data.
 """
 
 import json
@@ -42,25 +42,25 @@ PARTS: tuple[Part, ...] = ("training", "calibration", "seen", "unseen")
 
 @dataclass(frozen=True, kw_only=True)
 class DemoDataConfig:
-    """How much demo data to write, and where."""
+    """Configures how much demo data to write, and where."""
 
     out: str
-    """Folder to write, local or s3://. Finished data of the same configuration is kept as it is."""
+    """Folder to write: a local path or s3:// URI. Finished data of the same configuration is kept."""
     raw: bool = False
-    """Write the training scenes as if they had been downloaded, for `groupvit curate`."""
+    """Whether to write the training scenes as raw shards for `groupvit curate`, as if they had been downloaded."""
     num_training_scenes: int = 40_000
     num_calibration_scenes: int = 300
     num_validation_scenes: int = 400
-    """Of each part, seen and unseen."""
+    """Number of scenes of each part, seen and unseen."""
     training_side: int = 80
-    """Pixels; training crops from these."""
+    """Side of training scenes in pixels. Training crops from these."""
     evaluation_side: int = 160
-    """Pixels of calibration and validation scenes: larger, so that masks and pictures are fine."""
+    """Side of calibration and validation scenes in pixels. Larger, for fine masks and pictures."""
     distractor_share: float = 0.0
-    """Share of training scenes whose objects are drawn from the other nouns as well, which are not evaluated."""
+    """Share of training scenes that may also contain objects of other nouns, which are not evaluated."""
     seed: int = 0
     num_processes: int | None = None
-    """None: one per CPU."""
+    """Number of processes. None: one per CPU."""
 
     def __post_init__(self) -> None:
         for name in ("num_training_scenes", "num_calibration_scenes", "num_validation_scenes"):
@@ -76,9 +76,9 @@ class DemoDataConfig:
 
 
 def demo_data(kind: str, config: DemoDataConfig) -> dict[str, Any]:
-    """Writes the data of `kind`, "stamps" or "shapes", unless it is there already; returns what there is, JSON-safe.
+    """Writes the data of `kind`, "stamps" or "shapes", unless it exists. Returns its summary, JSON-safe.
 
-    ValueError where `config.out` holds other data, or where the stamps cannot be fetched.
+    Raises ValueError if `config.out` contains other data, or if the stamps cannot be downloaded.
     """
     made_by = {"kind": kind} | {
         key: value for key, value in asdict(config).items() if key not in ("out", "num_processes")
@@ -95,12 +95,12 @@ def demo_data(kind: str, config: DemoDataConfig) -> dict[str, Any]:
 
 
 def _last_file(config: DemoDataConfig) -> str:
-    """What is written last of all."""
+    """The file that is written last."""
     return "raw/demo_data.json" if config.raw else "train/dataset.json"
 
 
 def _load(kind: str) -> Material:
-    # Imported late: each costs a second or more, and only one is used.
+    # Imported late, because each costs a second or more, and only one is used.
     if kind == "stamps":
         from pipelines.demo.stamps import load_stamps
 
@@ -113,7 +113,7 @@ def _load(kind: str) -> Material:
 
 
 def generate(material: Material, config: DemoDataConfig, made_by: dict[str, Any]) -> dict[str, Any]:
-    """Writes DIR/calibration, DIR/validation and, last, DIR/train; its dataset.json keeps `made_by` and the summary."""
+    """Writes DIR/calibration, DIR/validation and finally DIR/train. dataset.json holds `made_by` and the summary."""
     out = storage.absolute(config.out)
     started = time.perf_counter()
     classes = ("background", *material.classes)
@@ -154,13 +154,13 @@ def generate(material: Material, config: DemoDataConfig, made_by: dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class _Process:
-    """What a generating process holds."""
+    """What each generating process holds."""
 
     material: Material
     config: DemoDataConfig
 
 
-_process: _Process  # set once in every process of the pool, by its initialiser
+_process: _Process  # set once in each process of the pool, by its initialiser
 
 
 def _start_process(material: Material, config: DemoDataConfig) -> None:
@@ -170,7 +170,7 @@ def _start_process(material: Material, config: DemoDataConfig) -> None:
 
 
 def _rows(pool: ProcessPoolExecutor, part: Part, num_scenes: int) -> Iterator[dict[str, Any]]:
-    """Rows of the part in order. Few tasks are under way at a time, which bounds memory."""
+    """Yields the rows of a part, in order. Runs only a few tasks at a time, to limit memory."""
     starts = range(0, num_scenes, SCENES_PER_TASK)
     under_way: deque[Future[list[dict[str, Any]]]] = deque()
     for start in starts:
@@ -186,7 +186,7 @@ def _encoded_scenes(part: Part, start: int, stop: int) -> list[dict[str, Any]]:
 
 
 def _encoded_scene(part: Part, index: int) -> dict[str, Any]:
-    """One row of the training data set, or of a scenes folder."""
+    """Makes one row of the training data set, or of a scenes folder."""
     material, config = _process.material, _process.config
     rng = np.random.default_rng([config.seed, PARTS.index(part), index])
     cutouts, backgrounds = _ingredients(material, part, rng.random() < config.distractor_share)
@@ -229,7 +229,7 @@ def _png(scene: Scene) -> bytes:
 
 
 def _counted(rows: Iterator[dict[str, Any]], total: int, name: str) -> Iterator[dict[str, Any]]:
-    """Passes rows on, with a progress line."""
+    """Yields the rows unchanged, with a progress line."""
     line = ProgressLine(f"{name}: drawn", total, "scenes")
     for row in rows:
         yield row

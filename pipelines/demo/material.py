@@ -1,4 +1,4 @@
-"""What demo scenes are made of, and which part of it each set of scenes may use."""
+"""The material of demo scenes, and which part of it each set of scenes may use."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,9 @@ from pipelines.demo.compose import Background, Cutout
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Cut-outs by noun and backgrounds. `classes` (without "background") are evaluated; `distractors` may appear in
-    training only. Nothing of `unseen` and `validation_backgrounds` is ever used in training or calibration."""
+    """Cut-outs by noun, and backgrounds. `classes` (without "background") are evaluated. `distractors` appear in
+    training only. `unseen` and `validation_backgrounds` are never used in training or calibration.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -21,5 +22,5 @@ class Material:
 
     @property
     def class_index(self) -> dict[str, int]:
-        """Class name → value in the mask; 0 is the background."""
+        """Class name → value in the mask. 0 is the background."""
         return {noun: index for index, noun in enumerate(self.classes, start=1)}

@@ -1,4 +1,4 @@
-"""How much memory a job takes: this process and all its descendants, Ray's included."""
+"""Measures the memory of a job: this process and all its descendants, including Ray's."""
 
 import threading
 import time
@@ -8,9 +8,7 @@ import psutil
 
 
 class PeakMemory:
-    """Context that samples the resident memory of the process tree. Pages that processes share count once (PSS, on
-    Linux).
-    """
+    """Context manager that samples the resident memory of the process tree. Shared pages count once (PSS, on Linux)."""
 
     def __init__(self, every_seconds: float = 2.0) -> None:
         self.peak_mb = 0
@@ -32,19 +30,19 @@ class PeakMemory:
         while True:
             start = time.perf_counter()
             self.peak_mb = max(self.peak_mb, resident_mb())
-            # Of a hundred processes it takes a second: at most 2 % of a core.
+            # A sample of a hundred processes takes a second. This limits it to 2 % of a core.
             if self._ended.wait(max(self._every_seconds, 50 * (time.perf_counter() - start))):
                 return
 
 
 def resident_mb() -> int:
-    """Megabytes resident in this process and its descendants now."""
+    """Megabytes currently resident in this process and its descendants."""
     process = psutil.Process()
     total = 0
     for member in (process, *process.children(recursive=True)):
         try:
             memory = member.memory_full_info()
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended, or belongs to somebody else
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended, or belongs to another user
             continue
         total += getattr(memory, "pss", memory.rss)
     return total // 2**20

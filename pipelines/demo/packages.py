@@ -1,4 +1,4 @@
-"""Fetch and unpack Debian packages with apt's own tools, without root and without installing anything."""
+"""Downloads and unpacks Debian packages with apt's own tools, without root and without installing anything."""
 
 import shutil
 import subprocess
@@ -9,13 +9,14 @@ APT_TIMEOUT_SECONDS = 900
 
 
 class PackagesUnavailable(ValueError):  # noqa: N818 - it is a state of the world, not a mistake
-    """The packages cannot be had on this machine."""
+    """The packages are not available on this machine."""
 
 
 def unpack_packages(names: list[str], cache: Path) -> dict[str, Path]:
-    """Folders with the packages' files, by package name; each is downloaded once and then found in `cache`.
+    """Returns folders with the packages' files, by package name. Each package is downloaded once and then kept in
+    `cache`.
 
-    Raises PackagesUnavailable, in one line, where apt is missing or a package cannot be downloaded.
+    Raises PackagesUnavailable, in one line, if apt is missing or a package cannot be downloaded.
     """
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     folders = {name: cache / "packages" / name for name in names}
@@ -38,7 +39,7 @@ def _fetch(name: str, folder: Path) -> None:
         print(f"downloading Debian package {name} …", flush=True)
         failure = _download(name, work / "deb", options=[])
         if failure is not None:
-            # The machine's package lists may be empty (fresh containers): fetch lists of our own, which needs no root.
+            # The machine's package lists may be empty (fresh containers). Fetch private ones, which needs no root.
             options = _private_lists(work / "apt")
             failure = _run(["apt-get", *options, "update"], work) or _download(name, work / "deb", options)
         if failure is not None:
@@ -53,7 +54,7 @@ def _fetch(name: str, folder: Path) -> None:
         try:
             (work / "files").rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, and its files are the same
+            if not folder.is_dir():  # otherwise another process was faster, and its files are the same
                 raise
 
 
@@ -62,7 +63,7 @@ def _download(name: str, folder: Path, options: list[str]) -> str | None:
 
 
 def _private_lists(folder: Path) -> list[str]:
-    """apt options that keep package lists, cache and sandbox user away from the system's."""
+    """Returns apt options that keep package lists, cache and sandbox user separate from the system's."""
     for part in ("state/lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True)
     return [
@@ -74,7 +75,7 @@ def _private_lists(folder: Path) -> list[str]:
 
 
 def _run(command: list[str], folder: Path) -> str | None:
-    """None where the command succeeded, else its last line of complaint."""
+    """Runs a command. Returns None if it succeeded, else the last line of its error output."""
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=APT_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:

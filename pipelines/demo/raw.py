@@ -1,4 +1,4 @@
-"""Writes raw shards as img2dataset does, so that the demo can begin where a download ends.
+"""Writes raw shards as img2dataset does, so that the demo can start where a download ends.
 
 DIR/00000.parquet …   key, url, caption, status, jpg, width, height, sha256, …
 """
@@ -32,7 +32,7 @@ RAW_SCHEMA = pa.schema(
 
 
 def write_raw_shards(uri: str, samples: Iterable[Mapping[str, Any]]) -> None:
-    """Writes samples (image, one caption, width, height) as shards whose downloads all went well."""
+    """Writes samples (image, one caption, width, height) as shards whose downloads all succeeded."""
     iterator = iter(samples)
     for shard in itertools.count():
         part = itertools.islice(iterator, ROWS_PER_SHARD)

@@ -1,8 +1,8 @@
-"""The whole chain in one command: make the demo's data, pretrain on it, evaluate, and set the result beside baselines.
+"""Runs the whole chain in one command: makes the demo's data, pretrains on it, evaluates, and compares with baselines.
 
     groupvit demo [--out runs/demo] [--seeds 0 1 2] [--data auto]
 
-Run again, it continues: finished data and training are kept, evaluation is done again.
+The same command resumes: finished data and training are kept, and evaluation is repeated.
 """
 
 import dataclasses
@@ -35,29 +35,29 @@ from pipelines.tracking.places import database_uri
 from pipelines.training.pretrain import pretrain
 
 DATA_SEED = 1
-"""Of the scenes; the demo's settings were found on scenes of another seed."""
+"""Seed of the scenes. The demo's settings were tuned on scenes with another seed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """What the demo makes, and where."""
+    """Configures what the demo makes, and where."""
 
     out: str = "runs/demo"
     """Local folder for data, runs, the MLflow database and results."""
     store: str | None = None
-    """Folder in an object store, s3://..., for all that is large: raw shards, which are curated then as a download is,
-    data sets, checkpoints, MLflow's artifacts. None: they lie in `out`, and the scenes are written as a data set."""
+    """Folder in an object store, s3://..., for all large files: raw shards (which are then curated like a download),
+    data sets, checkpoints, MLflow's artifacts. None: they are in `out`, and the scenes are written as a data set."""
     data: Literal["auto", "stamps", "shapes"] = "auto"
-    """`stamps`: real photo cut-outs on real photos, fetched with apt. `shapes`: drawn, no download. `auto`: stamps
-    where they can be fetched, else shapes."""
+    """`stamps`: real photo cut-outs on real photos, downloaded with apt. `shapes`: drawn, no download. `auto`: stamps
+    if they can be downloaded, else shapes."""
     seeds: tuple[int, ...] = (0,)
-    """One model is trained for each; the figures are their means."""
+    """Seeds of the models to train, one model each. The results are means over them."""
     num_steps: int | None = None
-    """Optimiser steps of each. None: the experiment's, some minutes on 2 cores."""
+    """Number of optimiser steps per model. None: the experiment's, which take some minutes on 2 cores."""
     num_training_scenes: int = DemoDataConfig.num_training_scenes
-    """Scenes to train on."""
+    """Number of scenes to train on."""
     num_evaluation_scenes: int = DemoDataConfig.num_validation_scenes
-    """Scenes of each validation part; three quarters as many for calibration."""
+    """Number of scenes of each validation part. Calibration uses three quarters as many."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -67,7 +67,7 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Do it all; returns the summary that `--json` prints. ValueError for what the user got wrong."""
+    """Runs all steps. Returns the summary that `--json` prints. Raises ValueError if the user's input is invalid."""
     started = time.monotonic()
     out = Path(config.out).absolute()
     check_writable(str(out), "out")
@@ -124,7 +124,7 @@ def _make_data_of(kind: str, config: DemoConfig, folder: str) -> dict[str, Any]:
     data = demo_data(kind, _data_config(config, out))
     if config.store is None:
         return data
-    # Scenes share captions and backgrounds: in a download those would be boiler-plate and near duplicates.
+    # Scenes share captions and backgrounds, which in a download would be boilerplate and near-duplicates.
     rules = CurateConfig(
         raw=(f"{kind}={data['raw']}",),
         out=storage.join(out, "train"),
@@ -148,7 +148,7 @@ def _data_config(config: DemoConfig, out: str) -> DemoDataConfig:
 def _experiment(config: DemoConfig, data: dict[str, Any], seed: int, out: Path) -> ExperimentConfig:
     base = demo_experiment()
     num_steps = config.num_steps or base.training.num_steps
-    # The words for the background are those of the training captions, whatever the data.
+    # The words for the background are those of the training captions, for any data.
     segmentation = dataclasses.replace(base.segmentation, background_prompts=tuple(data["background_nouns"]))
     return dataclasses.replace(
         base,
@@ -182,7 +182,7 @@ def _train_and_evaluate(config: DemoConfig, data: dict[str, Any], seed: int, out
 
 
 def _evaluate_untrained(config: DemoConfig, data: dict[str, Any], out: Path) -> dict[str, Any]:
-    """The same model with its initial weights: what chance gives."""
+    """Evaluates the same model with its initial weights, to show the chance level."""
     experiment = _experiment(config, data, config.seeds[0], out)
     folder = out / f"{data['kind']}-untrained"
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Writes a scenes folder: images with masks, the form `pipelines/benchmarks/scenes.py` reads.
+"""Writes a scenes folder: images with masks, in the format that `pipelines/benchmarks/scenes.py` reads.
 
 DIR/data/*.parquet   sample_id, image, mask, caption, part, width, height
 DIR/scenes.json      written last: schema_version, classes, parts, counts, digest
@@ -34,7 +34,7 @@ ROWS_PER_GROUP = 100
 def write_scenes(
     uri: str, rows: Iterable[dict[str, Any]], *, classes: tuple[str, ...], parts: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Writes rows of SCENES_SCHEMA and, last, scenes.json, whose content is returned. An old folder is replaced."""
+    """Writes rows of SCENES_SCHEMA and finally scenes.json, whose content it returns. Replaces an existing folder."""
     counts: Counter[str] = Counter()
     digest = hashlib.sha256(json.dumps([classes, parts]).encode())
     buffer = pa.BufferOutputStream()

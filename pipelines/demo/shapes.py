@@ -1,7 +1,7 @@
 """The `shapes` demo data: drawn objects on drawn backgrounds, for tests and for machines without apt.
 
-Run: `groupvit demo-data shapes --out DIR`. Nothing is downloaded. A class is a form; its cut-outs differ in colour.
-Unseen cut-outs have colours that training never shows for that form.
+Run: `groupvit demo-data shapes --out DIR`. Nothing is downloaded. A class is a shape, and its cut-outs differ in
+colour. Unseen cut-outs have colours that training never shows for that shape.
 """
 
 import cv2
@@ -11,7 +11,7 @@ from pipelines.demo.compose import Background, Cutout, make_cutout
 from pipelines.demo.material import Material
 
 CUTOUT_SIDE = 128  # pixels
-SUPERSAMPLING = 4  # forms are drawn larger and shrunk, which smooths their edges
+SUPERSAMPLING = 4  # shapes are drawn larger and shrunk, which smooths their edges
 BACKGROUND_SIZE = (320, 400)  # rows, columns
 NUM_TRAINING_BACKGROUNDS, NUM_VALIDATION_BACKGROUNDS = 4, 2  # of each kind
 
@@ -28,7 +28,7 @@ COLOURS = {
 
 
 def _regular(num_corners: int, inner: float = 1.0) -> np.ndarray:
-    """Corners on a circle, [num_corners, 2] in −1 … 1, every second one at the radius `inner`."""
+    """Returns corners on a circle, [num_corners, 2] in −1 … 1, with every second one at the radius `inner`."""
     angles = np.arange(num_corners) * 2 * np.pi / num_corners - np.pi / 2
     radii = np.where(np.arange(num_corners) % 2 == 0, 1.0, inner)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
@@ -84,7 +84,7 @@ def load_shapes() -> Material:
         for position, colour in enumerate(COLOURS.values()):
             rng = np.random.default_rng([index, position])
             cutout = make_cutout(noun, _draw(outline, colour, rng))
-            held_out = (position + index) % 4 == 3  # two of eight colours, other ones for each form
+            held_out = (position + index) % 4 == 3  # two of eight colours, different ones for each shape
             (unseen if held_out else seen).setdefault(noun, []).append(cutout)
     training = _backgrounds(range(NUM_TRAINING_BACKGROUNDS))
     total = NUM_TRAINING_BACKGROUNDS + NUM_VALIDATION_BACKGROUNDS
@@ -101,7 +101,7 @@ def load_shapes() -> Material:
 
 
 def _draw(outline: np.ndarray, colour: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-    """uint8 [CUTOUT_SIDE, CUTOUT_SIDE, 4]: the form in its colour, shaded from one side, with a little grain."""
+    """Draws uint8 [CUTOUT_SIDE, CUTOUT_SIDE, 4]: the shape in its colour, shaded from one side, with a little grain."""
     large = CUTOUT_SIDE * SUPERSAMPLING
     alpha = np.zeros((large, large), np.uint8)
     corners = (outline * 0.47 + 0.5) * large
@@ -123,7 +123,7 @@ def _backgrounds(variants: range) -> list[Background]:
 
 
 def _paint(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [rows, columns, 3], two muted colours in the pattern of the kind."""
+    """Paints uint8 [rows, columns, 3]: two muted colours in the pattern of the kind."""
     rows, columns = BACKGROUND_SIZE
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
     first, second = (np.clip(rng.uniform(70, 190) + rng.uniform(-30, 30, 3), 0, 255) for _ in range(2))

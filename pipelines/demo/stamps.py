@@ -1,11 +1,11 @@
 """The `stamps` demo data: real photo cut-outs composed on real photos. Run: `groupvit demo-data stamps --out DIR`.
 
-The pixels come from Debian packages (Tux Paint's stamps, GPL-2, whose alpha channel is the exact mask, and desktop
-wallpapers), downloaded with apt's tools on first use and kept in the user's cache; none of them is part of this
+The pixels come from Debian packages: Tux Paint's stamps (GPL-2), whose alpha channel is the exact mask, and desktop
+wallpapers. They are downloaded with apt's tools on first use and kept in the user's cache. None of them is part of this
 repository. `stamps.json` beside this file lists them.
 
-What is held out is fixed here by position in those lists, not by looking at results: of each class every fourth cut-out
-is never seen in training, and of the backgrounds that show none of the classes every third is only used in validation.
+What is held out is determined by position in those lists, not by results. Of each class, every fourth cut-out is never
+seen in training. Of the backgrounds that show none of the classes, every third is used in validation only.
 """
 
 import json
@@ -24,13 +24,14 @@ from pipelines.local.home import cache_folder
 
 HELD_OUT_EVERY = 4
 VALIDATION_BACKGROUND_EVERY = 3
-BACKGROUND_SHORT_SIDE = 480  # pixels; a crop of a third still has more than the picture needs
+BACKGROUND_SHORT_SIDE = 480  # pixels; a crop of a third is still larger than the picture needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class _BackgroundEntry:
-    """One background of `stamps.json`. `shows_classes`: it shows things that are classes (trees in a forest); such a
-    picture has no true mask, so it is never used where masks are compared."""
+    """One background of `stamps.json`. `shows_classes`: it shows things that are classes (trees in a forest). Such a
+    picture has no true mask, so it is never used where masks are compared.
+    """
 
     package: str
     path: str
@@ -45,7 +46,7 @@ def _listing() -> dict:
 
 
 def load_stamps(cache: Path | None = None) -> Material:
-    """Download what is missing, decode and shrink everything (about 5 s, 120 MB). PackagesUnavailable without apt."""
+    """Downloads missing packages, decodes and shrinks all (about 5 s, 120 MB). PackagesUnavailable without apt."""
     listing = _listing()
     entries = [_BackgroundEntry(**entry) for entry in listing["backgrounds"]]
     packages = sorted({listing["stamps_package"], *(entry.package for entry in entries)})
@@ -86,7 +87,7 @@ def _read_cutout(noun: str, path: Path) -> Cutout:
 
 def _read_background(entry: _BackgroundEntry, folder: Path) -> Background:
     with Image.open(folder / entry.path) as image:
-        # A JPEG decoder can decode at 1/2, 1/4 or 1/8: much faster, and enough for a crop of this size.
+        # A JPEG decoder can decode at 1/2, 1/4 or 1/8, which is much faster, and sufficient for a crop of this size.
         image.draft("RGB", (BACKGROUND_SHORT_SIDE, BACKGROUND_SHORT_SIDE))
         pixels = np.asarray(image.convert("RGB"))
     scale = BACKGROUND_SHORT_SIDE / min(pixels.shape[:2])
