@@ -54,7 +54,7 @@ def _decoded(content: bytes, number: int, reject: Reject, first_too_long: bool) 
     except UnicodeDecodeError:
         lines = [_line(line, number + index, reject) for index, line in enumerate(content.split(b"\n"))]
     for index, line in enumerate(lines):
-        if line is not None and ((first_too_long and index == 0) or len(line) > _LONGEST_LINE):
+        if line is not None and ((first_too_long and index == 0) or len(line.encode()) > _LONGEST_LINE):
             reject(number + index, "line_too_long", f"{line[:40]}... has more than {_LONGEST_LINE:,} bytes")
             lines[index] = None
     return lines
@@ -88,7 +88,8 @@ def read_tsv(uri: str, file: pa.NativeFile, columns: Columns, reject: Reject) ->
             else:
                 rows.append(fields)
                 numbers.append(number)
-        yield table_of_texts(rows, numbers, selected)
+        if names:
+            yield table_of_texts(rows, numbers, selected)
 
 
 def read_csv(uri: str, file: pa.NativeFile, columns: Columns, reject: Reject) -> Iterator[pa.Table]:

@@ -160,6 +160,8 @@ def test_an_empty_file_holds_no_rows(tmp_path):
     write(tmp_path / "b.csv", "url,caption\n")
     write(tmp_path / "c.json", "[]")
     write(tmp_path / "d.jsonl", "")
+    write(tmp_path / "e.tsv", "\n\r\n\n")
+    write(tmp_path / "f.csv", "\n\n")
     assert rows_of(tmp_path) == []
 
 

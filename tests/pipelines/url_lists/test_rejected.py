@@ -26,6 +26,7 @@ RAGGED, UNCLOSED = "wrong_number_of_fields", "unclosed_quote"
         ("x.tsv", ["url\tcaption", "u", f"{GOOD}\tc", "", "u\tc\tc", f"{GOOD}\tc"], [(2, RAGGED), (5, RAGGED)]),
         ("x.tsv", ["url\tcaption", "u\t" + "x" * 2_000_000, *2 * [f"{GOOD}\tc"]], [(2, "line_too_long")]),
         ("x.tsv", ["url\tcaption", "u\t" + "x" * 9_000_000, *2 * [f"{GOOD}\tc"]], [(2, "line_too_long")]),
+        ("x.tsv", ["url\tcaption", "u\t" + "é" * 600_000, *2 * [f"{GOOD}\tc"]], [(2, "line_too_long")]),  # by bytes
         ("x.jsonl", [GOOD_JSON, '{"url": "u"', "[]", "", GOOD_JSON], [(2, "invalid_json"), (3, "not_an_object")]),
         ("x.jsonl", ['{"url": "u", "caption": "\\ud83d"}', GOOD_JSON, GOOD_JSON], [(1, "lone_surrogate")]),
         ("x.jsonl", ['{"url": ["u"], "caption": "c"}', GOOD_JSON, GOOD_JSON], [(1, "url_not_text")]),
