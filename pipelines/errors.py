@@ -1,10 +1,10 @@
-"""How a command says that it did not do all it was asked to do, though nothing was wrong with what was asked."""
+"""Exceptions by which a command reports that its work failed although its arguments were valid."""
 
 from typing import Any
 
 
-class PartlyDone(Exception):  # noqa: N818 (it is no mistake of the program)
-    """The command ends with this message and `exit_code`; its result is printed all the same."""
+class PartlyDone(Exception):  # noqa: N818 (not an error in the program)
+    """Ends the command with this message and `exit_code`. The command still prints `result`."""
 
     def __init__(self, message: str, result: dict[str, Any], exit_code: int = 1) -> None:
         super().__init__(message)
@@ -13,4 +13,4 @@ class PartlyDone(Exception):  # noqa: N818 (it is no mistake of the program)
 
 
 class WorkFailedError(Exception):
-    """Work that failed, in one line, in a way that may pass: the same command may succeed later. Exit code 1."""
+    """Work failed for a reason that may be temporary: the same command may succeed later. One line. Exit code 1."""

@@ -1,4 +1,4 @@
-"""What is recorded of where a run comes from: the version of the code, and texts free of credentials."""
+"""Records where a run comes from: the code version, and text with credentials removed."""
 
 import os
 import re
@@ -14,20 +14,20 @@ _SECRET_FIELD = re.compile(
 
 
 def redact(text: str) -> str:
-    """`text` without credentials: user info in URIs, and values of fields named like secrets (token=…,
+    """Return `text` without credentials: user info in URIs, and values of fields with secret names (token=…,
     X-Amz-Signature=…)."""
     return _SECRET_FIELD.sub(r"\1***", _USER_INFO.sub("***@", text))
 
 
 def code_version() -> str:
-    """Git commit of the working tree this code runs from (`-dirty` if changed), else the installed version.
+    """Return the Git commit of this code's working tree (`-dirty` if changed), or else the installed version.
 
-    Of code that was packed and sent to a cluster, it is what `groupvit submit` found where it was packed.
+    On a cluster, return the version that `groupvit submit` recorded when it packaged the code.
     """
     if packed := os.environ.get("GROUPVIT_CODE_VERSION"):
         return packed
     here = Path(__file__).resolve()
-    # Installed into an environment that lies in someone else's repository, this file is not one of that repository's.
+    # The environment may lie inside another project's repository, which then does not track this file.
     if _git(here.parent, "ls-files", "--error-unmatch", here.name):
         return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
@@ -37,7 +37,7 @@ def code_version() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Output of a git command; empty if it failed or there is no git."""
+    """Return the output of a git command; empty if the command failed or git is not installed."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Files by path or URI: nothing else in the system knows whether it reads a local disk or `s3://`.
+"""Reads and writes files by path or URI. No other module knows whether a file is on a local disk or on `s3://`.
 
-S3 is set up by what AWS's own tools go by: AWS_ENDPOINT_URL, AWS_REGION, and the usual chain of credentials
+S3 uses the settings of AWS's own tools: AWS_ENDPOINT_URL, AWS_REGION, and the usual chain of credentials
 (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, profiles, roles of the machine).
 """
 
@@ -20,7 +20,7 @@ from pyarrow import fs
 
 Result = TypeVar("Result")
 
-_NUM_ATTEMPTS = 8  # about half a minute: what a store takes to start again
+_NUM_ATTEMPTS = 8  # about half a minute, the time a store takes to restart
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0  # seconds; doubled after every attempt
 _CONNECT_TIMEOUT, _REQUEST_TIMEOUT = 5.0, 20.0  # seconds
 _PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -29,19 +29,19 @@ _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", *_KEYS)
 
 _seen_to_work: set[str] = set()
-"""Buckets of which this process has read or written something: refusals are then thought to pass."""
+"""Buckets this process has read from or written to. Refused access to one of them is treated as temporary."""
 
 
 class StorageError(OSError):
-    """Object storage that cannot be used: one line that says why, and what to check."""
+    """Object storage cannot be used. The message is one line with the reason and what to check."""
 
 
 class StorageRefusedError(StorageError):
-    """Object storage that will not be of use later either: there is no such bucket, or access is refused."""
+    """Object storage will keep failing: the bucket does not exist, or access is refused."""
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute, so that it means the same in every process; any URI as it is."""
+    """Return a local path as an absolute path, which means the same in every process. Return a URI unchanged."""
     return uri if "://" in uri else str(Path(uri).expanduser().resolve())
 
 
@@ -50,7 +50,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name is of characters; Python keeps bytes of file names that are not UTF-8 as lone surrogates."""
+    """Whether a name is valid UTF-8. Python keeps other bytes of file names as lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -59,7 +59,8 @@ def is_utf8(name: str) -> bool:
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of `uri`, and its path there. ValueError if there is no such kind of URI."""
+    """Return the file system of `uri` and the path within it. ValueError if the URI is invalid or of an unknown
+    kind."""
     if uri.startswith("s3://") and "?" not in uri:
         path = uri.removeprefix("s3://").rstrip("/")
         bucket = path.partition("/")[0]
@@ -81,7 +82,7 @@ _BY = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 @functools.lru_cache(maxsize=32)
 def _s3(bucket: str, variables: tuple[str | None, ...]) -> fs.S3FileSystem:
-    """One client for a bucket, so that its connections are used again; another when the environment changes."""
+    """Return the cached client of a bucket, so that connections are reused. A changed environment gets a new client."""
     settings = dict(zip(_S3_VARIABLES, variables, strict=True))
     endpoint = settings["AWS_ENDPOINT_URL_S3"] or settings["AWS_ENDPOINT_URL"]
     region = settings["AWS_REGION"] or settings["AWS_DEFAULT_REGION"]
@@ -96,7 +97,7 @@ def _s3(bucket: str, variables: tuple[str | None, ...]) -> fs.S3FileSystem:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of a file; FileNotFoundError if it does not exist."""
+    """Return the content of a file. FileNotFoundError if it does not exist."""
     filesystem, path = resolve(uri)
 
     def read() -> bytes:
@@ -110,7 +111,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes | memoryview) -> None:
-    """Write a file that appears whole or not at all, also when the machine goes down; folders are made as needed."""
+    """Write a file atomically, even if the machine crashes. Missing folders are created."""
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         _write_local(Path(path), content)
@@ -124,7 +125,7 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
 
 
 def copy(source: str, target: str) -> None:
-    """Copy one file; FileNotFoundError if it does not exist. Its size does not matter."""
+    """Copy one file of any size. FileNotFoundError if it does not exist."""
     (source_system, source_path), (target_system, target_path) = resolve(source), resolve(target)
 
     def attempt() -> None:
@@ -134,15 +135,15 @@ def copy(source: str, target: str) -> None:
 
 
 def open_parquet(uri: str) -> pq.ParquetFile:
-    """A Parquet file, its footer read; columns that lie side by side come by one ranged read. Close it."""
+    """Open a Parquet file and read its footer. Adjacent columns come by one ranged request. The caller closes it."""
     filesystem, path = resolve(uri)
     return retry(lambda: pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True), uri)
 
 
 @contextlib.contextmanager
 def naming_damage(uri: str, mend: str) -> Iterator[None]:
-    """ValueError, one line, for a Parquet file that turns out in the context to be damaged or missing; `mend` says what
-    to do. Storage that fails stays a StorageError, memory that runs out a MemoryError."""
+    """Raise a ValueError of one line if a Parquet file read in the context is damaged or missing; `mend` says what to
+    do. Errors of storage and MemoryError are passed on."""
     try:
         yield
     except FileNotFoundError as error:
@@ -155,31 +156,31 @@ def naming_damage(uri: str, mend: str) -> Iterator[None]:
 
 
 def is_data(path: str) -> bool:
-    """Whether a file or folder, by its path from the folder that is read, is data, and not something that systems and
-    editors leave beside it: `._NAME`, `.DS_Store`, `.ipynb_checkpoints`, `__MACOSX`, an upload under way."""
+    """Whether `path`, relative to the folder that is read, is data. Systems and editors leave other files and folders:
+    `._NAME`, `.DS_Store`, `.ipynb_checkpoints`, `__MACOSX`, unfinished uploads."""
     return not any(name.startswith(".") or name == "__MACOSX" for name in path.split("/"))
 
 
 def list_files(uri: str) -> list[str]:
-    """Names of the files directly in a folder, sorted; empty if there is no such folder."""
+    """Return the sorted names of the files directly in a folder; empty if the folder does not exist."""
     return sorted(info.base_name for info in _listed(uri) if info.type == fs.FileType.File)
 
 
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders of data directly in a folder, sorted; empty if there is no such folder."""
+    """Return the sorted names of the data folders directly in a folder; empty if the folder does not exist."""
     folders = (info.base_name for info in _listed(uri) if info.type == fs.FileType.Directory)
     return sorted(name for name in folders if is_data(name))
 
 
 def list_versions(uri: str) -> dict[str, str]:
-    """What `list_files` gives, each with its size and time of change: another text once the file is another."""
+    """Return size and modification time, as text, of each file of `list_files`. The text changes when the file does."""
     files = sorted((info for info in _listed(uri) if info.type == fs.FileType.File), key=lambda info: info.base_name)
     return {info.base_name: f"{info.size} bytes of {info.mtime_ns}" for info in files}
 
 
 def list_sizes(uri: str) -> dict[str, int]:
-    """Sizes in bytes of all files of data in a folder and below it, by path from the folder, sorted; empty if there is
-    none."""
+    """Return the size in bytes of each data file in a folder and below it, by its path from the folder, sorted. Empty
+    if there are none."""
     _, path = resolve(uri)
     sizes = {info.path[len(path) + 1 :]: info.size for info in _listed(uri, recursive=True) if info.is_file}
     return {name: sizes[name] for name in sorted(sizes) if is_data(name)}
@@ -192,30 +193,32 @@ def _listed(uri: str, *, recursive: bool = False) -> list[fs.FileInfo]:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is such a file or folder."""
+    """Whether a file or folder exists."""
     filesystem, path = resolve(uri)
     return retry(lambda: filesystem.get_file_info(path), uri).type != fs.FileType.NotFound
 
 
 def remove_file(uri: str) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file if it exists."""
     filesystem, path = resolve(uri)
     with contextlib.suppress(FileNotFoundError):
         retry(lambda: filesystem.delete_file(path), uri)
 
 
 def remove_folder(uri: str) -> None:
-    """Remove a folder with all it holds, if it is there."""
+    """Remove a folder and its contents if it exists."""
     filesystem, path = resolve(uri)
     with contextlib.suppress(FileNotFoundError):
         retry(lambda: filesystem.delete_dir(path), uri)
 
 
 def retry(attempt: Callable[[], Result], uri: str) -> Result:
-    """`attempt()`, up to 8 times with growing pauses between, while object storage fails in ways that may pass.
+    """Return `attempt()`, tried up to 8 times with growing pauses while object storage fails in a way that may be
+    temporary.
 
-    Throttling may look like refused access (ray#47230): where this process was served before, that is tried as often,
-    else twice. A missing file or bucket is final. Local files get one try. StorageError at the end.
+    Throttling may look like refused access (ray#47230). Refused access is tried as often if this process has used the
+    bucket before, else twice. A missing file or bucket is not retried. Local files get one try. StorageError after the
+    last.
     """
     if "://" not in uri or uri.startswith("file://"):
         return attempt()
@@ -226,14 +229,14 @@ def retry(attempt: Callable[[], Result], uri: str) -> Result:
         except _PERMANENT:
             raise
         except OSError as error:
-            if not is_of_storage(error):  # damaged content, says Arrow
+            if not is_of_storage(error):  # Arrow reports damaged content like this
                 raise
             refused = any(word in str(error) for word in _REFUSED)
             num_attempts = 2 if refused and bucket not in _seen_to_work else _NUM_ATTEMPTS
             if number >= num_attempts or isinstance(error, StorageError) or "NO_SUCH_BUCKET" in str(error):
                 raise _explained(error, uri, bucket, refused) from error
             delay = min(_FIRST_DELAY * 2 ** (number - 1), _LONGEST_DELAY)
-            time.sleep(delay * random.uniform(0.5, 1))  # spread out, or all workers come back at once
+            time.sleep(delay * random.uniform(0.5, 1))  # jitter, so that workers do not all retry at once
         else:
             _seen_to_work.add(bucket)
             return result
@@ -241,12 +244,12 @@ def retry(attempt: Callable[[], Result], uri: str) -> Result:
 
 
 def is_of_storage(error: OSError) -> bool:
-    """Whether a disk, a server or the network failed; Arrow raises OSError for damaged content, too."""
+    """Whether a disk, a server or the network failed. Arrow raises OSError for damaged content, too."""
     return isinstance(error, StorageError) or error.errno is not None or "AWS Error" in str(error)
 
 
 def check_bucket(uri: str) -> None:
-    """StorageError if `uri` is in a bucket that does not exist: to a reader, its files are merely missing."""
+    """Raise StorageRefusedError if the bucket of `uri` does not exist. A reader would only see missing files."""
     if uri.startswith("s3://"):
         filesystem, path = resolve(uri)
         bucket = path.partition("/")[0]
@@ -260,7 +263,7 @@ def _explained(error: OSError, uri: str, bucket: str, refused: bool) -> StorageE
     if "NO_SUCH_BUCKET" in str(error):
         return StorageRefusedError(f"{uri}: there is no bucket {bucket!r}; create it, or give another")
     if refused:
-        # Where this process was served before, it may be throttling after all.
+        # If this process has used the bucket before, this may be throttling.
         kind = StorageError if bucket in _seen_to_work else StorageRefusedError
         return kind(f"{uri}: access is refused; check {_BY} (and AWS_SESSION_TOKEN, which expires)")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
@@ -269,8 +272,7 @@ def _explained(error: OSError, uri: str, bucket: str, refused: bool) -> StorageE
 
 
 def short_prefix(name: str) -> str:
-    """How the name of something temporary begins that becomes `name`: short enough for more to follow, up to 255
-    bytes."""
+    """Return a prefix for the temporary name of `name`. It is short, so that more can follow within 255 bytes."""
     return f".{name[:40]}."
 
 
@@ -282,15 +284,15 @@ def _write_local(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
+        os.chmod(temporary, 0o644)  # mkstemp makes the file readable by its owner only
         os.replace(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None:  # a full disk says not which file it was
+        if isinstance(error, OSError) and error.errno is not None:  # the error of a full disk does not name the file
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too, has to survive a crash
+        os.fsync(folder)  # so that the new name survives a crash, too
     finally:
         os.close(folder)

@@ -1,1 +1,1 @@
-"""What a command shows: progress lines, tables, and output that may break."""
+"""Output of a command: progress lines, tables, and standard output that may fail."""

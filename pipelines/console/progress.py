@@ -1,4 +1,4 @@
-"""The progress line of long work: how much is done, how fast, how long it will take."""
+"""The progress line of a long task: the amount done, the rate and the time left."""
 
 import sys
 import threading
@@ -9,10 +9,10 @@ _EVERY_SECONDS_IN_A_LOG = 10.0
 
 
 class ProgressLine:
-    """One line on stderr, rewritten on a terminal. The last line has the time that all of it took in place of an ETA.
+    """A line on stderr, rewritten in place on a terminal. The last line has the total time in place of an ETA.
 
-    As a context, it shows the line also while nothing is added, so that a reader sees that the work is alive; without
-    an error, the context ends with the last line.
+    As a context manager, it also updates the line while nothing is added, so that a reader sees that the work is alive.
+    If there is no error, the context ends with the last line.
     """
 
     def __init__(
@@ -20,9 +20,10 @@ class ProgressLine:
     ) -> None:
         """
         Args:
-            total: None if that will only be known at the end; then nothing is shown of what is done in no time.
-            done: Number of those that are done already; the rate is of the others.
-            every_seconds: None for two on a terminal and ten in a log.
+            total: Number of units. None if unknown until the end; then nothing is printed if the first update never
+                comes.
+            done: Number of units that are done already. The rate excludes them.
+            every_seconds: Seconds between updates. None: two on a terminal, ten in a log.
         """
         self._what, self._total, self._unit = what, total, unit
         self._rewritten = sys.stderr.isatty()
@@ -42,16 +43,16 @@ class ProgressLine:
             if kind is None and is_worth_it and not self._finished.is_set():
                 self._show(last=True)
             elif self._rewritten and self._width and not self._finished.is_set():
-                print(file=sys.stderr, flush=True)  # what comes next is not to be written over the line
+                print(file=sys.stderr, flush=True)  # so that later output does not overwrite the line
             self._finished.set()
         self._thread.join()
 
     def add(self, number: int, note: str | None = None) -> None:
-        """`number` more are done; `note`, if there is one, is shown from now on."""
+        """Add `number` finished units. `note`, if given, is shown from now on."""
         self.set(self._done + number, note)
 
     def set(self, done: int, note: str | None = None) -> None:
-        """`done` are done altogether."""
+        """Set the total number of finished units to `done`."""
         with self._lock:
             self._done = done
             self._note = self._note if note is None else note
@@ -93,6 +94,6 @@ class ProgressLine:
 
 
 def duration(seconds: float) -> str:
-    """h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

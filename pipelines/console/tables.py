@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines: the first column to the left, the others to the right."""
+    """Return the lines of a table. The first column is left-aligned, the others are right-aligned."""
     widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
     return [
         "  ".join(
@@ -19,7 +19,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same alignment in Markdown."""
+    """Return a Markdown table with the same alignment."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
@@ -32,10 +32,10 @@ def csv_text(lines: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Two decimals; `-` for what is not known."""
+    """Format a number with two decimals; `-` if it is unknown."""
     return "-" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
 def count_of(count: int, whole: int | None) -> str:
-    """`40 of 1,449`; where that is all, or there is no whole to speak of, the count alone."""
+    """Format as `40 of 1,449`. If `count` is the whole, or `whole` is None, return the count alone."""
     return f"{count:,}" if whole in (None, count) else f"{count:,} of {whole:,}"

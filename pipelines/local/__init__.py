@@ -1,1 +1,1 @@
-"""This machine's folders: names, locks, where to keep things, whether they can be written."""
+"""Folders of this machine: names, locks, where to keep files, whether they can be written."""

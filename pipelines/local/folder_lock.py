@@ -1,4 +1,4 @@
-"""Lets one command at a time work on a folder: two would write the same files, or train the same run twice."""
+"""Lets one command at a time work on a folder. Two would write the same files, or train the same run twice."""
 
 import contextlib
 import errno
@@ -13,12 +13,12 @@ _LOCK_FILE = ".lock"
 
 @contextmanager
 def only_one(uri: str, field: str) -> Iterator[None]:
-    """Holds the folder, which exists, for this process in the context. The system lets go of it where a process dies.
+    """Lock an existing folder for this process within the context. The system releases the lock if the process dies.
 
-    Folders in object storage, and on file systems without locks, are not held.
+    Folders in object storage, and on file systems without locks, are not locked.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: Another process holds the lock.
     """
     if "://" in uri:
         yield
@@ -29,12 +29,13 @@ def only_one(uri: str, field: str) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            path.unlink(missing_ok=True)  # before others can have it
+            path.unlink(missing_ok=True)  # before another process can lock it
             os.close(file)
 
 
 def _locked(path: Path, what: str) -> int | None:
-    """The descriptor of the locked file; None where there are no locks. ValueError if it is locked."""
+    """Return the descriptor of the locked file; None if the file system has no locks. ValueError if it is already
+    locked."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -52,4 +53,4 @@ def _locked(path: Path, what: str) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(file)):
                 return file
-        os.close(file)  # of a process that ended meanwhile, and removed its file
+        os.close(file)  # stale: its process has ended and removed the file

@@ -1,13 +1,13 @@
-"""Names that become folders, and `NAME=URI`, in which a name may stand before a folder."""
+"""Checks names of folders, and splits `NAME=URI`, in which a name may stand before a folder."""
 
 from pathlib import Path
 
 LONGEST_NAME = 255
-"""Bytes of a name, in UTF-8, that file systems take."""
+"""Maximum number of UTF-8 bytes in a name that file systems accept."""
 
 
 def check_folder_name(field: str, name: str, reserved: tuple[str, ...] = ()) -> None:
-    """ValueError unless a folder can have the name on any file system, and in object storage."""
+    """Raise ValueError unless a folder can have the name on any file system and in object storage."""
     advice = "give letters, digits, - and _"
     if not name or "/" in name or name.startswith("."):
         raise ValueError(f"{field}={name!r} is no folder name: {advice}")
@@ -23,8 +23,8 @@ def check_folder_name(field: str, name: str, reserved: tuple[str, ...] = ()) -> 
 
 
 def split_name(text: str) -> tuple[str | None, str]:
-    """Name and folder of `[NAME=]URI`. A name has no `/` and no `:`; a folder that exists is one whatever is in its
-    name, as in `year=2020/train`."""
+    """Return the name and the folder of `[NAME=]URI`. A name contains no `/` and no `:`. The path of an existing folder
+    is not split, as in `year=2020/train`."""
     name, equals, uri = text.partition("=")
     if not equals or not name or "/" in name or ":" in name or Path(text).expanduser().exists():
         return None, text

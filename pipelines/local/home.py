@@ -1,4 +1,4 @@
-"""What is kept in the user's home folder, also where that cannot be written, as in some containers."""
+"""Files kept in the user's home folder, with a fallback if it is not writable, as in some containers."""
 
 import getpass
 import os
@@ -13,8 +13,8 @@ _TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def cache_folder() -> Path:
-    """Where files are kept between runs: `$XDG_CACHE_HOME/groupvit`, by default `~/.cache/groupvit`; where that cannot
-    be written, a folder of the user's among the temporary files."""
+    """Return the folder for files kept between runs: `$XDG_CACHE_HOME/groupvit`, by default `~/.cache/groupvit`. If it
+    is not writable, return a folder for this user in the temporary directory."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "groupvit"
     if _is_writable(folder):
         return folder
@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def provide_ray_token(environment: MutableMapping[str, str]) -> None:
-    """Lets a cluster that starts here have a token of its own in the environment, where Ray cannot keep one in
+    """Set a token in `environment` for a cluster that starts here, if there is none and Ray cannot keep one in
     `~/.ray`."""
     folder = Path("~/.ray").expanduser()
     is_set = bool(set(_TOKEN_VARIABLES) & set(environment)) or (folder / "auth_token").exists()

@@ -1,4 +1,4 @@
-"""Whether a command will be able to write what it makes, found out before it works for hours."""
+"""Checks whether a command can write its output, before it works for hours."""
 
 import errno
 import os
@@ -11,10 +11,11 @@ from pipelines import storage
 
 
 def check_writable(uri: str, field: str, given: str | None = None) -> None:
-    """ValueError unless files can be written in the folder `uri`, which is made with them; called before the work.
+    """Raise ValueError unless files can be written in the folder `uri`, which need not exist. Call this before the
+    work.
 
-    On disk something is written, and removed again, in the nearest folder that exists. Of object storage only the
-    bucket is looked for. `given`: what the field has, if that is not `uri`.
+    On a local disk, this writes and removes a file in the nearest existing folder. In object storage, it only checks
+    that the bucket exists. `given` is the value of the field, if that is not `uri`.
     """
     given = uri if given is None else given
     storage.check_bucket(uri)
@@ -39,7 +40,7 @@ def check_writable(uri: str, field: str, given: str | None = None) -> None:
 
 
 def check_file_writable(uri: str, field: str, given: str | None = None) -> None:
-    """As `check_writable`, for one file."""
+    """Raise ValueError unless the file `uri` can be written. See `check_writable`."""
     given = uri if given is None else given
     filesystem, path = storage.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem) and Path(path).is_dir():
