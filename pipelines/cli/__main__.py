@@ -1,4 +1,4 @@
-"""`python -m pipelines.cli` is `groupvit`."""
+"""Runs `groupvit` by `python -m pipelines.cli`."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""The commands. Each is a function below: it parses its arguments and calls the module that does the work, which is
-imported only then, so that help and mistakes are answered at once."""
+"""The commands, one function each. A function parses its arguments, then imports and calls the module that does the
+work, so that help and errors in arguments are shown at once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from pipelines.cli.requests import pretrain_config, sweep_request
 
 
 def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
-    """Train an experiment, or continue it."""
+    """Train an experiment, or resume its training."""
     from pipelines.experiments.catalogue import EXPERIMENTS
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -31,7 +31,7 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def sweep(arguments: Sequence[str]) -> dict[str, Any]:
-    """Train many variants of an experiment and compare them, or go on with that."""
+    """Train many variants of an experiment and compare them, or resume a sweep."""
     from pipelines.sweeps.catalogue import SPACES
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -59,17 +59,17 @@ def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
     from pipelines.evaluation.config import EvaluateConfig
 
     config = parse(EvaluateConfig, arguments, prog="groupvit evaluate")
-    from pipelines.evaluation.evaluate import evaluate as run  # after help and mistakes: Ray takes seconds to import
+    from pipelines.evaluation.evaluate import evaluate as run  # only after parsing: Ray takes seconds to import
 
     return run(config)
 
 
 def compare(arguments: Sequence[str]) -> dict[str, Any]:
-    """Set evaluations side by side, and say whether they differ by chance."""
+    """Compare evaluations side by side, and test whether they differ by chance."""
     from pipelines.comparison.config import CompareConfig
 
     config = parse(CompareConfig, arguments, prog="groupvit compare")
-    from pipelines.comparison.compare import compare as run  # after help and mistakes: scipy takes a second to import
+    from pipelines.comparison.compare import compare as run  # only after parsing: scipy takes a second to import
 
     return run(config)
 
@@ -83,7 +83,7 @@ def segment(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def import_weights(arguments: Sequence[str]) -> dict[str, Any]:
-    """Make a checkpoint of weights from elsewhere."""
+    """Make a checkpoint from released weights or Hugging Face's."""
     from pipelines.models.import_weights import ImportWeightsConfig
     from pipelines.models.import_weights import import_weights as run
 
@@ -91,7 +91,7 @@ def import_weights(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def export(arguments: Sequence[str]) -> dict[str, Any]:
-    """Give a checkpoint away: to Hugging Face, as ONNX, or under the released names."""
+    """Export a checkpoint: to Hugging Face, to ONNX, or to the names of the released weights."""
     from pipelines.models.export import ExportConfig
     from pipelines.models.export import export as run
 
@@ -107,17 +107,17 @@ def register(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def app(arguments: Sequence[str]) -> dict[str, Any]:
-    """Show a page on which images are segmented by words, until Ctrl-C."""
+    """Serve a page that segments images by words, until Ctrl-C."""
     from pipelines.serving.app.config import AppConfig
 
     config = parse(AppConfig, arguments, prog="groupvit app")
-    from pipelines.serving.app.serve import run_app  # after help and mistakes: Ray takes seconds to import
+    from pipelines.serving.app.serve import run_app  # only after parsing: Ray takes seconds to import
 
     return run_app(config)
 
 
 def download(arguments: Sequence[str]) -> dict[str, Any]:
-    """Fetch the images of a URL list into raw shards, or go on fetching them."""
+    """Download the images of a URL list into raw shards, or resume a download."""
     from pipelines.download.config import DownloadConfig
     from pipelines.download.download import download as run
 
@@ -133,7 +133,7 @@ def curate(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def cost(arguments: Sequence[str]) -> dict[str, Any]:
-    """Estimate the hours and the money a training will take."""
+    """Estimate the hours and the cost of a training."""
     from pipelines.experiments.catalogue import EXPERIMENTS
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -150,7 +150,7 @@ def cost(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def submit(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run a command on a cluster, or see to one that runs there."""
+    """Run a command on a cluster, or manage a job there."""
     from pipelines.cli.submit import submit_command
 
     return submit_command(arguments)
@@ -165,7 +165,7 @@ def prepare_context(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
-    """Make the data of the demo: a training data set, and scenes with masks to evaluate on."""
+    """Make the data of the demo: a training data set, and scenes with masks for evaluation."""
     from pipelines.demo.generate import DemoDataConfig
     from pipelines.demo.generate import demo_data as run
 
@@ -184,14 +184,14 @@ def demo_data(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def inspect(arguments: Sequence[str]) -> dict[str, Any]:
-    """Show what a data set holds, in the terminal and as a page; verify it."""
+    """Show what a data set contains, in the terminal and as a page; verify it."""
     from pipelines.dataset.inspect import InspectConfig, inspect_dataset
 
     return inspect_dataset(parse(InspectConfig, arguments, prog="groupvit inspect"))
 
 
 def demo(arguments: Sequence[str]) -> dict[str, Any]:
-    """Do the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
+    """Run the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
     from pipelines.demo.run import DemoConfig, run_demo
 
     return run_demo(parse(DemoConfig, arguments, prog="groupvit demo"))

@@ -1,4 +1,4 @@
-"""Flags: arguments parsed into configs, and mistakes in them said in one line that names the nearest right one."""
+"""Parses arguments into configs. An error is one line that names the nearest valid choice."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,11 @@ _INVALID_CHOICE = re.compile(
 
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
-    """A config from flags, its help from the strings under its fields; `--verify` alone means `--verify True`, and
-    `--no-verify` means `--verify False`. ValueError for an unknown flag or a bad value."""
+    """Parse flags into a config. The strings under its fields are the help. ValueError for an unknown flag or an
+    invalid value.
+
+    `--verify` alone means `--verify True`, and `--no-verify` means `--verify False`.
+    """
     import tyro
 
     flags = flags_of(config_type)
@@ -32,9 +35,9 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
         else:
             spelled_out += [argument]
 
-    # Beside its message, the parser draws a box and a usage line; what is wrong fits one line.
+    # The parser also draws a box and a usage line. Only its message is kept, as one line.
     drawn = io.StringIO()
-    missing: Any = tyro.MISSING_NONPROP  # unlike MISSING, it leaves the defaults of the fields
+    missing: Any = tyro.MISSING_NONPROP  # unlike MISSING, it keeps the defaults of the fields
     try:
         with contextlib.redirect_stderr(drawn):
             config, unknown = tyro.cli(
@@ -61,7 +64,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
 
 
 def take(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `flag`, and what was given after each of its places. ValueError if nothing was."""
+    """Return the arguments without `flag`, and each value given for it. ValueError if a value is missing."""
     rest: list[str] = []
     values: list[str] = []
     remaining = iter(arguments)
@@ -82,7 +85,7 @@ def is_number(argument: str) -> bool:
 
 
 def flags_of(config_type: Any, prefix: str = "--") -> dict[str, Any]:
-    """The type of each flag."""
+    """Return the flags of a config, with their types."""
     flags: dict[str, Any] = {}
     for name, hint in get_type_hints(config_type).items():
         flag = prefix + name.replace("_", "-")
@@ -97,7 +100,7 @@ def one_of(choices: dict[str, Any], name: str, kind: str) -> Any:
 
 
 def refuse_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
-    """ValueError that names the nearest known one; a flag may be given without the group it is in."""
+    """Raise ValueError that names the nearest known choice. A flag is also found by its name without its group."""
     known = list(known)
     last_parts = {flag.rpartition(".")[2]: flag for flag in known} if kind == "flag" else {}
     bare = name.lstrip("-")
@@ -110,9 +113,8 @@ def refuse_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
 
 
 def _first_message(box: str) -> str:
-    """The text of the parser's box up to its first rule, without the frame. Where the terminal takes ASCII only, the
-    box has a title and a rule in place of the frame.
-    """
+    """Return the text of the parser's box up to its first rule, without the frame. On a terminal with ASCII only, the
+    box has a title and a rule in place of the frame."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     rules = [index for index, line in enumerate(lines) if line and set(line) <= {"─", "-"}]
     first = 0 if "╭" in box or not rules else rules[0] + 1

@@ -1,6 +1,6 @@
-"""`groupvit COMMAND ...`: one command run, and its result, failure or mistake told.
+"""`groupvit COMMAND ...`: runs one command, and prints its result or its error.
 
-What the user got wrong is a ValueError: one line on stderr, exit code 2.
+A user's mistake is a ValueError: one line on stderr, exit code 2.
 """
 
 import json
@@ -41,9 +41,9 @@ output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 somethin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     keep_going()
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of the tables of a new database
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # otherwise it logs the tables of a new database
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _one_line(error: ValueError | OSError) -> str:
     message = str(error)
-    if isinstance(error, UnicodeEncodeError):  # file names and arguments that are not UTF-8 have such characters
+    if isinstance(error, UnicodeEncodeError):  # raised for file names and arguments that are not UTF-8
         message = f"{error.object[:200]!a} holds bytes that are not UTF-8: rename the file, or give text in UTF-8"
     elif isinstance(error, UnicodeDecodeError):
         message = f"{error.object[:200]!r} is not UTF-8: rename the file, or convert its text"

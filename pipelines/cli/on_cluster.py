@@ -1,4 +1,4 @@
-"""What runs on the cluster for `groupvit submit`: the environment that came along, the machines, then the command.
+"""Entry point of a job of `groupvit submit`: loads its environment, waits for machines, then runs the command.
 
 python -m pipelines.cli.on_cluster [--machines JSON] COMMAND ...
 """
@@ -12,7 +12,7 @@ from pipelines.cluster.room import MACHINES_FLAG, wait_for_machines
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command as `groupvit` does; returns its exit code."""
+    """Run one command as `groupvit` does, and return its exit code."""
     load_environment()
     if arguments[0] == MACHINES_FLAG:
         wanted = json.loads(arguments[1])

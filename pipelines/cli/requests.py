@@ -1,4 +1,4 @@
-"""Requests: the config of a run or a sweep, of the arguments of its command, short flags included."""
+"""Turns the arguments of `pretrain` and `sweep`, short flags included, into configs."""
 
 import dataclasses
 import re
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pipelines.sweeps.space import Space
 
 SHORT_FLAGS = ("--data", "--evaluate-every-n-steps")
-"""Of `pretrain`, which are no fields."""
+"""Flags of `pretrain` that are not fields of its config."""
 
 
 def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
-    """The config of an experiment's name and flags, short ones included."""
+    """Return the config for an experiment's name and flags, short ones included."""
     from pipelines.experiments.catalogue import EXPERIMENTS
 
     name, *flags = arguments
@@ -34,7 +34,7 @@ def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
 
 
 def sweep_request(arguments: Sequence[str]) -> "tuple[SweepConfig, Space]":
-    """What is asked for and the space, of a space's name and flags: the sweep's own, and those of its experiment."""
+    """Return the config and the space for a space's name and flags: those of the sweep and those of its experiment."""
     from pipelines.experiments.catalogue import EXPERIMENTS
     from pipelines.experiments.config import ExperimentConfig
     from pipelines.sweeps.catalogue import SPACES
@@ -60,10 +60,10 @@ def sweep_request(arguments: Sequence[str]) -> "tuple[SweepConfig, Space]":
 
 
 def parse_data(texts: Sequence[str]) -> "DataConfig":
-    """The sources of `[NAME=]URI[:WEIGHT]`, one text for each. ValueError if only some have a weight.
+    """Return the sources of `[NAME=]URI[:WEIGHT]`, one for each text. ValueError if only some have a weight.
 
-    A number after the last colon is a weight: end a path that ends in such a number with a slash. A folder that exists
-    has no name before it: `year=2020/train` is one folder.
+    A number after the last colon is a weight. If a path ends in such a number, add a slash. An existing folder has no
+    name before it: `year=2020/train` is one folder.
     """
     from pipelines.experiments.config import DataConfig
     from pipelines.local.folder_names import split_name

@@ -1,11 +1,10 @@
-"""Commands on a cluster, by Ray's job server.
+"""Runs commands on a cluster through Ray's job server.
 
     groupvit submit pretrain EXPERIMENT --FLAG VALUE ... --env MLFLOW_TRACKING_URI --follow
     groupvit submit list|status|logs|stop|resume JOB         groupvit submit check-cluster ray-cluster.yaml
 
-Before anything is uploaded, the command is read as it would be read there, and the cluster is asked whether it has
-room. A job is called COMMAND-NAME-ATTEMPT after what it writes; a run is submitted again under the next number and
-continues.
+Before the upload, the command is parsed as on the cluster, and the cluster is asked whether it has room. A job is named
+COMMAND-NAME-ATTEMPT after what it writes. A run that is submitted again gets the next number and resumes.
 """
 
 import difflib
@@ -39,8 +38,8 @@ flags of submit itself:
 
 
 def submit_command(arguments: Sequence[str]) -> dict[str, Any]:
-    """`groupvit submit ...`; returns what `--json` prints. ValueError for what the user must mend; PartlyDone with the
-    job's exit code if a followed job fails."""
+    """Run `groupvit submit ...` and return what `--json` prints. ValueError if the user's input is invalid; PartlyDone,
+    with the job's exit code, if a followed job fails."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE.format(commands=", ".join(SUBMITTABLE)), end="")
         for line in _flag_lines():
@@ -63,7 +62,7 @@ def submit_command(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments that are flags of `submit` itself, wherever they stand, with their values; and the others."""
+    """Return the flags of `submit` itself with their values, wherever they stand; and the other arguments."""
     hints = get_type_hints(SubmitConfig)
     kinds = {f"--{name.replace('_', '-')}": hint for name, hint in hints.items()}
     kinds |= {f"--no-{flag[2:]}": bool for flag, hint in kinds.items() if hint is bool}
@@ -147,7 +146,7 @@ def _only(rest: Sequence[str], verb: str, kind: str) -> str:
 
 
 def _flag_lines() -> list[str]:
-    """The flags' names and what they do."""
+    """Return the help lines of the flags."""
     import contextlib
     import io
 

@@ -1,5 +1,5 @@
-"""What can be submitted to a cluster: how each command's arguments are read, what it needs, and what it reads and
-writes."""
+"""Commands that can be submitted to a cluster: how their arguments are parsed, which resources they need, and what they
+read and write."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ def _sweep(arguments: Sequence[str]) -> Submission:
         raise ValueError("a space is missing: groupvit submit sweep SPACE ...")
     config, space = sweep_request(arguments)
     sweep = plan_sweep(config, space)
-    # The sweep has put the default in its place, which there may be another.
+    # The sweep has filled in the default of this machine, which may differ on the cluster.
     given = any(argument.startswith("--tracking.uri") for argument in arguments)
     return Submission(
         command="sweep",
@@ -59,7 +59,7 @@ def _uris(config: "ExperimentConfig") -> dict[str, str | None]:
 
 
 def _demands(config: "ExperimentConfig", *, at_a_time: int) -> tuple[Demand, ...]:
-    """Of so many runs at a time."""
+    """Return the demands of `at_a_time` concurrent runs."""
     training, evaluation = config.training, config.evaluation
     demands = [
         Demand(
@@ -113,7 +113,7 @@ def _curate(arguments: Sequence[str]) -> Submission:
         name=_last_part(config.out),
         place=config.out,
         uris=uris | {"out": config.out, "opt_out": config.opt_out},
-        demands=(Demand(what="num_workers", count=1, cpus=1),),  # more than there is room for are not started
+        demands=(Demand(what="num_workers", count=1, cpus=1),),  # no more workers are started than there is room for
     )
 
 
@@ -142,8 +142,8 @@ SUBMITTABLE: dict[str, Callable[[Sequence[str]], Submission]] = {
     "curate": _curate,
     "download": _download,
 }
-"""Each reads a command's arguments and checks them as the command itself does, short of reading data. ValueError if
-they are wrong."""
+"""Functions that parse a command's arguments and check them as the command itself does, but without reading data.
+ValueError if they are invalid."""
 
 
 def _last_part(uri: str) -> str:
