@@ -1,6 +1,6 @@
-"""Why work on Ray failed: the error that began it, out of what Ray has wrapped around it, and whether it may pass.
+"""Finds out why work on Ray failed: the root error, inside what Ray wraps around it, and whether it may be temporary.
 
-Ray Data keeps only the text of an error that an actor raised, so the text is read. Nothing here imports Ray.
+Ray Data keeps only the text of an error that an actor raised, so the text is parsed. Nothing here imports Ray.
 """
 
 import dataclasses
@@ -15,21 +15,21 @@ _LASTING = (
     *(ValueError, LookupError, TypeError, AttributeError, NotImplementedError, AssertionError, ImportError),
     *(ArithmeticError, FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, StorageRefusedError),
 )
-"""Errors of data, access or code: the same work done again gives the same error."""
+"""Permanent errors, of data, access or code. Repeating the work gives the same error."""
 _SAYS_ALL = (ValueError, OSError)
-"""Errors whose message needs no name of a class before it."""
+"""Errors whose message is clear without the name of the class."""
 _COLORS = re.compile(r"\x1b\[\d*m")
 _ERROR_LINE = re.compile(r"([A-Za-z_][\w.]*)(?:\(\w+\))?(?:: (.*))?")
 _CHAIN = re.compile(
     r"^(?:The above exception was the direct cause of|During handling of the above exception, another) .*", re.MULTILINE
 )
 _ADVICE_OF_RAY = re.compile(r"(?:\n|\\n|^)Failed to apply UDF transform after .*?(?=['\"]?$)", re.DOTALL)
-"""What Ray Data adds to the message of an error."""
+"""Text that Ray Data appends to the message of an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cause:
-    """What began a failure."""
+    """Root cause of a failure."""
 
     kind: str
     """Name of the error's class, with its module unless it is built in."""
@@ -38,7 +38,7 @@ class Cause:
 
     @property
     def line(self) -> str:
-        """What to tell the user."""
+        """Message for the user, in one line."""
         found = _class_named(self.kind)
         if self.message and (self.kind.startswith("ray.") or (found is not None and issubclass(found, _SAYS_ALL))):
             return self.message
@@ -47,12 +47,13 @@ class Cause:
 
     @property
     def is_lasting(self) -> bool:
-        """Whether to do the same again would end in the same way."""
+        """Whether repeating the work would fail in the same way."""
         found = _class_named(self.kind)
         return found is not None and issubclass(found, _LASTING)
 
     def to_error(self) -> Exception:
-        """What a command raises: errors of storage as they are, ValueError for others that last, or WorkFailedError."""
+        """Return the error a command raises: a storage error as it is, ValueError if it is permanent, else
+        WorkFailedError."""
         found = _class_named(self.kind)
         if found is not None and issubclass(found, StorageError):
             return found(self.line)
@@ -60,9 +61,9 @@ class Cause:
 
 
 def root_cause(error: BaseException) -> Cause:
-    """The error that our own code, or a library it uses, raised; the last of a chain, which says most.
+    """Return the error that our own code, or a library it uses, raised. Of a chain, this is the last, which says most.
 
-    Of several workers that failed, the one whose error lasts: the others lost their connection to it.
+    If several workers failed, prefer a permanent error: the other workers only lost their connection to that one.
     """
     failures = getattr(error, "worker_failures", None) if is_of_ray(error) else None
     if isinstance(failures, Mapping) and failures:
@@ -84,12 +85,12 @@ def root_cause(error: BaseException) -> Cause:
 
 
 def is_of_ray(error: BaseException) -> bool:
-    """Whether Ray raised it, of its own or around another."""
+    """Whether Ray raised the error, as its own or wrapped around another."""
     return any(cls.__module__.partition(".")[0] == "ray" for cls in type(error).__mro__)
 
 
 def _errors_in(text: str) -> Iterator[Cause]:
-    """The errors of a text of tracebacks, one for each link of the chain, in the order in which they were raised."""
+    """Yield the errors in a text of tracebacks, one for each link of the chain, in the order they were raised."""
     for traceback in _CHAIN.split(text):
         lines = traceback.strip("\n").splitlines()
         starts = [
@@ -99,7 +100,7 @@ def _errors_in(text: str) -> Iterator[Cause]:
             and (found := _ERROR_LINE.fullmatch(lines[number]))
         ]
         if starts:
-            # An error that came through several processes is quoted by Ray's own, which stands before it.
+            # Ray's own error comes first, and quotes the error that passed through several processes.
             number, found = next((start for start in starts if not start[1][1].startswith("ray.")), starts[0])
             yield Cause(kind=found[1], message=_one_line("\n".join([found[2] or "", *lines[number + 1 :]])))
 
@@ -113,7 +114,7 @@ def _name(cls: type) -> str:
 
 
 def _class_named(name: str) -> type[BaseException] | None:
-    """The class of an error that this process knows too."""
+    """Return the class of an error by its name; None if this process does not know it."""
     module, _, attribute = name.rpartition(".")
     found = getattr(sys.modules.get(module or "builtins"), attribute, None)
     return found if isinstance(found, type) and issubclass(found, BaseException) else None

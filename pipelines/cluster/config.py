@@ -1,36 +1,37 @@
-"""How a command is handed to a cluster: which cluster, with what, and what is seen of it afterwards."""
+"""Configuration of `groupvit submit`: the cluster, what the job takes along, and whether to follow the job."""
 
 import dataclasses
 import re
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-"""Where `ray dashboard ray-cluster.yaml` and `kubectl port-forward` bring the cluster's job server."""
+"""Address of the cluster's job server through `ray dashboard ray-cluster.yaml` or `kubectl port-forward`."""
 
 _SETTINGS = re.compile(r"[A-Za-z_]\w*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubmitConfig:
-    """The flags of `groupvit submit` itself; all others belong to the command that is submitted."""
+    """Flags of `groupvit submit` itself. All others belong to the submitted command."""
 
     address: str = DEFAULT_ADDRESS
-    """The cluster's job server."""
+    """URL of the cluster's job server."""
     env: tuple[str, ...] = ()
-    """Names of environment variables the job and its workers get, with the values they have here. The values travel in
-    the package, which the dashboard does not show."""
+    """Names of environment variables for the job and its workers. The values are read here, and travel in the package,
+    which the dashboard does not show."""
     cluster: str | None = None
-    """File of an autoscaling cluster, for `ray up` or KubeRay: what it may have at most counts, and the job waits
-    until that is there. None: what the cluster has now counts."""
+    """Cluster file of an autoscaling cluster, for `ray up` or KubeRay. The job must fit on its maximum size, and waits
+    until the machines are there. None: the job must fit on the machines the cluster has now."""
     wait_minutes: float = 30.0
-    """How long the job waits for the machines of `cluster`."""
+    """Maximum time in minutes to wait for the machines of `cluster`."""
     code: bool = True
-    """Run the code that is here. --no-code: what is installed on the cluster's machines."""
+    """Whether to upload and run the code that is here. --no-code: run the code installed on the cluster's machines."""
     max_code_megabytes: float = 50.0
-    """Largest package of code that is uploaded."""
+    """Maximum size of the uploaded package of code, in megabytes."""
     allow_local_paths: bool = False
-    """Accept paths and addresses that only this machine knows: for clusters that share its disks."""
+    """Whether to accept paths and addresses that only this machine knows, for clusters that share its disks."""
     follow: bool = False
-    """Show what the job prints until it ends, and end with its exit code. The job goes on without that."""
+    """Whether to show the job's output until it ends, and to end with its exit code. Interrupting this does not stop
+    the job."""
 
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/]+", self.address):

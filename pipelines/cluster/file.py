@@ -1,4 +1,4 @@
-"""Cluster files: what `ray up` would refuse, said in one line, and how many machines one may have at most."""
+"""Cluster files: checks what `ray up` would refuse, with errors of one line, and lists the most machines they allow."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ _KUBERAY = {"RayCluster", "RayJob", "RayService"}
 
 
 def read_cluster_file(path: str) -> dict[str, Any]:
-    """The first document that describes a cluster. ValueError if there is none."""
+    """Return the first document that describes a cluster. ValueError if there is none."""
     try:
         documents = list(yaml.safe_load_all(Path(path).expanduser().read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -29,7 +29,7 @@ def read_cluster_file(path: str) -> dict[str, Any]:
 
 
 def check_cluster_file(path: str) -> dict[str, Any]:
-    """What `ray up` needs and Ray's schema asks for. ValueError naming key, value and what would be right."""
+    """Check what `ray up` needs and Ray's schema requires. ValueError names the key, its value and a valid one."""
     cluster = read_cluster_file(path)
     if cluster.get("kind") in _KUBERAY:
         raise ValueError(f"{path} is for Kubernetes: check it with kubectl apply --dry-run=server -f {path}")
@@ -45,9 +45,11 @@ def check_cluster_file(path: str) -> dict[str, Any]:
 
 
 def machines_at_most(path: str, *, gpus_first: bool) -> list[Machine]:
-    """The workers a cluster may grow to, and its head. ValueError if the file does not say what a machine has.
+    """Return the workers a cluster may grow to, and its head. ValueError if a machine's resources are missing in the
+    file.
 
-    Where not all kinds fit below `max_workers`, those with the most GPUs come first, or else those with the most CPUs.
+    If `max_workers` is too small for all node types, those with the most GPUs come first with `gpus_first`, else those
+    with the most CPUs.
     """
     cluster = read_cluster_file(path)
     if cluster.get("kind") in _KUBERAY:
@@ -60,7 +62,7 @@ def machines_at_most(path: str, *, gpus_first: bool) -> list[Machine]:
 
 
 def _missing(cluster: Mapping[str, Any]) -> Iterator[str]:
-    """Keys without which Ray's own messages are tracebacks."""
+    """Yield a message for each missing key that Ray would report by a traceback."""
     provider = cluster.get("provider")
     if not cluster.get("cluster_name"):
         yield "cluster_name is missing: give a name, by which `ray up` finds its machines again"
@@ -96,16 +98,16 @@ def _check_schema(path: str, cluster: dict[str, Any]) -> None:
 
     schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text(encoding="utf-8"))
     try:
-        jsonschema.validate(cluster, schema)  # as it was written, then with defaults
+        jsonschema.validate(cluster, schema)  # as written, then with defaults
         jsonschema.validate(sdk.fillout_defaults(cluster), schema)
     except jsonschema.ValidationError as error:
         raise ValueError(f"{path}: {_explained(error)}") from None
-    except Exception as error:  # Ray's own ways to refuse
+    except Exception as error:  # Ray's other errors for invalid files
         raise ValueError(f"{path}: Ray refuses it: {' '.join(str(error).split())[:300]}") from None
 
 
 def _explained(error: Any) -> str:
-    """A schema's complaint in words: key, value, and what would be right."""
+    """Return a schema error in words: the key, its value, and a valid one."""
     where = ".".join(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":
         known = list(error.schema.get("properties", {}))
@@ -135,7 +137,7 @@ def _of_ray_up(path: str, cluster: Mapping[str, Any], gpus_first: bool) -> Itera
 
 
 def _machine(where: str, kind: Mapping[str, Any]) -> Machine:
-    """What a node type has: as it says, else by its instance type."""
+    """Return the CPUs and GPUs of a node type, from its `resources` or else from its instance type."""
     said = kind.get("resources") or {}
     name = kind["node_config"].get("InstanceType")
     instance = INSTANCES.get(name)

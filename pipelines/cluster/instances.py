@@ -1,7 +1,7 @@
-"""Machines that are rented by the hour, and what they cost: list prices, each with its date and where it was read.
+"""Machine types rented by the hour, and their list prices, each with its date and source.
 
-Prices move and differ by region; `groupvit cost --price NAME=USD` takes the place of these. Spot prices are not kept
-here: they change by the hour.
+Prices change and differ by region; `groupvit cost --price NAME=USD` overrides them. Spot prices are not listed here,
+because they change by the hour.
 """
 
 import dataclasses
@@ -9,17 +9,17 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Instance:
-    """A kind of machine."""
+    """A machine type."""
 
     name: str
     num_gpus: int
     gpu: str | None
     num_vcpus: int
     usd_per_hour: float
-    """On demand, Linux."""
+    """On-demand price for Linux."""
     region: str = "us-east-1"
     date: str = "2026-11"
-    """When the price was read."""
+    """Month in which the price was read."""
     source: str = "listed on demand, read from copies of AWS's list that agree, not from AWS"
 
 

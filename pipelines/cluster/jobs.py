@@ -1,4 +1,4 @@
-"""A cluster's job server, spoken to by Ray's client; what goes wrong is one line that says what to mend."""
+"""Talks to a cluster's job server through Ray's client. An error is one line that says what to fix."""
 
 import logging
 import os
@@ -21,12 +21,12 @@ from pipelines.cluster.room import Machine
 
 _SECONDS_TO_ANSWER = 15.0
 _SECONDS_TO_BEGIN = 30.0
-"""A cluster has no machine at all for at most so long."""
+"""Maximum time for which a new cluster lists no machine."""
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the job server. ValueError if there is none, or if it does not let us in."""
-    # Both would silently take the place of the address that was given.
+    """Return a client of the job server. ValueError if there is no server, or if it refuses access."""
+    # Both would silently override the given address.
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     with explained(address):
@@ -35,7 +35,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def _check_answer(address: str) -> None:
-    """ConnectionError if nothing answers there within 15 s: Ray's client would wait for as long as the system does."""
+    """Raise ConnectionError if nothing answers within 15 s. Ray's client would wait as long as the system does."""
     parts = urlsplit(address)
     if not parts.hostname or (parts.scheme in getproxies() and not proxy_bypass(parts.hostname)):
         return
@@ -47,20 +47,20 @@ def _check_answer(address: str) -> None:
 
 
 def machines(address: str) -> list[Machine]:
-    """The machines of the cluster, with what they can give. Of a cluster that has just begun, those that came first."""
+    """Return the resources of the cluster's machines. If it has just started, wait up to 30 s for the first ones."""
     deadline = time.monotonic() + _SECONDS_TO_BEGIN
     while True:
         with explained(address):
             nodes: list[Any] = list_nodes(address=address, limit=10_000, detail=True)
         alive = [node.resources_total or {} for node in nodes if node.state == "ALIVE"]
-        if alive or time.monotonic() > deadline:  # the job server answers before its own machine is in the list
+        if alive or time.monotonic() > deadline:  # the job server answers before its own machine is listed
             break
         time.sleep(0.5)
     return [Machine(cpus=node.get("CPU", 0.0), gpus=node.get("GPU", 0.0)) for node in alive]
 
 
 def our_jobs(client: JobSubmissionClient, address: str) -> list[JobDetails]:
-    """Jobs that `groupvit submit` has submitted, the oldest first."""
+    """Return the jobs submitted by `groupvit submit`, oldest first."""
     with explained(address):
         jobs = client.list_jobs()
     return sorted((job for job in jobs if "groupvit" in (job.metadata or {})), key=lambda job: job.start_time or 0)
@@ -68,7 +68,7 @@ def our_jobs(client: JobSubmissionClient, address: str) -> list[JobDetails]:
 
 @contextmanager
 def explained(address: str) -> Iterator[None]:
-    """ValueError for whatever the job server, or the way to it, refuses. Of what it does, Ray's client is silent."""
+    """Turn errors of the job server and the connection to it into a ValueError. Also hide the log of Ray's client."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -99,7 +99,7 @@ def explained(address: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of a server's traceback, or what a connection says of itself."""
+    """Return the last line of a server's traceback, or the message of a connection error."""
     text = str(error).strip()
     if found := re.search(r"\[Errno \d+\] ([\w ]+)", text):
         return found[1]

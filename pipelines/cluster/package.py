@@ -1,4 +1,4 @@
-"""The package a job takes to the cluster: the code that is here, and the environment it is to run in."""
+"""Builds the package that a job takes to the cluster: the code that is here, and its environment variables."""
 
 import importlib.util
 import json
@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 from pipelines.provenance import code_version
 
 ENVIRONMENT_FILE = "job-environment.json"
-"""In the package, not in Ray's `env_vars`: those, Ray writes to its logs."""
+"""File in the package. Ray's `env_vars` are not used, because Ray writes them to its logs."""
 PACKAGES = ("groupvit", "pipelines")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:
-    """The variables and their values here. ValueError for one that is not set."""
+    """Return the variables and their values here. ValueError for one that is not set."""
     for name in names:
         if name not in os.environ:
             raise ValueError(f"env={name} is not set here: export {name}=..., or leave --env {name} out")
@@ -27,8 +27,8 @@ def environment(names: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def job_package(*, code: bool, variables: dict[str, str], max_bytes: float) -> Iterator[Path | None]:
-    """A folder to upload, for the time of the context; None if there is nothing to take along. ValueError if it holds
-    more than `max_bytes`."""
+    """Yield a folder to upload, which exists within the context; None if there is nothing to upload. ValueError if it
+    holds more than `max_bytes`."""
     if not code and not variables:
         yield None
         return
@@ -37,7 +37,7 @@ def job_package(*, code: bool, variables: dict[str, str], max_bytes: float) -> I
         if code:
             for name in PACKAGES:
                 shutil.copytree(package_folder(name), folder / name, ignore=_LEFT_OUT)
-            # Where the code runs there is no repository to ask.
+            # The cluster has no repository that tells the version.
             variables = {"GROUPVIT_CODE_VERSION": code_version()} | variables
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if size > max_bytes:
@@ -53,14 +53,14 @@ def job_package(*, code: bool, variables: dict[str, str], max_bytes: float) -> I
 
 
 def package_folder(name: str) -> Path:
-    """Where the package is that would be imported here."""
+    """Return the folder of the package that an import here would find."""
     found = importlib.util.find_spec(name)
     assert found is not None and found.submodule_search_locations is not None
     return Path(found.submodule_search_locations[0])
 
 
 def load_environment() -> None:
-    """Take over the environment; Ray calls this in every process of the job, in the package's folder."""
+    """Set the environment variables of the job. Ray calls this in every process of the job, in the package's folder."""
     file = Path(ENVIRONMENT_FILE)
-    if file.exists():  # not in a job without any
+    if file.exists():  # a job without code and variables has none
         os.environ.update(json.loads(file.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Whether a cluster has, or can get, room for what a job needs: machine by machine, for a worker is not split."""
+"""Checks whether a cluster has, or can get, room for a job. It counts by machine, because a worker cannot be split."""
 
 import dataclasses
 import time
@@ -6,39 +6,39 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 MACHINES_FLAG = "--machines"
-"""Of `pipelines.cli.on_cluster`: what a job waits for, as JSON."""
+"""Flag of `pipelines.cli.on_cluster`: the machines a job waits for, as JSON."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demand:
-    """`count` processes, each with its share of one machine."""
+    """`count` processes, each of which needs its share of one machine."""
 
     what: str
-    """The field that asks for them, or what they are."""
+    """Field that requests the processes, or a description of them."""
     count: int
     cpus: float
     gpus: float = 0.0
     gpus_if_any: bool = False
-    """Whether the GPUs are only taken if the cluster has any."""
+    """Whether to take the GPUs only if the cluster has any."""
 
 
 class Machine(TypedDict):
-    """What of a machine can be given away."""
+    """CPUs and GPUs of a machine that jobs can use."""
 
     cpus: float
     gpus: float
 
 
 def check_room(demands: Sequence[Demand], machines: Sequence[Machine], place: str, advice: str) -> None:
-    """ValueError, naming the first field that asks for too much, if the demands do not fit on the empty machines.
+    """Raise ValueError, naming the first field that asks for too much, if the demands do not fit on the empty machines.
 
-    `place` is the cluster's name in a sentence; `advice` what can be done beside asking for less.
+    `place` is the cluster's name in the message. `advice` says what the user can do.
     """
     free = [Machine(cpus=machine["cpus"], gpus=machine["gpus"]) for machine in machines]
     for demand in demands:
         cpus, gpus = shares(demand, machines)
         for placed in range(demand.count):
-            # What needs no GPU goes to machines without, if it can; then to the fullest.
+            # A process without GPUs prefers machines without GPUs. Among those, the fullest comes first.
             fitting = [machine for machine in free if machine["cpus"] >= cpus and machine["gpus"] >= gpus]
             if not fitting:
                 each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
@@ -53,13 +53,13 @@ def check_room(demands: Sequence[Demand], machines: Sequence[Machine], place: st
 
 
 def shares(demand: Demand, machines: Sequence[Machine]) -> tuple[float, float]:
-    """CPUs and GPUs of each process of a demand."""
+    """Return the CPUs and GPUs of each process of a demand."""
     has_gpus = any(machine["gpus"] > 0 for machine in machines)
     return demand.cpus, demand.gpus if has_gpus or not demand.gpus_if_any else 0.0
 
 
 def describe(machines: Sequence[Machine]) -> str:
-    """In words, equal machines together."""
+    """Return the machines in words, equal ones together."""
     if not machines:
         return "no machine"
     kinds: dict[tuple[float, float], int] = {}
@@ -74,8 +74,8 @@ def describe(machines: Sequence[Machine]) -> str:
 
 
 def wait_for_machines(bundles: Sequence[dict[str, float]], minutes: float) -> None:
-    """Have the autoscaler bring machines with room for the bundles, and wait until they are there. ValueError if they
-    do not come in time."""
+    """Request machines with room for the bundles from the autoscaler, and wait for them. ValueError if they do not come
+    in time."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -90,6 +90,6 @@ def wait_for_machines(bundles: Sequence[dict[str, float]], minutes: float) -> No
                 "command may be submitted again"
             )
     finally:
-        # Idle machines are kept for some minutes; the command takes them within seconds.
+        # The autoscaler keeps idle machines for some minutes. The command takes them within seconds.
         remove_placement_group(group)
     print(f"machines are there after {time.monotonic() - begin:.0f} s", flush=True)

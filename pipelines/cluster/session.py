@@ -1,5 +1,4 @@
-"""The Ray cluster a command joins or starts, whether its workers find room there, and how what they have to say
-reaches the terminal."""
+"""Joins or starts the Ray cluster of a command, checks that its workers fit, and prints their lines in the terminal."""
 
 import logging
 import os
@@ -17,16 +16,18 @@ from pipelines.console.terminal import without_ray_lines
 from pipelines.local.home import provide_ray_token
 
 _READS_AHEAD = "iter_threaded"
-"""Name of the threads of Ray Data's iterators."""
+"""Name of the threads in which Ray Data's iterators prefetch."""
 
 
 @contextmanager
 def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[None]:
-    """A Ray cluster: the one this process or RAY_ADDRESS names, else one here for the time of the context.
+    """Provide a Ray cluster: the one this process or RAY_ADDRESS names, else a local one for the context.
 
-    A cluster that is started here has at least `least_cpus`, if only on paper. `show_logs`: what Ray's processes log,
-    its C++ parts in this process included, is shown as well. What fails there in the context is raised as its root
-    cause: one line (`Cause.to_error`).
+    An error of Ray in the context is raised as its root cause, in one line (`Cause.to_error`).
+
+    Args:
+        least_cpus: Minimum number of CPUs of a cluster started here, even if the machine has fewer.
+        show_logs: Whether to show the logs of Ray's processes, including its C++ parts in this process.
     """
     joined_here = not ray.is_initialized()
     with without_ray_lines() if joined_here and not show_logs else nullcontext():
@@ -44,12 +45,12 @@ def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[Non
 
 
 def _join_or_start(least_cpus: int, show_logs: bool) -> None:
-    # Ray's warnings tell of its own affairs, like the tokens by which its processes know each other.
+    # Ray's warnings concern its internals, like the tokens by which its processes authenticate.
     level = logging.WARNING if show_logs else logging.ERROR
     if (address := named_address()) is not None:
         join_cluster(address, log_to_driver=show_logs, logging_level=level)
     else:
-        # One process less per run: nobody takes this machine away in advance.
+        # This saves one process per run: nobody preempts this machine.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         provide_ray_token(os.environ)
         start_cluster(
@@ -61,10 +62,10 @@ def _join_or_start(least_cpus: int, show_logs: bool) -> None:
 
 
 def shut_down() -> None:
-    """Leaves the cluster, and ends it if it was started here, once nothing in this process reads from it any more.
+    """Leave the cluster, and stop it if it was started here, once no thread of this process reads from it.
 
-    A data set that is left before its end tells the thread that reads ahead to stop, and does not wait for it. Ray
-    would free what a thread that still waits for a block works with, and the process could die of SIGSEGV.
+    An iterator that is abandoned before its end tells its prefetching thread to stop, but does not wait for it. Ray
+    would free memory that a thread waiting for a block still uses, and the process could die of SIGSEGV.
     """
     for thread in threading.enumerate():
         if thread.name == _READS_AHEAD:
@@ -73,14 +74,14 @@ def shut_down() -> None:
 
 
 def starts_here() -> bool:
-    """Whether `ray_cluster` would start one."""
+    """Whether `ray_cluster` would start a cluster."""
     return not ray.is_initialized() and named_address() is None
 
 
 def check_room(
     field: str, num_workers: int, each: Mapping[str, float], resources: Mapping[str, float], place: str
 ) -> None:
-    """ValueError if `place`, which has these resources, has no room for so many workers: they would wait for ever."""
+    """Raise ValueError if the resources of `place` are too few for `num_workers` workers, which would wait forever."""
     for kind, amount in each.items():
         available = resources.get(kind, 0)
         if num_workers * amount > available:
@@ -92,8 +93,8 @@ def check_room(
 
 @contextmanager
 def shown_lines() -> Iterator[Queue]:
-    """A queue whose lines are printed here as they come: progress alone, without the chatter of Ray's own processes."""
-    # Beside the driver: a queue that went down with some other node would take the job with it.
+    """Yield a queue whose lines are printed here as they arrive: progress only, without the logs of Ray's processes."""
+    # On the driver's node: the job would fail if the queue were lost with another node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
@@ -112,7 +113,7 @@ def shown_lines() -> Iterator[Queue]:
 
 
 class LineHandler(logging.Handler):
-    """Sends log records to such a queue."""
+    """Sends log records to a queue of `shown_lines`."""
 
     def __init__(self, lines: Queue) -> None:
         super().__init__(logging.WARNING)

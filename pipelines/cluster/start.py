@@ -1,5 +1,4 @@
-"""How a Ray cluster is started on this machine, or the one that RAY_ADDRESS names is joined; and what to do where
-neither comes up, in one line."""
+"""Starts a Ray cluster on this machine, or joins the one in RAY_ADDRESS. An error says in one line what to do."""
 
 import os
 import shutil
@@ -18,31 +17,31 @@ from pipelines.cluster.causes import root_cause
 from pipelines.errors import WorkFailedError
 
 _LONGEST_SOCKET = 107
-"""Bytes of a path that Linux allows."""
+"""Maximum length of a socket's path on Linux, in bytes."""
 _BELOW_TEMPORARY = len("/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _SECONDS_TO_ANSWER = 15.0
 _LEAST_SHARED_MEMORY = 1e9
-"""Bytes. With less, Ray keeps its objects on disk."""
+"""Minimum free shared memory, in bytes. With less, Ray keeps its objects on disk."""
 _WAIT = "RAY_gcs_server_port_wait_time_s"
 _PATIENCE = {
     _WAIT: "180",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
 }
-"""Ray's own time-outs of a start, in seconds, for a machine that is busy."""
+"""Timeouts in seconds of Ray's start, for a busy machine."""
 _ADVICE = "start it again or give its new address, or unset RAY_ADDRESS to start one on this machine"
 _START_PROCESSES = ("gcs_server", "raylet")
 
 
 def named_address() -> str | None:
-    """Address of the cluster that RAY_ADDRESS names; None: one is to be started here."""
+    """Return the address of the cluster that RAY_ADDRESS names; None if one has to be started here."""
     address = os.environ.get("RAY_ADDRESS", "")
     return None if address in ("", "local") else address
 
 
 def join_cluster(address: str, **options: Any) -> None:
-    """Join the cluster at `address`, which RAY_ADDRESS gives. ValueError, one line, if there is none."""
+    """Join the cluster at `address`, which RAY_ADDRESS gives. ValueError, in one line, if there is none."""
     if urlsplit(address).scheme in ("http", "https"):
         raise ValueError(
             f"RAY_ADDRESS={address} is the address of a job server: give that of the cluster, like HOST:6379, or use "
@@ -50,7 +49,7 @@ def join_cluster(address: str, **options: Any) -> None:
         )
     if address != "auto":
         _check_answer(address)
-    # Ray would try for a quarter of an hour; a cluster that answers is joined at once.
+    # Ray would retry for 15 minutes. A cluster that answers is joined at once.
     before = os.environ.get(_WAIT)
     os.environ.setdefault(_WAIT, "2")
     try:
@@ -65,7 +64,7 @@ def join_cluster(address: str, **options: Any) -> None:
 
 
 def _check_answer(address: str) -> None:
-    """ValueError unless something listens at HOST:PORT, with or without ray:// before it, within 15 s."""
+    """Raise ValueError unless something listens at HOST:PORT, with or without ray:// before it, within 15 s."""
     try:
         parts = urlsplit(address if "://" in address else f"ray://{address}")
         host, port = parts.hostname, parts.port or (10001 if "://" in address else 6379)
@@ -87,9 +86,9 @@ def _check_answer(address: str) -> None:
 
 
 def start_cluster(**options: Any) -> None:
-    """Start a cluster on this machine; a start that fails is tried once more, with more time.
+    """Start a cluster on this machine. A failed start is retried once with longer timeouts.
 
-    WorkFailedError, one line, if it fails again; ValueError for what more time does not heal.
+    WorkFailedError, in one line, if the retry fails; ValueError for errors that more time does not fix.
     """
     if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free < _LEAST_SHARED_MEMORY:
         print(
@@ -105,7 +104,7 @@ def start_cluster(**options: Any) -> None:
         print("Ray did not start in time; trying once more, with more time", file=sys.stderr, flush=True)
     else:
         return
-    # Also for the processes that Ray starts on the way.
+    # Processes that Ray starts read these variables, too.
     for name, seconds in _PATIENCE.items():
         os.environ.setdefault(name, seconds)
     try:
@@ -120,7 +119,7 @@ def start_cluster(**options: Any) -> None:
 
 
 def _init(options: dict[str, Any]) -> None:
-    """`ray.init`; ends what a start that failed has left."""
+    """Call `ray.init`. If it fails, end the processes it has left behind."""
     before = {child.pid for child in psutil.Process().children()}
     try:
         ray.init(address="local", **options)
@@ -133,7 +132,7 @@ def _init(options: dict[str, Any]) -> None:
 
 
 def _check_start_may_succeed(error: Exception) -> None:
-    """ValueError for what the user has to change."""
+    """Raise ValueError for an error that the user has to fix."""
     text = str(error)
     if "minimum allowed is" in text or "total available memory" in text:
         free = psutil.virtual_memory().available / 1e6
@@ -143,8 +142,8 @@ def _check_start_may_succeed(error: Exception) -> None:
 
 
 def _in_short_folder() -> dict[str, Any]:
-    """Options by which Ray keeps its sockets in a short folder, where TMPDIR is too long for them. What it moves out of
-    memory stays in TMPDIR, which may have been chosen for its size."""
+    """Return options that make Ray keep its sockets in a short folder, if TMPDIR is too long for them. Objects that Ray
+    spills stay in TMPDIR, which may have been chosen for its size."""
     chosen = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(os.fsencode(chosen)) + _BELOW_TEMPORARY <= _LONGEST_SOCKET:
         return {}
@@ -166,6 +165,6 @@ def _in_short_folder() -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what Ray says."""
+    """Return the first sentence of Ray's message."""
     cause = root_cause(error)
     return (cause.message or cause.line).partition(". ")[0][:200]

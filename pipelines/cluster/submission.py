@@ -1,4 +1,4 @@
-"""A command as it is handed to a cluster."""
+"""A command to submit to a cluster, and its checks."""
 
 import dataclasses
 import shlex
@@ -14,21 +14,22 @@ from pipelines.provenance import redact
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A command that was found to be right."""
+    """A command that was validated."""
 
     command: str
     arguments: tuple[str, ...]
     name: str
-    """For people: the run's name, or that of the folder that is written."""
+    """Readable name: that of the run, or of the folder that is written."""
     place: str
-    """What is written; two jobs must not write the same."""
+    """URI that the command writes. Two jobs must not write the same one."""
     uris: Mapping[str, str | None]
-    """Every path, URI and address among the fields: the cluster has to know them."""
+    """Paths, URIs and addresses in the fields. The cluster must be able to reach them."""
     demands: tuple[Demand, ...]
 
 
 def check_submission(submission: Submission, config: SubmitConfig) -> None:
-    """ValueError for what would fail on the cluster, or show a secret there. Says where metrics go if nobody did."""
+    """Raise ValueError for what would fail on the cluster or show a secret there. Print where metrics go if none is
+    set."""
     line = shlex.join(submission.arguments)
     if redact(line) != line:
         raise ValueError(
@@ -44,7 +45,7 @@ def check_submission(submission: Submission, config: SubmitConfig) -> None:
 
 
 def _check_uris(uris: Mapping[str, Any]) -> None:
-    """ValueError for a path or an address that means something else, or nothing, on another machine."""
+    """Raise ValueError for a path or an address that is missing, or means something else, on another machine."""
     for field, uri in uris.items():
         if uri is None:
             continue

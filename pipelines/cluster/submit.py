@@ -1,7 +1,6 @@
-"""Hands a command to a cluster's job server.
+"""Submits a command to a cluster's job server.
 
-Before anything is uploaded, the cluster is asked whether it has room. A job is called COMMAND-NAME-ATTEMPT after what
-it writes.
+Before the upload, the cluster is asked whether it has room. A job is named COMMAND-NAME-ATTEMPT after what it writes.
 """
 
 import asyncio
@@ -22,11 +21,14 @@ from pipelines.errors import PartlyDone
 
 
 def submit(submission: Submission, config: SubmitConfig, runner: Sequence[str]) -> dict[str, Any]:
-    """Submit a command that was checked; returns what `--json` prints.
+    """Submit a validated command, and return what `--json` prints.
 
-    `runner` is the start of the line that runs there; what it must wait for, the command and its arguments follow.
-    ValueError if there is no room, or a job that has not ended writes the same; PartlyDone with the job's exit code if
-    a followed job fails.
+    Args:
+        runner: Start of the job's command line. The machines to wait for, the command and its arguments follow.
+
+    Raises:
+        ValueError: There is no room, or an unfinished job writes the same place.
+        PartlyDone: A followed job failed. Has the job's exit code.
     """
     variables = environment(config.env)
     client = connect(config.address)
@@ -67,7 +69,7 @@ def submit(submission: Submission, config: SubmitConfig, runner: Sequence[str]) 
 
 
 def followed(client: Any, job_id: str, config: SubmitConfig) -> dict[str, Any]:
-    """The job's log as it comes, then its end. PartlyDone with the job's exit code if it failed."""
+    """Print the job's log as it arrives, and return how it ended. PartlyDone with the job's exit code if it failed."""
     try:
         with explained(config.address):
             asyncio.run(follow_job(client, job_id))
@@ -83,7 +85,7 @@ def followed(client: Any, job_id: str, config: SubmitConfig) -> dict[str, Any]:
 
 
 def _check_room(submission: Submission, config: SubmitConfig) -> list[str]:
-    """Arguments that make the job wait for machines, if it has to. ValueError if they can never come."""
+    """Return arguments that make the job wait for machines, if it has to. ValueError if they can never come."""
     present = machines(config.address)
     where = f"the cluster at {config.address}"
     if config.cluster is None:
@@ -104,7 +106,7 @@ def _check_room(submission: Submission, config: SubmitConfig) -> list[str]:
 
 
 def _flags_to_repeat(config: SubmitConfig) -> list[str]:
-    """Flags by which `resume` submits again; the values of variables are not among them."""
+    """Return the flags with which `resume` submits again. They do not contain the values of variables."""
     flags = [part for name in config.env for part in ("--env", name)]
     flags += ["--wait-minutes", str(config.wait_minutes)]
     flags += ["--cluster", config.cluster] if config.cluster else []

@@ -1,4 +1,4 @@
-"""What is seen of a job after it was submitted: its log as it comes, its state, from where it will continue."""
+"""Watches a submitted job: its log as it arrives, its state, and where it will resume."""
 
 import asyncio
 import time
@@ -13,12 +13,12 @@ from pipelines.storage import StorageError
 
 _SETTLE_SECONDS = 60.0
 _PATIENCE_SECONDS = 300.0
-"""How long a job server may be away while a log is followed."""
+"""Maximum time without an answer from the job server while a log is followed."""
 
 
 async def follow_job(client: JobSubmissionClient, job_id: str) -> None:
-    """Print the job's log from its beginning until the job ends, also across a connection that breaks: what was printed
-    is not printed again. The connection's error if it stays away."""
+    """Print the job's log from its beginning until the job ends. After a lost connection, continue without repeating
+    text. Raise the connection's error if it stays lost."""
     printed, deadline = 0, time.monotonic() + _PATIENCE_SECONDS
     while True:
         seen = 0
@@ -38,7 +38,7 @@ async def follow_job(client: JobSubmissionClient, job_id: str) -> None:
 
 
 def settle(client: JobSubmissionClient, job_id: str) -> JobDetails:
-    """The job once it has ended; as it is if that takes more than a minute."""
+    """Wait up to a minute for the job to end, and return its state."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     job = client.get_job_info(job_id)
     while not job.status.is_terminal() and time.monotonic() < deadline:
@@ -48,7 +48,7 @@ def settle(client: JobSubmissionClient, job_id: str) -> JobDetails:
 
 
 def print_job(job: JobDetails) -> None:
-    """One line."""
+    """Print the job in one line."""
     start = datetime.fromtimestamp((job.start_time or 0) / 1000).strftime("%Y-%m-%d %H:%M:%S")
     seconds = ((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000
     code = "" if job.driver_exit_code is None else f", exit code {job.driver_exit_code}"
@@ -57,7 +57,7 @@ def print_job(job: JobDetails) -> None:
 
 
 def stopped_at(metadata: Mapping[str, str]) -> str:
-    """From where a stopped job will continue, in words, as far as it can be seen from here."""
+    """Say where a stopped job will resume, as far as it can be seen from here."""
     if metadata["groupvit"] != "pretrain":
         return f"what is whole in {metadata['groupvit_writes']} is kept, and it continues from there"
     try:
