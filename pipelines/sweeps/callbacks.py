@@ -1,4 +1,4 @@
-"""Follows a sweep while Ray Tune runs it: writes down how each trial gets on and ends, and shows a line of progress."""
+"""Follows a sweep while Ray Tune runs it: records the progress and end of each trial, and prints a progress line."""
 
 import dataclasses
 import threading
@@ -19,7 +19,7 @@ _SHOW_EVERY_SECONDS = 30.0
 
 
 class SweepBook:
-    """All trials, in memory and in the folder. Used by Tune's thread and by the one that settles."""
+    """All trials, in memory and in the folder. Used by Tune's thread and by the thread that settles trials."""
 
     def __init__(self, sweep: Sweep, folder: SweepFolder) -> None:
         self._sweep, self._folder = sweep, folder
@@ -27,7 +27,7 @@ class SweepBook:
         self._lock = threading.Lock()
         self._seconds_before, self._start = folder.read_seconds(), time.monotonic()
         for known in list(self._known.values()):
-            # Whether it can go on is seen by trying: only what is wrong with the trial itself lasts.
+            # Failed trials are tried again, except those with a recorded failure: only that is permanent.
             if known.record.status == "failed" and folder.read_failure(known.spec) is None:
                 record = dataclasses.replace(known.record, status="running", stop_reason=None)
                 self._put(dataclasses.replace(known, record=record, settled=False))
@@ -38,7 +38,7 @@ class SweepBook:
             return dict(self._known)
 
     def begin(self, spec: TrialSpec) -> None:
-        """A trial that is new, on record before it starts."""
+        """Record a new trial before it starts."""
         self._put(Known(spec=spec, record=TrialRecord(name=spec.name, values=spec.values, seed=spec.seed)))
 
     def reached(self, spec: TrialSpec, step: int, score: float) -> None:
@@ -49,7 +49,7 @@ class SweepBook:
         self._folder.write_seconds(self.seconds)
 
     def end(self, spec: TrialSpec, *, error: str | None) -> TrialRecord:
-        """A trial that Tune has ended: finished, stopped at a rung, or failed."""
+        """Record a trial that Tune has ended: finished, stopped at a rung, or failed."""
         known = with_results(self.known[spec.name], self._folder.run(spec))
         failure, last = self._folder.read_failure(spec) or error, self._folder.run(spec).latest_step()
         if failure is not None:
@@ -71,7 +71,7 @@ class SweepBook:
         self._put(dataclasses.replace(known, record=record, settled=True))
 
     def may_begin(self) -> bool:
-        """Whether the budget has room for another trial."""
+        """Whether the budget allows another trial."""
         number = self._sweep.num_trials
         return not self.is_late() and (number is None or len(self.known) < number)
 
@@ -81,7 +81,7 @@ class SweepBook:
 
     @property
     def seconds(self) -> float:
-        """The sweep has run, over all restarts."""
+        """Seconds the sweep has run, over all restarts."""
         return self._seconds_before + time.monotonic() - self._start
 
     def _put(self, known: Known) -> None:
@@ -101,7 +101,7 @@ class SweepBook:
 
 
 class Watch(Unkept, Callback):
-    """What Tune calls when something happens."""
+    """Tune's callback: records trials and prints progress."""
 
     def __init__(self, sweep: Sweep, book: SweepBook, say: Callable[[str], None]) -> None:
         self._sweep, self._book, self._say = sweep, book, say
@@ -122,7 +122,7 @@ class Watch(Unkept, Callback):
         self._ended(trials, self._book.end(self._spec(trial), error=None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.status == "ERROR":  # else it is tried again
+        if trial.status == "ERROR":  # otherwise Tune tries it again
             failure = trial.get_error()
             text = "its process died" if failure is None else root_cause(failure).line
             self._ended(trials, self._book.end(self._spec(trial), error=text))
@@ -164,12 +164,12 @@ class Watch(Unkept, Callback):
 
 
 def _name(trial: Any) -> str:
-    return str(trial)  # what Tune made it under: pbt may since have given it another trial's config
+    return str(trial)  # the name Tune created it with: pbt may have given it another trial's config since
 
 
 class Ends(Unkept, Stopper):
-    """Ends every trial at its next rung once the budget's hours are used up, and one of a population at its last rung:
-    there it would only be made a copy of a better one."""
+    """Ends every trial at its next rung once the budget's hours are used up. With pbt, also ends each trial at its last
+    rung, where it could only become a copy of a better one."""
 
     def __init__(self, sweep: Sweep, book: SweepBook) -> None:
         self._last_rung = sweep.num_steps if sweep.config.scheduler == "pbt" else float("inf")
@@ -179,12 +179,12 @@ class Ends(Unkept, Stopper):
         return self._book.is_late() or result.get(TIME, 0) >= self._last_rung
 
     def stop_all(self) -> bool:
-        """Never at once: a rung is waited for."""
+        """Never stop all at once: each trial reaches its next rung first."""
         return False
 
 
 def shown(record: TrialRecord) -> str:
-    """A trial's values and seed in short."""
+    """Return a trial's values and seed as a short text."""
     values = "  ".join(f"{name.rpartition('.')[2]} {value}" for name, value in record.values.items())
     return f"{values}  seed {record.seed}"
 

@@ -1,8 +1,8 @@
-"""Named search spaces: functions that say what is varied of an experiment.
+"""Named search spaces: functions that return which fields of an experiment vary.
 
     groupvit sweep paper_table_1 --base demo --evaluation.root data/stamps/validation
 
-Like experiments they are Python: a space of your own is a function beside these, added to SPACES.
+Like experiments, they are Python: to define your own space, add a function here and list it in SPACES.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _IMAGE = "model.image"
 
 
 def debug(base: ExperimentConfig) -> Space:
-    """Seconds on any machine: hard or soft assignment, with two learning rates; for `--base debug`."""
+    """Hard or soft assignment, with two learning rates. Takes seconds on any machine; for `--base debug`."""
     rate = base.optimizer.learning_rate
     axes = (
         Choice.of(f"{_IMAGE}.assignment", "hard", "soft"),
@@ -25,9 +25,9 @@ def debug(base: ExperimentConfig) -> Space:
 
 
 def grouping(base: ExperimentConfig) -> Space:
-    """All that shapes the groups: stages with their depths, group tokens and output groups; hard or soft assignment;
-    noun prompts per image, their templates and the weight of their loss; tau; learning rate. Has ranges: search
-    it at random or with optuna."""
+    """Everything that shapes the groups: stages with their depths, group tokens and output groups; hard or soft
+    assignment; noun prompts per image, their templates and the weight of their loss; tau; learning rate. Has ranges, so
+    search it at random or with optuna."""
     layouts: dict[str, Mapping[str, Any]] = {}
     for tokens, outputs in ((8, 8), (16, 8), (64, 8), (64, 16)):
         layouts[f"1 stage, {tokens}/{outputs}"] = _one_stage(base, tokens, outputs)
@@ -47,8 +47,8 @@ def grouping(base: ExperimentConfig) -> Space:
 
 
 def paper_table_1(base: ExperimentConfig) -> Space:
-    """The paper's table 1: soft or hard assignment, without and with the multi-label loss; one stage, 3 seeds. With the
-    base's number of prompts (the paper: 3), and its layout where it has one stage."""
+    """Table 1 of the paper: soft or hard assignment, without and with the multi-label loss; one stage, 3 seeds. Uses
+    the base's number of prompts, or 3 as in the paper, and the base's layout if it has one stage."""
     layout = {} if len(base.model.image.num_output_groups) == 1 else _one_stage(base, 64, 8)
     assignments = {name: {f"{_IMAGE}.assignment": name, **layout} for name in ("soft", "hard")}
     axes = (
@@ -59,8 +59,8 @@ def paper_table_1(base: ExperimentConfig) -> Space:
 
 
 def paper_table_2(base: ExperimentConfig) -> Space:
-    """The paper's table 2: group tokens / output groups of one stage, 16/4, 16/8, 32/8, 64/8 and 64/16; 3 seeds. On a
-    base of fewer image tokens than 64, so many group tokens are left out."""
+    """Table 2 of the paper: group tokens / output groups of one stage, 16/4, 16/8, 32/8, 64/8 and 64/16; 3 seeds.
+    Leaves out layouts with more group tokens than the base has image tokens."""
     pairs = ((16, 4), (16, 8), (32, 8), (64, 8), (64, 16))
     num_image_tokens = base.model.image.grid_size**2
     layouts = {f"{tokens}/{out}": _one_stage(base, tokens, out) for tokens, out in pairs if tokens <= num_image_tokens}
@@ -68,9 +68,9 @@ def paper_table_2(base: ExperimentConfig) -> Space:
 
 
 def paper_table_3(base: ExperimentConfig) -> Space:
-    """The paper's table 3: one grouping stage or two; 3 seeds. Of 12 blocks as in the paper: 64 group tokens become 8
-    groups after block 6, or 64 after block 6 and 8 after block 9. On smaller bases a quarter of the tokens, and the
-    base's own layout where it has that many stages."""
+    """Table 3 of the paper: one grouping stage or two; 3 seeds. With 12 blocks as in the paper, 64 group tokens become
+    8 groups after block 6, or 64 groups after block 6 and 8 after block 9. Smaller bases use a quarter of the tokens.
+    The base's own layout is used for its number of stages."""
     own = {len(base.model.image.num_output_groups): _own_layout(base)}
     large = base.model.image.grid_size >= 14
     one, two = (
@@ -89,8 +89,8 @@ SPACES = {function.__name__: function for function in (debug, grouping, paper_ta
 
 
 def _multi_label(base: ExperimentConfig, *num_prompts: int) -> Choice:
-    """Noun prompts per image. Without any, the scale of the multi-label loss is not trained: a base that segments by it
-    must then use the other one."""
+    """Noun prompts per image. Without prompts, the scale of the multi-label loss is not trained, so a base that
+    segments by it uses the image-text scale instead."""
     with_scale = base.segmentation.logit_scale == "multi_label"
     return Choice(
         name="loss.num_prompts",
@@ -109,16 +109,15 @@ def _own_layout(base: ExperimentConfig) -> dict[str, Any]:
 
 
 def _one_stage(base: ExperimentConfig, tokens: int, outputs: int) -> dict[str, Any]:
-    """One grouping block in the middle of the base's blocks; after the last one where the base ends with a grouping
-    block."""
+    """One grouping block in the middle of the base's blocks, or at the end if the base ends with a grouping block."""
     total = sum(base.model.image.depths)
     first = total if base.model.image.depths[-1] == 0 else total // 2
     return _layout(base, (first, total - first), (tokens, 0), (outputs,))
 
 
 def _two_stages(base: ExperimentConfig, tokens: tuple[int, int], outputs: tuple[int, int]) -> dict[str, Any]:
-    """Grouping blocks after a half and after three quarters of the base's blocks; the last after all of them where the
-    base ends with a grouping block."""
+    """Grouping blocks after half and after three quarters of the base's blocks. If the base ends with a grouping block,
+    the second one comes after the last block."""
     total = sum(base.model.image.depths)
     first = total // 2
     last = 0 if base.model.image.depths[-1] == 0 else (total - first) // 2

@@ -1,5 +1,5 @@
-"""What a sweep is asked for: its scheduler, searcher, budget and rungs. What it varies is a space (catalogue.py), of
-which experiment is `base`; every flag of that experiment may stand beside these."""
+"""Configuration of a sweep: its scheduler, searcher, budget and rungs. A space (catalogue.py) says what varies, and
+`base` is the experiment. Every flag of that experiment is accepted, too."""
 
 import dataclasses
 import re
@@ -11,42 +11,45 @@ Scheduler = Literal["none", "asha", "pbt"]
 Searcher = Literal["grid", "random", "optuna"]
 
 DEMO_STEPS = 600
-"""Steps of a trial on the demo, whose own 2,200 are for one run: 12 trials then take less than an hour on 2 cores."""
+"""Steps of a trial on the demo. Its own 2,200 are for one run; with 600, 12 trials take less than an hour on 2
+cores."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """How the space is searched."""
+    """How to search the space."""
 
     base: str = "demo"
-    """Experiment that the space varies. Every flag of `groupvit pretrain BASE` may be given here too."""
+    """Experiment that the space varies. Every flag of `groupvit pretrain BASE` is accepted here, too."""
     name: str | None = None
-    """Name of the sweep: its folder in training.runs-folder, and its run in MLflow. The same command with the same name
-    continues a sweep that was stopped or killed. None: sweep-SPACE."""
+    """Name of the sweep, of its folder in training.runs-folder, and of its run in MLflow. The same command with the
+    same name resumes a sweep that was stopped or killed. None: sweep-SPACE."""
     scheduler: Scheduler = "none"
-    """Who may end a trial early. `asha`: at a rung, what is not among the best 1 / reduction-factor of all that came so
-    far is stopped. `pbt`: at a rung, a trial of the lowest quarter takes the checkpoint of one of the highest quarter
-    and goes on with changed rates and weights. `none`: every trial runs to its last step."""
+    """Scheduler, which may end trials early. `asha`: at each rung, trials outside the best 1 / reduction-factor of all
+    that reached it so far are stopped. `pbt`: at each rung, a trial in the lowest quarter takes the checkpoint of one
+    in the highest quarter, and continues with changed rates and weights. `none`: every trial runs to its last step."""
     searcher: Searcher | None = None
-    """Who chooses the next configuration: every point of a `grid`, draws at `random`, or `optuna` (TPE), which learns
-    from the scores so far. None: grid where the space has no range, else random."""
+    """How to choose the next configuration: every point of a `grid`, `random` draws, or `optuna` (TPE), which learns
+    from the scores so far. None: grid if the space has no range, else random."""
     budget: str | None = None
-    """How much is tried: a number of trials, like 20, or hours, like 3h or 0.5h, over all restarts; then no trial
-    starts, and those that run stop at their next rung. None: all of a grid."""
+    """Number of trials, like 20, or hours, like 3h or 0.5h, over all restarts. When the hours are used up, no trial
+    starts, and running trials stop at their next rung. None: the whole grid."""
     max_concurrent: int = 1
-    """Trials at a time. Each takes its training workers, its evaluation workers, and a CPU for its data."""
+    """Number of trials at a time. Each takes its training workers, its evaluation workers, and a CPU for its data."""
     rung_every_n_steps: int | None = None
-    """A rung: its checkpoint is evaluated (zero-shot mIoU), and the scheduler decides. None: four rungs."""
+    """Number of steps between rungs. At a rung, the checkpoint is evaluated (zero-shot mIoU), and the scheduler
+    decides. None: evaluation.every-n-steps if given, else four rungs."""
     reduction_factor: int = 3
-    """Of asha: a rung lets 1 of so many go on; each rung that decides has so many times the steps of the one before."""
+    """Of asha: one of this many trials continues after a rung, and each rung that decides has this many times the steps
+    of the one before."""
     num_seeds: int | None = None
-    """Every configuration is trained with seeds 0, 1, ... None: as the space says (the paper's tables: 3)."""
+    """Number of seeds (0, 1, ...) of each configuration. None: that of the space (3 for the paper's tables)."""
     num_steps: int | None = None
-    """Steps of a trial; the warm-up is scaled with them. None: training.num-steps, and 600 on the demo."""
+    """Number of steps of a trial; the warm-up is scaled with it. None: training.num-steps, or 600 on the demo."""
     max_failures: int = 3
-    """Times a trial is started again, from its newest checkpoint, after its node was lost."""
+    """Number of times a trial is restarted, from its newest checkpoint, after its node was lost."""
     seed: int = 0
-    """Fixes what is drawn from the space."""
+    """Seed of the random draws from the space."""
 
     def __post_init__(self) -> None:
         for name, least in {

@@ -1,14 +1,14 @@
-"""What a sweep knows, on disk or in object storage, so that the same command goes on wherever it was killed.
+"""State of a sweep, on disk or in object storage, so that the same command resumes it wherever it was killed.
 
-    RUNS/SWEEP/sweep.json            its id, what cannot change
+    RUNS/SWEEP/sweep.json            its id, and what cannot change
     RUNS/SWEEP/records/TRIAL.json    a trial, from before it starts: point, values, seed, scores, how it ended
     RUNS/SWEEP/seconds.json          how long the sweep has run, over all restarts
     RUNS/SWEEP/TRIAL/                the run of a trial, as of any pretraining (pipelines/runs)
     RUNS/SWEEP/report/               leaderboard and pictures
     RUNS/SWEEP/summary.json          written last: the sweep is complete
 
-Only the driver writes here, but for the trials' runs. Ray Tune's own snapshots are not used: they lag behind, and a
-trial that was begun since the last one would be lost, or begun again under another name.
+Only the driver writes here, except for the trials' runs. Ray Tune's own snapshots are not used, because they lag
+behind: a trial that was started after the last one would be lost, or started again under another name.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from pipelines.sweeps.record import TrialRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Known:
-    """A trial as the folder holds it."""
+    """A trial as recorded in the folder."""
 
     spec: TrialSpec
     record: TrialRecord
     settled: bool = False
-    """Whether MLflow knows how it ended."""
+    """Whether MLflow has recorded how it ended."""
 
     @property
     def is_over(self) -> bool:
@@ -45,7 +45,7 @@ class SweepFolder:
         self._sweep, self.uri = sweep, sweep.uri
 
     def start_or_continue(self) -> str:
-        """The id of the sweep, which it got at its first start. ValueError if it was started with something else."""
+        """Return the sweep's id, which its first start creates. ValueError if it was started with other settings."""
         fixed = self._sweep.fixed()
         description = self._read("sweep.json")
         if description is None:
@@ -63,7 +63,7 @@ class SweepFolder:
         return description["id"]
 
     def current(self, spec: TrialSpec) -> tuple[str, TrialSpec]:
-        """The name of a trial's run, and what it trains by now: pbt changes both."""
+        """Return the name of a trial's current run, and the spec it trains now. pbt changes both."""
         if self._sweep.config.scheduler != "pbt":
             return spec.name, spec
         from pipelines.sweeps.lineage import current_run
@@ -75,7 +75,7 @@ class SweepFolder:
         return RunFolder(storage.join(self.uri, self.current(spec)[0]))
 
     def read_known(self) -> dict[str, Known]:
-        """All trials by name, in the order in which they were begun."""
+        """Return all trials by name, in the order they were started."""
         folder = storage.join(self.uri, "records")
         names = [name for name in storage.list_files(folder) if name.endswith(".json") and storage.is_data(name)]
         contents = [self._read(f"records/{name}") for name in names]
@@ -90,7 +90,7 @@ class SweepFolder:
         return known
 
     def write_known(self, known: Known, number: int) -> None:
-        """`number`: its place among the trials."""
+        """Write a trial. `number` is its position among the trials."""
         content = {"number": number, "settled": known.settled, "point": dict(known.spec.point)}
         self._write(f"records/{known.record.name}.json", content | {"record": dataclasses.asdict(known.record)})
 
@@ -102,7 +102,7 @@ class SweepFolder:
         self._write("seconds.json", {"seconds": round(seconds, 1)})
 
     def read_failure(self, spec: TrialSpec) -> str | None:
-        """Why a trial cannot go on; None if it can."""
+        """Return why a trial cannot continue; None if it can."""
         content = self._read(f"{spec.name}/failure.json")
         return None if content is None else content["reason"]
 
@@ -123,7 +123,7 @@ class SweepFolder:
 
 
 def with_results(known: Known, run: RunFolder) -> Known:
-    """With what the run's own record of evaluations says."""
+    """Return the trial with the results that its run has recorded."""
     found = read_record(run)
     steps = run.checkpoint_steps()
     best = found.best_step if found.best_step in steps else max(steps, default=None)
@@ -143,7 +143,7 @@ def records_of(known: Iterable[Known]) -> list[TrialRecord]:
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as they were before they were JSON."""
+    """Return values read from JSON, with lists turned back into tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 

@@ -1,12 +1,12 @@
-"""Population based training: a weak trial takes a strong one's checkpoint, and goes on with changed values.
+"""Population based training: a weak trial takes a strong one's checkpoint, and continues with changed values.
 
-A run does not take other values on the way. So each time, the trial gets a run of a new name, which begins with a copy
-of the strong one's checkpoint and its score: RUNS/SWEEP/TRIAL-g1, -g2, ... All of them are one run in MLflow.
-RUNS/SWEEP/lineage/TRIAL.json says where each came from, so that a restart goes on with the last one. What Tune keeps as
+The values of a run cannot change. So each time, the trial gets a new run, which begins with a copy of the strong
+trial's checkpoint and score: RUNS/SWEEP/TRIAL-g1, -g2, ... All of them are one run in MLflow.
+RUNS/SWEEP/lineage/TRIAL.json records where each came from, so that a restart continues with the last one. Tune's own
 "checkpoint" is only the name of a run and a step.
 
-Only values that neither a weight nor the optimiser's state depends on are changed (sweep_plan.CHANGEABLE): rates,
-weights of losses, crops. What the new run does in the steps the old one had already told MLflow of is not told again.
+Only values on which neither a weight nor the optimiser's state depends are changed (plan.CHANGEABLE): rates, weights of
+losses, crops. The new run does not log again the steps that the old one has already sent to MLflow.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _POINTER = "pointer.json"
 
 
 def changeable_axes(space: Space) -> list[Any]:
-    """The axes on which a trial may move while it trains."""
+    """Return the axes whose values may change during training."""
     return [axis for axis in space.axes if all(field in CHANGEABLE for field in axis.fields)]
 
 
@@ -48,7 +48,7 @@ def population_scheduler(sweep: Sweep) -> PopulationBasedTraining:
     }
 
     def within(parameters: dict[str, Any]) -> dict[str, Any]:
-        """Tune multiplies by 0.8 or 1.2, also beyond the range."""
+        """Clip the values to their ranges: Tune multiplies by 0.8 or 1.2, even beyond the range."""
         point = dict(parameters["trial"]["point"])
         for axis in axes:
             if not isinstance(axis, Choice):
@@ -67,13 +67,14 @@ def population_scheduler(sweep: Sweep) -> PopulationBasedTraining:
 
 
 def current_run(sweep: Sweep, name: str, point: Point) -> tuple[str, Point]:
-    """The run with which a trial goes on, and its point: its own, or the last of its lineage."""
+    """Return the run with which a trial continues, and its point: the last of its lineage, else its own."""
     lineage = _read_lineage(sweep, name)
     return (lineage[-1]["run"], lineage[-1]["point"]) if lineage else (name, point)
 
 
 def exploited_run(sweep: Sweep, name: str, point: Point, pointer: Mapping[str, Any] | None) -> str:
-    """The run of a trial that Tune starts with `point`, from the checkpoint at `pointer`; made if it is a new one."""
+    """Return the run of a trial that Tune starts with `point` from the checkpoint at `pointer`. Create it if it is
+    new."""
     run_name, _ = current_run(sweep, name, point)
     lineage = _read_lineage(sweep, name)
     if pointer is None or pointer["run"] == run_name:
@@ -84,18 +85,18 @@ def exploited_run(sweep: Sweep, name: str, point: Point, pointer: Mapping[str, A
     new = f"{name}-g{len(lineage) + 1}"
     source, target = _run(sweep, pointer["run"]), _run(sweep, new)
     steps = source.checkpoint_steps()
-    step = pointer["step"] if pointer["step"] in steps else max(steps)  # it may have gone on since, and deleted it
+    step = pointer["step"] if pointer["step"] in steps else max(steps)  # it may have continued and deleted that one
     with source.local_checkpoint(step) as folder:
         target.save_checkpoint(step, lambda place: _copy(folder, place))
     scores = {at: score for at, score in read_record(source).scores.items() if at == step}
     write_record(target, EvaluationRecord(scores=scores))
     content = json.dumps([*lineage, {"run": new, **origin}], indent=2) + "\n"
-    storage.write_bytes(_lineage_uri(sweep, name), content.encode())  # last: the run is whole
+    storage.write_bytes(_lineage_uri(sweep, name), content.encode())  # last, when the run is complete
     return new
 
 
 def read_pointer() -> dict[str, Any] | None:
-    """What Tune starts this trial from; None: from nothing."""
+    """Return the pointer that Tune starts this trial from; None if it starts from scratch."""
     checkpoint = ray.tune.get_checkpoint()
     if checkpoint is None:
         return None

@@ -1,4 +1,4 @@
-"""Trials that Optuna's TPE sampler proposes: near what scored well so far."""
+"""Trials proposed by Optuna's TPE sampler, near configurations that have scored well."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ _MOST_REFUSALS = 1000
 
 
 def check_optuna() -> None:
-    """ValueError if Optuna is not installed."""
+    """Raise ValueError if Optuna is not installed."""
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -20,20 +20,20 @@ def check_optuna() -> None:
 
 
 class OptunaTrials:
-    """Proposes a configuration, once with every seed; it scores what its seeds have in the mean."""
+    """Proposes configurations, each once with every seed. The score of a configuration is the mean over its seeds."""
 
     def __init__(self, sweep: Sweep, known: Mapping[str, Known]) -> None:
         from ray.tune.search.optuna import OptunaSearch
 
-        # A seed of its own for every start: or it would draw again what it drew at the first.
+        # Every start needs another seed. Otherwise it would repeat the draws of the first start.
         seed = sweep.config.seed + len(known)
         self._sweep = sweep
         self._search = OptunaSearch(space=_distributions(sweep.space), metric=METRIC, mode="max", seed=seed)
         self._asked: dict[str, str] = {}
-        """Configurations that Optuna itself has proposed since this start, and under which id."""
+        """Optuna's id of each configuration that it has proposed since this start."""
         self._known = {each.spec.name for each in known.values()}
         self._waiting = [spec for each in known.values() for spec in self._seeds(each.spec)]
-        """Seeds still to do."""
+        """Trials of known configurations with seeds still to do."""
         self._scores: dict[str, list[float | None]] = defaultdict(list)
 
     def propose(self) -> TrialSpec | None:
@@ -62,7 +62,7 @@ class OptunaTrials:
         mean = sum(found) / len(found) if found else None
         if (identifier := self._asked.get(spec.configuration)) is not None:
             self._search.on_trial_complete(identifier, None if mean is None else {METRIC: mean}, error=mean is None)
-        elif mean is not None:  # of an earlier start
+        elif mean is not None:  # proposed in an earlier start
             self._search.add_evaluated_point(_escaped(spec.point), mean)
 
     def _seeds(self, spec: TrialSpec) -> list[TrialSpec]:
@@ -81,7 +81,7 @@ def _distributions(space: Space) -> dict[str, Any]:
 
 
 def _name(axis: str) -> str:
-    """Ray takes a slash for nesting; fields have dots."""
+    """Return an axis name without slashes, which Ray takes for nesting. Field names have dots."""
     return axis.replace("/", " of ")
 
 
@@ -90,6 +90,6 @@ def _escaped(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unescaped(point: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """With numbers as they are recorded."""
+    """Return the point under the names of the axes, with numbers as they are recorded."""
     taken = {axis.name: point[_name(axis.name)] for axis in space.axes}
     return {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in taken.items()}

@@ -1,5 +1,5 @@
-"""A sweep as a plan: which trials it has, and the complete experiment of each. Nothing runs here, and whatever cannot
-run is refused here."""
+"""A sweep as a plan: its trials, and the complete experiment of each. Nothing runs here. Anything that cannot run is
+refused here."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ from pipelines.sweeps.space import Choice, Point, Space, with_values
 from pipelines.training.job import with_absolute_paths
 
 METRIC, TIME = "miou", "step"
-"""Names under which a trial reports a rung: mIoU in percent, and the training step."""
+"""Keys under which a trial reports a rung: mIoU in percent, and the training step."""
 
 CHANGEABLE = (
     "optimizer.learning_rate",
@@ -31,45 +31,45 @@ CHANGEABLE = (
     "ingest.prompt_templates",
     "ingest.prompt_padding",
 )
-"""Fields that may change while a model trains: neither a weight nor the optimiser's state depends on them."""
+"""Fields that may change during training, because neither a weight nor the optimiser's state depends on them."""
 
 _MOST_DRAWS = 1000
-"""Draws in a row that may be invalid, or known already, before the space is called exhausted."""
+"""Maximum number of draws in a row that are invalid or known, before the space counts as exhausted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """What makes a trial: equal specs are the same trial."""
+    """Defines a trial: equal specs are the same trial."""
 
     point: Point
-    """What was taken on each axis of the space."""
+    """Label or number taken on each axis of the space."""
     values: Mapping[str, Any]
-    """What that means, by field of `ExperimentConfig`."""
+    """The resulting values, by field of `ExperimentConfig`."""
     seed: int
 
     @property
     def name(self) -> str:
-        """The same at every start: it is how a trial finds its run again."""
+        """Name that is the same at every start, so that a trial finds its run again."""
         return f"{self.configuration}-s{self.seed}"
 
     @staticmethod
     def seed_of(name: str) -> int:
-        """The seed of the trial of that name."""
+        """Return the seed of the trial with that name."""
         return int(name.rpartition("-s")[2])
 
     @property
     def configuration(self) -> str:
-        """Common to the seeds of the same values."""
+        """Id that all seeds of the same values share."""
         return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Everything a sweep is: made by `plan_sweep`, which has checked it."""
+    """A complete sweep, created and checked by `plan_sweep`."""
 
     config: SweepConfig
     space: Space
-    """Its base is complete: paths are absolute, steps and rungs set."""
+    """Space with a complete base: paths are absolute, steps and rungs are set."""
     tracking_uri: str | None
 
     @property
@@ -78,7 +78,7 @@ class Sweep:
 
     @property
     def uri(self) -> str:
-        """The sweep's folder, which holds a run's folder for each trial."""
+        """URI of the sweep's folder, which contains the run folder of each trial."""
         return storage.join(self.space.base.training.runs_folder, self.name)
 
     @property
@@ -95,7 +95,7 @@ class Sweep:
 
     @property
     def num_trials(self) -> int | None:
-        """None: as many as the hours allow."""
+        """Number of trials; None if only the hours limit it."""
         if self.searcher != "grid":
             return self.config.budget_trials
         whole = len(list(self.space.grid())) * len(self.seeds)
@@ -103,13 +103,16 @@ class Sweep:
 
     @property
     def resources_per_trial(self) -> dict[str, float]:
-        """What a trial takes at most, on CPUs: training workers, data tasks, evaluation."""
+        """Most resources a trial takes, on CPUs: training workers, data tasks, evaluation."""
         training, evaluation = self.space.base.training, self.space.base.evaluation
         cpus = training.num_workers * training.cpus_per_worker + (self.space.base.ingest.max_processes or 1)
         return {"CPU": float(cpus + evaluation.num_workers * evaluation.cpus_per_worker)}
 
     def experiment(self, spec: TrialSpec, run_name: str | None = None) -> ExperimentConfig:
-        """The trial's run, by default of the trial's name. ValueError if its values do not go together."""
+        """Return the experiment of a trial's run, which is named after the trial by default.
+
+        ValueError if the trial's values are incompatible.
+        """
         config = with_values(self.space.base, spec.values)
         config = dataclasses.replace(
             config,
@@ -118,7 +121,7 @@ class Sweep:
                 config.training, seed=spec.seed, runs_folder=self.uri, run_name=run_name or spec.name
             ),
         )
-        # The best of the sweep is registered when all are done.
+        # The sweep registers its best model when all trials are done.
         evaluation = dataclasses.replace(config.evaluation, registered_model=None)
         config = dataclasses.replace(config, evaluation=evaluation)
         validate(config)
@@ -128,15 +131,15 @@ class Sweep:
         return TrialSpec(point=point, values=self.space.values(point), seed=seed)
 
     def grid(self) -> list[TrialSpec]:
-        """All trials of a grid: a seed of every configuration before the next seed, so that what is done first
-        compares."""
+        """Return all trials of a grid: one seed of every configuration before the next seed, so that early results are
+        comparable."""
         specs = [self.spec(point, seed) for seed, point in itertools.product(self.seeds, self.space.grid())]
         return specs[: self.num_trials]
 
     def draws(self) -> Iterator[TrialSpec]:
-        """Valid configurations at random, each with all seeds, without end; the same at every start.
+        """Yield valid random configurations, each with all seeds; the same at every start.
 
-        ValueError when nothing new comes any more.
+        Ends when no new one is found any more. ValueError if the space has no valid configuration.
         """
         known: set[str] = set()
         fruitless = 0
@@ -154,7 +157,7 @@ class Sweep:
             yield from (dataclasses.replace(spec, seed=seed) for seed in self.seeds)
 
     def refusal(self, spec: TrialSpec) -> str | None:
-        """Why the values of a trial do not go together; None if they do."""
+        """Return why the values of a trial are incompatible; None if they are valid."""
         try:
             self.experiment(spec)
         except ValueError as error:
@@ -162,7 +165,7 @@ class Sweep:
         return None
 
     def fixed(self) -> dict[str, Any]:
-        """What a sweep cannot change on the way, JSON-safe."""
+        """Return the settings that cannot change when the sweep resumes, JSON-safe."""
         evaluation = flatten({"evaluation": to_dict(self.space.base.evaluation)})
         free = ("num_workers", "cpus_per_worker", "gpus_per_worker", "registered_model", "num_pictures")
         axes = {
@@ -183,7 +186,7 @@ class Sweep:
 
 
 def prepared(base: ExperimentConfig, config: SweepConfig, own_steps: int) -> ExperimentConfig:
-    """`base` as trials use it: paths made absolute, steps and rungs set. `own_steps`: of the experiment itself."""
+    """Return `base` as trials use it, with absolute paths, steps and rungs. `own_steps`: the experiment's own steps."""
     base = with_absolute_paths(base)
     training, optimizer, evaluation = base.training, base.optimizer, base.evaluation
     num_steps = config.num_steps
@@ -206,13 +209,13 @@ def prepared(base: ExperimentConfig, config: SweepConfig, own_steps: int) -> Exp
         training=training,
         optimizer=optimizer,
         evaluation=dataclasses.replace(evaluation, every_n_steps=rungs),
-        # Every trial's tasks would otherwise take all CPUs that the others need.
+        # Otherwise the data tasks of each trial would take all CPUs that the others need.
         ingest=dataclasses.replace(base.ingest, max_processes=base.ingest.max_processes or 1),
     )
 
 
 def plan_sweep(config: SweepConfig, space: Space) -> Sweep:
-    """The sweep of a space whose base is prepared. ValueError for what cannot be searched so."""
+    """Return the sweep of a space whose base is prepared. ValueError if it cannot be searched like this."""
     sweep = Sweep(config=config, space=space, tracking_uri=space.base.tracking.uri)
     if sweep.searcher != "grid" and config.budget is None:
         raise ValueError(f"budget is missing: searcher={sweep.searcher} would never end: give --budget 20, or 3h")

@@ -1,4 +1,5 @@
-"""What Ray Tune asks: which trial comes next, and which must stop. Both remember what was done before a restart."""
+"""Searcher and scheduler for Ray Tune: which trial starts next, and which must stop. Both know trials of earlier
+starts."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,19 +13,19 @@ from pipelines.sweeps.plan import METRIC, TIME, Sweep, TrialSpec
 
 
 class Proposer(Protocol):
-    """Chooses trials that nobody has tried."""
+    """Chooses trials that have not been tried."""
 
     def propose(self) -> TrialSpec | None:
-        """The next trial; None: there is none, for now or for ever."""
+        """Return the next trial; None if there is none, for now or for good."""
         ...
 
     def learn(self, spec: TrialSpec, score: float | None) -> None:
-        """How a trial ended; None: it has no score."""
+        """Take the score of a trial that ended; None if it has no score."""
         ...
 
 
 class ListedTrials:
-    """Proposes trials in a given order: a grid, or draws at random."""
+    """Proposes trials in a given order: a grid, or random draws."""
 
     def __init__(self, specs: Iterable[TrialSpec], known: Mapping[str, Known]) -> None:
         self._specs = (spec for spec in specs if spec.name not in known)
@@ -33,7 +34,7 @@ class ListedTrials:
         return next(self._specs, None)
 
     def learn(self, spec: TrialSpec, score: float | None) -> None:
-        """Does not matter to it."""
+        """Does nothing: scores do not change the order."""
 
 
 def proposer_of(sweep: Sweep, known: Mapping[str, Known]) -> Proposer:
@@ -47,14 +48,14 @@ def proposer_of(sweep: Sweep, known: Mapping[str, Known]) -> Proposer:
 
 
 class Unkept:
-    """Something that is not in the copy that Tune keeps of all it is given: a restart goes by the sweep's folder."""
+    """Excludes its state from Tune's snapshots. A restart reads the sweep's folder instead."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class TrialSearcher(Unkept, Searcher):
-    """Hands to Tune first the trials that were begun and not ended, then new ones, each on record before it starts."""
+    """Gives Tune first the unfinished trials, then new ones. Each new trial is recorded before it starts."""
 
     def __init__(
         self,
@@ -64,8 +65,12 @@ class TrialSearcher(Unkept, Searcher):
         may_begin: Callable[[], bool],
         current: Callable[[TrialSpec], TrialSpec],
     ) -> None:
-        """`begin` records a new trial; `may_begin` says whether the budget has room for another; `current` what a trial
-        trains by now."""
+        """
+        Args:
+            begin: Records a new trial.
+            may_begin: Returns whether the budget allows another trial.
+            current: Returns the spec that a trial trains now.
+        """
         self._current = current
         super().__init__(metric=METRIC, mode="max")
         self._pending, self._proposer, self._begin, self._may_begin = list(pending), proposer, begin, may_begin
@@ -85,7 +90,7 @@ class TrialSearcher(Unkept, Searcher):
         return {"trial": {"name": spec.name, "point": dict(self._current(spec).point)}}
 
     def suggest_all(self) -> list[dict[str, Any]]:
-        """Every trial at once, for pbt: Tune lets it have no searcher."""
+        """Return all trials at once, for pbt: Tune allows no searcher with it."""
         found: list[dict[str, Any]] = []
         while (suggested := self.suggest(str(len(found)))) != Searcher.FINISHED:
             found.append(suggested["trial"])
@@ -96,21 +101,21 @@ class TrialSearcher(Unkept, Searcher):
         self._proposer.learn(spec, None if error or result is None else result.get(METRIC))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the sweep's folder holds it."""
+        """Does nothing: the sweep's folder holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the sweep's folder holds it."""
+        """Does nothing: the sweep's folder holds the state."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Past:
-    """As much of a trial of Tune as a scheduler looks at, for one that ended before a restart."""
+    """A trial that ended before a restart, with the only attribute of Tune's trials that a scheduler reads."""
 
     trial_id: str
 
 
 def scheduler_of(sweep: Sweep, over: Sequence[Known]) -> TrialScheduler:
-    """The scheduler, to which the rungs of trials that are over are told once more: it stops by them."""
+    """Return the scheduler. It first gets the rungs of trials that have ended before, because it decides by them."""
     base = sweep.space.base
     if sweep.config.scheduler == "none":
         return FIFOScheduler()
@@ -127,7 +132,7 @@ def scheduler_of(sweep: Sweep, over: Sequence[Known]) -> TrialScheduler:
         max_t=sweep.num_steps,
         grace_period=min(rung, sweep.num_steps),
         reduction_factor=sweep.config.reduction_factor,
-        stop_last_trials=False,  # a trial ends by itself at its last step, and closes what it has opened
+        stop_last_trials=False,  # a trial ends by itself at its last step, and closes its resources
     )
     for known in over:
         past: Any = _Past(known.record.name)

@@ -1,8 +1,8 @@
-"""What a sweep may vary: axes of an experiment's fields, and the grids and draws they span.
+"""Search spaces: axes of an experiment's fields, and the grids and draws that the axes span.
 
-A *point* names what was taken on every axis: the label of a choice, or a number of a range. Its *values* are the fields
-of `ExperimentConfig` this means, by flat dotted names. Fields that only make sense together, like the depths and the
-tokens of grouping stages, are one choice.
+A *point* holds what was taken on each axis: the label of a choice, or a number of a range. Its *values* are the
+resulting fields of `ExperimentConfig`, by flat dotted names. Fields that only make sense together, like the depths and
+the tokens of grouping stages, are one choice.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ Values = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One of several settings, which each give values to one field or to several."""
+    """One of several settings. Each setting gives values to one or more fields."""
 
     name: str
     options: Mapping[str, Values]
-    """By label."""
+    """Values of fields, by label."""
 
     @staticmethod
     def of(field: str, *values: Any) -> "Choice":
-        """One of these values of a field."""
+        """Return a choice between values of one field."""
         return Choice(name=field, options={str(value): {field: value} for value in values})
 
     def draw(self, generator: np.random.Generator) -> str:
@@ -48,16 +48,16 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Range:
-    """A number from `low` to `high`; evenly on a logarithmic scale with `log`."""
+    """A number from `low` to `high`, drawn uniformly; with `log`, uniformly on a logarithmic scale."""
 
     name: str
-    """The field."""
+    """Name of the field."""
     low: float
     high: float
     log: bool = False
 
     def draw(self, generator: np.random.Generator) -> float:
-        """Three significant digits: more would only look exact."""
+        """Return a number with three significant digits. More would only look exact."""
         if not self.log:
             return _rounded(generator.uniform(self.low, self.high))
         return _rounded(math.exp(generator.uniform(math.log(self.low), math.log(self.high))))
@@ -76,10 +76,10 @@ class Space:
 
     name: str
     base: ExperimentConfig
-    """What the axes leave alone."""
+    """Experiment with the values of all other fields."""
     axes: tuple[Choice | Range, ...]
     num_seeds: int = 1
-    """Seeds of every configuration unless the sweep asks for others: 0, 1, ..."""
+    """Number of seeds (0, 1, ...) of each configuration, unless the sweep sets another."""
 
     def __post_init__(self) -> None:
         if not self.axes:
@@ -107,7 +107,7 @@ class Space:
         return all(isinstance(axis, Choice) for axis in self.axes)
 
     def grid(self) -> Iterator[Point]:
-        """Every point; ValueError for a space with a range."""
+        """Yield every point. ValueError if the space has a range."""
         options = []
         for axis in self.axes:
             if isinstance(axis, Range):
@@ -120,16 +120,16 @@ class Space:
             yield dict(zip([axis.name for axis in self.axes], labels, strict=True))
 
     def draw(self, generator: np.random.Generator) -> Point:
-        """A point at random."""
+        """Return a random point."""
         return {axis.name: axis.draw(generator) for axis in self.axes}
 
     def values(self, point: Point) -> dict[str, Any]:
-        """What the point means for the experiment."""
+        """Return the values of the experiment's fields at a point."""
         return {name: value for axis in self.axes for name, value in axis.values(point[axis.name]).items()}
 
 
 def with_values(config: Config, values: Values) -> Config:
-    """`config` with other values of some fields, by dotted names. ValueError if they do not go together."""
+    """Return `config` with other values of some fields, by dotted names. ValueError if they are incompatible."""
     own: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
@@ -146,7 +146,7 @@ _TOLD_APART = {"name", "training.seed", "data.seed", "training.run_name", "train
 _RESERVED = {f"training.{name}" for name in ("num_workers", "cpus_per_worker", "gpus_per_worker", "device")}
 _RESERVED |= {f"evaluation.{name}" for name in ("num_workers", "cpus_per_worker", "gpus_per_worker")}
 _OF_THE_SWEEP = frozenset(_TOLD_APART | _RESERVED | {"ingest.max_processes"})
-"""What tells trials apart, how long they are, and what every one of them reserves."""
+"""Fields that axes cannot set: they identify trials, set their length, or reserve their resources."""
 
 
 def _rounded(value: float) -> float:

@@ -1,9 +1,9 @@
-"""Sweeps on Ray Tune: which trials, in which order, to the leaderboard.
+"""Runs sweeps on Ray Tune, from the plan to the leaderboard.
 
     groupvit sweep paper_table_1 --base demo --evaluation.root data/stamps/validation
 
-The same command continues a sweep that was stopped or killed, and answers at once when it is complete. The driver plans
-and writes down; a trial is a run of `pretrain` in a Tune function (trainable.py).
+The same command resumes a sweep that was stopped or killed, and returns at once if it is complete. The driver plans and
+records. A trial is a run of `pretrain` in a Tune function (trainable.py).
 """
 
 import contextlib
@@ -41,18 +41,18 @@ from pipelines.training.pretrain import gpus_here, open_datasets, resources_per_
 
 _SETTLE_EVERY_SECONDS = 5.0
 _QUIET = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, which then knows that it was not the end
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends this command, which then knows that the sweep is not complete
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial without a rung has none
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a line for every trial that ends
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial without a rung has no metric
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # otherwise it prints a line for every trial that ends
 }
 
 
 def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
-    """Run the sweep, or continue it, to its end; returns the summary that `--json` prints.
+    """Run the sweep to its end, or resume it, and return the summary that `--json` prints.
 
-    ValueError, before any work, for whatever the user got wrong. PartlyDone if trials failed in ways that may pass,
-    or all of them in ways that do not.
+    ValueError, before any work, if the user's input is invalid. PartlyDone if trials failed in ways that may be
+    temporary, or if all of them failed for good.
     """
     from pipelines.evaluation.checkpoint_evaluator import check_evaluation
     from pipelines.sweeps.optuna_search import check_optuna
@@ -92,7 +92,7 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
     planned = task.sweep
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "Consider boosting PBT")  # a process that is used again keeps what it had begun
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # a reused process would keep its old trial's state
     known = book.known
     pending = [each.spec for each in known.values() if not each.is_over]
     if not pending and not book.may_begin():
@@ -112,9 +112,9 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
         over = [one for one in known.values() if one.is_over]
         population = searcher.suggest_all() if planned.config.scheduler == "pbt" else None
         say = functools.partial(print, file=sys.stdout, flush=True)
-        # What Tune itself prints says nothing that ours does not.
+        # Tune's own output adds nothing to ours.
         with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
-            # Of what Tune keeps nothing is needed after a restart. But the pointers of pbt must reach every node.
+            # A restart needs nothing that Tune keeps. But the pointers of pbt must reach every node.
             kept = storage.join(planned.uri, "tune") if planned.config.scheduler == "pbt" else scratch
             ray.tune.Tuner(
                 ray.tune.with_resources(
@@ -141,20 +141,21 @@ def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
 
 
 def _of_trial_process(planned: Sweep, gpus: float) -> dict[str, float]:
-    """What Tune reserves for the process of a trial: a worker's share if it is the worker, else nothing."""
+    """Return what Tune reserves for a trial's process: a worker's share if the process is the worker, else nothing."""
     base = planned.space.base
     if not trains_in_place(base):
-        return {"CPU": 0, "memory": 1}  # Tune wants something: a byte
+        return {"CPU": 0, "memory": 1}  # Tune requires something: one byte
     return resources_per_worker(base, use_gpu=uses_gpu(base, gpus))
 
 
 def _trial_name(trial: Any) -> str:
-    """Of one that Tune makes; it keeps that name."""
+    """Return the name for a trial that Tune creates. The trial keeps it."""
     return trial.config["trial"]["name"]
 
 
 def warn_of_crowd(planned: Sweep, cores: int) -> None:
-    """A cluster that is started here has CPUs on paper; many trials on few cores share them, and need memory."""
+    """Warn if trials must share cores: a cluster started here may claim more CPUs than exist. Each trial needs memory,
+    too."""
     training, at_a_time = planned.space.base.training, planned.config.max_concurrent
     busy = at_a_time * training.num_workers * training.cpus_per_worker
     if busy > cores:
@@ -179,7 +180,7 @@ def _check_gpus(planned: Sweep, available: float, place: str) -> None:
 
 
 def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str, Any]:
-    """Report, model and summary of a sweep whose trials are over."""
+    """Write the report, model and summary of a sweep whose trials are over."""
     from pipelines.sweeps.report.leaderboard import log_report, table, write_report
     from pipelines.sweeps.tracking import end_parent
 
@@ -237,7 +238,7 @@ def _register(best: TrialSpec, folder: SweepFolder, planned: Sweep, run_id: str)
 
 
 class _Settler:
-    """A thread that tells MLflow how trials ended; Tune need not wait for it."""
+    """A thread that tells MLflow how trials ended, so that Tune need not wait."""
 
     def __init__(self, task: TrialTask, folder: SweepFolder, book: SweepBook, datasets: list[DatasetInfo]) -> None:
         self._task, self._folder, self._book, self._datasets = task, folder, book, datasets
@@ -247,7 +248,7 @@ class _Settler:
             self._thread.start()
 
     def finish(self) -> None:
-        """Settles what is left."""
+        """Settle the remaining trials."""
         self._ended.set()
         if self._task.parent_run_id is not None:
             self._thread.join()
@@ -257,7 +258,7 @@ class _Settler:
         while True:
             ended = self._ended.is_set()
             over = {name for name, one in self._book.known.items() if one.is_over and not one.settled}
-            # One round later: until then the processes of a trial that was stopped may still write.
+            # Wait one round: until then, the processes of a stopped trial may still write.
             for name in sorted(over if ended else over & waiting):
                 self._settle(name)
             waiting = over

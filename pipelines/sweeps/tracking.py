@@ -1,4 +1,4 @@
-"""The sweep in MLflow: one parent run, and one nested run per trial, each found again by a tag and never made twice."""
+"""A sweep in MLflow: a parent run, and a nested run per trial. Each is found again by a tag, and created only once."""
 
 import os
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ from pipelines.training.job import start_or_continue
 
 RUNG_TAG, STOP_TAG = "groupvit.rung", "groupvit.stop_reason"
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-"""How a trial's run ends in MLflow."""
+"""MLflow status of a trial's run, by how the trial ended."""
 
 
 def start_parent(sweep: Sweep, sweep_id: str) -> str | None:
-    """The id of the sweep's run, made and described at the first start. None: tracking is off.
+    """Return the id of the sweep's run, which the first start creates and describes; None if tracking is off.
 
     ValueError if MLflow cannot be reached.
     """
     if sweep.tracking_uri is None:
         return None
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of seven takes minutes
     base = sweep.space.base
     with one_line(sweep.tracking_uri):
         client = MlflowClient(tracking_uri=sweep.tracking_uri)
@@ -55,7 +55,7 @@ def start_parent(sweep: Sweep, sweep_id: str) -> str | None:
 
 
 def end_parent(sweep: Sweep, run_id: str | None, status: str, tags: Mapping[str, str]) -> None:
-    """ValueError if MLflow cannot be reached."""
+    """End the sweep's run. ValueError if MLflow cannot be reached."""
     if run_id is None:
         return
     with one_line(sweep.tracking_uri):
@@ -66,8 +66,8 @@ def end_parent(sweep: Sweep, run_id: str | None, status: str, tags: Mapping[str,
 
 
 def settle(task: TrialTask, folder: SweepFolder, known: Known, datasets: list[DatasetInfo]) -> str | None:
-    """Sends what the processes of a trial that is over left unsent, and says in MLflow how it ended. Returns the id of
-    its run; None while MLflow is away."""
+    """Send data that the processes of an ended trial left unsent, and record in MLflow how the trial ended. Return the
+    id of its run; None while MLflow is unavailable."""
     run_name, spec = folder.current(known.spec)
     config = task.sweep.experiment(spec, run_name)
     job = start_or_continue(folder.run(known.spec), config, datasets, task.ties(known.record.name, spec))

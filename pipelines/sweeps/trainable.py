@@ -1,10 +1,10 @@
 """One trial, as Ray Tune runs it: a whole pretraining run, whose evaluations are reported as rungs.
 
-With several workers it is a run of Ray Train. A single worker is the process of the trial itself.
+With several workers, it is a run of Ray Train. A single worker is the process of the trial itself.
 
-A trial is a run like any other, under a name that follows from its values and seed. So a trial that is started again,
-by Tune after a lost node or by the next start of the sweep, goes on from its newest checkpoint; evaluations that are on
-record are reported at once and not made again.
+A trial is an ordinary run. Its name follows from its values and seed, so a trial that is restarted, by Tune after a
+lost node or by the next start of the sweep, resumes from its newest checkpoint. Recorded evaluations are reported at
+once and not repeated.
 """
 
 import dataclasses
@@ -26,15 +26,16 @@ CONFIGURATION_TAG, TRIAL_TAG = "groupvit.configuration", "groupvit.trial"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialTask:
-    """What a trial has to know beside its own values."""
+    """What a trial needs besides its own values."""
 
     sweep: Sweep
     sweep_id: str
     parent_run_id: str | None
-    """MLflow run of the sweep; None: tracking is off."""
+    """MLflow run of the sweep; None if tracking is off."""
 
     def ties(self, name: str, spec: TrialSpec) -> Ties:
-        """`name` is the trial's, which `spec` may have left since (pbt)."""
+        """Return the links of a trial to its sweep. With pbt, `spec` may differ from the one that gave the trial its
+        `name`."""
         tags = {
             SWEEP_TAG: self.sweep.name,
             SPACE_TAG: self.sweep.space.name,
@@ -48,9 +49,9 @@ class TrialTask:
 
 
 def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
-    """Trains the trial to its end, unless Tune ends it at a rung. `parameters` are what the searcher suggested."""
+    """Train the trial to its end, unless Tune ends it at a rung. `parameters` is the suggestion of the searcher."""
     sweep = task.sweep
-    # Not by `parameters`: with pbt they are those of the trial whose checkpoint this one takes.
+    # Not from `parameters`: with pbt, they belong to the trial whose checkpoint this one takes.
     name = ray.tune.get_context().get_trial_name()
     spec = sweep.spec(parameters["trial"]["point"], TrialSpec.seed_of(name))
     run_name, report = name, _report
@@ -63,24 +64,24 @@ def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
     run = RunFolder(storage.join(sweep.uri, run_name))
     for step, score in sorted(read_record(run).scores.items()):
         report(step, score)
-    from pipelines.training.pretrain import pretrain  # torch and more, for which a rung on record need not wait
+    from pipelines.training.pretrain import pretrain  # imports torch and more; recorded rungs need not wait
 
     try:
-        # The evaluator's thread reports. Tune answers when its scheduler has decided: to go on, or by ending this
-        # process, and with it whatever it owns of workers and data tasks; until then the training goes on.
+        # The evaluator's thread reports. The training continues until Tune's scheduler has decided. Tune then lets
+        # the trial continue, or ends this process together with its workers and data tasks.
         pretrain(config, dataclasses.replace(task.ties(name, spec), on_score=report))
-    except (ValueError, storage.StorageRefusedError) as error:  # to start it again would not help; the others go on
+    except (ValueError, storage.StorageRefusedError) as error:  # a restart would not help; the other trials continue
         content = json.dumps({"reason": " ".join(str(error).split())}) + "\n"
         storage.write_bytes(storage.join(sweep.uri, name, "failure.json"), content.encode())
 
 
 def _report(step: int, score: float) -> None:
-    """Tells Tune of a rung: training step and mIoU in percent."""
+    """Report a rung to Tune: training step, and mIoU in percent."""
     ray.tune.report({TIME: step, METRIC: score})
 
 
 def _report_with_pointer(run_name: str, step: int, score: float) -> None:
-    """The same, with where another trial would go on from."""
+    """Report a rung, with a pointer from which another trial can continue."""
     from pipelines.sweeps.lineage import pointer_to
 
     with pointer_to(run_name, step) as checkpoint:

@@ -1,8 +1,8 @@
-"""Which of the parameters that a sweep varied made the scores differ: functional ANOVA (Hutter et al. 2014), by Optuna.
+"""Which of the varied parameters made the scores differ: functional ANOVA (Hutter et al. 2014), by Optuna.
 
-A forest of regression trees is fitted to the scores; a parameter's importance is the share of the forest's variance
-that it explains alone, averaged over all values of the others. What is missing to 1 are interactions of parameters,
-and what the forest has learnt of noise.
+A forest of regression trees is fitted to the scores. A parameter's importance is the share of the forest's variance
+that it explains alone, averaged over all values of the others. The rest up to 1 is interactions of parameters, and
+noise that the forest has learnt.
 """
 
 import dataclasses
@@ -14,29 +14,29 @@ from typing import Any
 import numpy as np
 
 LEAST_CONFIGURATIONS = 4
-"""With fewer, a forest says more of itself than of the parameters."""
+"""Minimum number of configurations. With fewer, a forest says more about itself than about the parameters."""
 LOG_SPREAD = 20
-"""Positive numbers whose largest is this many times the smallest are looked at by their logarithm."""
+"""Positive numbers are compared by their logarithm if the largest is at least this many times the smallest."""
 _MOST_LEVELS = 5
-"""Numbers of so few values are levels of a grid, each of the same weight."""
+"""Numbers with at most this many distinct values are levels of a grid, with equal weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Shares of the variance of the scores, or why there are none."""
+    """Shares of the variance of the scores, or the reason why there are none."""
 
     shares: Mapping[str, float]
-    """By parameter, falling: 0 to 1, at most 1 together. Empty if it cannot be told."""
+    """Share of each parameter, largest first: 0 to 1, at most 1 in total. Empty if unknown."""
     note: str
-    """One line: what the shares are of, or why they are missing."""
+    """One line: what the shares refer to, or why they are missing."""
 
 
 def parameter_importance(
     values: Sequence[Mapping[str, Any]], scores: Sequence[float], varied: Sequence[str], *, of: str
 ) -> Importance:
-    """Importance of the parameters `varied` over trials of the given values and scores.
+    """Return the importance of the parameters `varied` over trials with the given values and scores.
 
-    `of`: what the scores are, for the note. Always the same for the same trials, in any order.
+    `of` describes the scores in the note. The same trials give the same result, in any order.
     """
     if not varied:
         return Importance(shares={}, note="no parameter was varied")
@@ -64,12 +64,12 @@ def parameter_importance(
 
 
 def least_scores(num_parameters: int) -> int:
-    """Scores it takes to tell the parameters apart."""
+    """Return the number of scores needed to distinguish the parameters."""
     return max(8, 4 * num_parameters)
 
 
 def is_scale(column: Sequence[Any]) -> bool:
-    """Whether the values are points of a scale rather than names: numbers of more than a few values."""
+    """Whether the values are points of a scale rather than names: finite numbers, more than five of them distinct."""
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in column)
     return numbers and all(math.isfinite(value) for value in column) and len(set(column)) > _MOST_LEVELS
 
@@ -82,7 +82,7 @@ def is_logarithmic(column: Sequence[float]) -> bool:
 def _functional_anova(
     values: Sequence[Mapping[str, Any]], scores: Sequence[float], varied: Sequence[str]
 ) -> dict[str, float] | None:
-    import optuna  # takes a second, which only a sweep has
+    import optuna  # takes a second to import
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
     columns: dict[str, list[Any]] = {}

@@ -1,4 +1,4 @@
-"""What a sweep found, for people: a table for the terminal, a folder of tables and pictures, and the run in MLflow."""
+"""Shows what a sweep found: a table for the terminal, a folder of tables and pictures, and the run in MLflow."""
 
 import hashlib
 import json
@@ -15,17 +15,17 @@ from pipelines.tracking.tables import log_table
 __all__ = ["log_report", "summarise", "table", "write_report"]
 
 PICTURES = ("leaderboard", "learning_curves", "parallel_coordinates", "parameter_importance")
-"""Names of the PNG files, in the order in which one looks at them."""
+"""Names of the PNG files, in the order to look at them."""
 _DIGEST_TAG = "groupvit.report_digest"
-"""MLflow tag: of which report the run has the pictures."""
+"""MLflow tag: digest of the report whose pictures the run has."""
 _MOST_ROWS, _LONGEST_TAG = 10, 5000
-"""Of the description: rows of its table, and letters."""
+"""Limits of the description: rows of its table, and characters."""
 _MOST_LINES = 30
-"""Rows of the table for the terminal."""
+"""Maximum number of rows of the table for the terminal."""
 
 
 def write_report(trials: Sequence[TrialRecord], out: Path) -> SweepReport:
-    """Writes leaderboard.csv, .md and .json, and the `PICTURES`. Safe to be done again, whenever trials have got on."""
+    """Write leaderboard.csv, .md and .json, and the `PICTURES`. Safe to repeat when trials have progressed."""
     from pipelines.sweeps.report.pictures import draw  # matplotlib takes a second to import
 
     report = summarise(trials)
@@ -33,7 +33,7 @@ def write_report(trials: Sequence[TrialRecord], out: Path) -> SweepReport:
     files = {f"{name}.png": content for name, content in draw(report).items()}
     files["leaderboard.csv"] = csv_text([header, *rows]).encode()
     files["leaderboard.md"] = f"{markdown(header, rows)}\n{remarks(report, ending='  ')}\n".encode()
-    # Last: a folder with it is complete.
+    # Written last: a folder with this file is complete.
     files["leaderboard.json"] = (json.dumps(report.summary(), indent=2, allow_nan=False) + "\n").encode()
     for name, content in files.items():
         storage.write_bytes(str(out / name), content)
@@ -41,14 +41,14 @@ def write_report(trials: Sequence[TrialRecord], out: Path) -> SweepReport:
 
 
 def table(report: SweepReport) -> str:
-    """The leaderboard and what is to be said of it, for the terminal."""
+    """Return the leaderboard and the remarks on it, for the terminal."""
     header, rows = leaderboard(report)
     more = [f"… and {len(rows) - _MOST_LINES} more"] if len(rows) > _MOST_LINES else []
     return "\n".join(["", *aligned(header, rows[:_MOST_LINES]), *more, "", remarks(report), ""])
 
 
 def leaderboard(report: SweepReport) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, one per configuration: mIoU in percent over seeds, and what became of its trials."""
+    """Return header and rows, one per configuration: mIoU in percent over seeds, and the states of its trials."""
     names = short_names(report.varied)
     header = ["rank", *(names[name] for name in report.varied), "mIoU", "sd", "n", "lowest", "highest"]
     header += ["p vs best", "so far", "trials", "best trial"]
@@ -76,7 +76,7 @@ def leaderboard(report: SweepReport) -> tuple[list[str], list[list[str]]]:
 
 
 def remarks(report: SweepReport, *, ending: str = "") -> str:
-    """Lines below the leaderboard, each ended by `ending`."""
+    """Return the lines below the leaderboard, each followed by `ending`."""
     counts = ", ".join(f"{count} {status}" for status in STATUSES if (count := report.count(status)))
     lines = [f"{len(report.trials)} trials of {len(report.configurations)} configurations: {counts or 'none'}"]
     if report.best is not None and (score := last_score(report.best)) is not None:
@@ -96,8 +96,8 @@ def remarks(report: SweepReport, *, ending: str = "") -> str:
 
 
 def log_report(report: SweepReport, out: Path, tracking_uri: str | None, run_id: str) -> None:
-    """Puts a written report into the sweep's run in MLflow: the leaderboard and the trials as tables, the leaderboard
-    also as the run's description, numbers as metrics, and the pictures. Doing it again replaces what is there.
+    """Log a written report to the sweep's run in MLflow: leaderboard and trials as tables, the leaderboard also as the
+    run's description, numbers as metrics, and the pictures. Repeating this replaces the old content.
 
     ValueError if MLflow refuses or cannot be reached.
     """
@@ -122,7 +122,7 @@ def log_report(report: SweepReport, out: Path, tracking_uri: str | None, run_id:
         now, metrics = time.time_ns() // 1_000_000, report.metrics().items()
         new = [Metric(name, value, now, step) for name, value in metrics if data.metrics.get(name) != value]
         client.log_batch(run_id, metrics=new)
-        if data.tags.get(_DIGEST_TAG) != digest:  # an image by step stays for ever
+        if data.tags.get(_DIGEST_TAG) != digest:  # an image logged at a step stays forever
             for name in PICTURES:
                 with Image.open(out / f"{name}.png") as picture:
                     key = f"sweep {name.replace('_', ' ')}"
@@ -131,7 +131,7 @@ def log_report(report: SweepReport, out: Path, tracking_uri: str | None, run_id:
 
 
 def trial_table(report: SweepReport) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, one per trial, in the order of the leaderboard."""
+    """Return header and rows, one per trial, in the order of the leaderboard."""
     names = short_names(report.varied)
     parts = list(dict.fromkeys(part for trial in report.trials for part in trial.part_scores))
     header = ["trial", *(names[name] for name in report.varied), "seed", "status", "mIoU", "step"]
@@ -156,7 +156,7 @@ def trial_table(report: SweepReport) -> tuple[list[str], list[list[str]]]:
 
 
 def _description(report: SweepReport) -> str:
-    """Markdown: the head of the leaderboard, and what is to be said of it."""
+    """Return Markdown: the top of the leaderboard, and the remarks on it."""
     header, rows = leaderboard(report)
     told = [place for place, name in enumerate(header) if name == "mIoU" or any(row[place] != "-" for row in rows)]
     header, rows = [header[place] for place in told], [[row[place] for place in told] for row in rows]

@@ -1,6 +1,6 @@
-"""The pictures of a sweep: bars with seeds, learning curves, parallel coordinates, importance of parameters.
+"""Pictures of a sweep: bars with seeds, learning curves, parallel coordinates, importance of parameters.
 
-Colours are those of Okabe and Ito, and cividis for scores: both can be told apart by the colour-blind.
+Colours are those of Okabe and Ito, and cividis for scores. Colour-blind readers can distinguish both.
 """
 
 import io
@@ -21,7 +21,7 @@ from pipelines.sweeps.report.importance import is_logarithmic, is_scale
 from pipelines.sweeps.report.summary import Configuration, SweepReport, last_score, short_names, text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, without the yellow that is lost on white."""
+"""Okabe and Ito's, without the yellow, which is hard to see on white."""
 GREY = "#9a9a9a"
 MIOU = "zero-shot mIoU [%]"
 _MOST_BARS = 20
@@ -32,7 +32,7 @@ _SIZES = {"finished": 5, "stopped": 9, "failed": 8, "running": 7}
 
 
 def draw(report: SweepReport) -> dict[str, bytes]:
-    """The pictures as PNG files, by name."""
+    """Return the pictures as PNG files, by name."""
     drawn = {
         "leaderboard": _leaderboard(report),
         "learning_curves": _learning_curves(report),
@@ -118,7 +118,7 @@ def _parallel_coordinates(report: SweepReport) -> Figure:
     for number in np.argsort(scores):
         trial, score = scored[number], scores[number]
         height = 0.5 if high == low else (score - low) / (high - low)
-        # Trials of one configuration side by side, the better one above, or they would be one line.
+        # Trials of one configuration are drawn side by side, the better one above. Otherwise their lines would overlap.
         apart = _APART * (height - 0.5)
         heights = [*(positions[place[id(trial)]] + apart for positions, _ in lanes[:-1]), height]
         style = "-" if trial.status in ("finished", "running") else (0, (4, 2))
@@ -169,7 +169,7 @@ def _parameter_importance(report: SweepReport) -> Figure:
 
 
 def _lane(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where the values of a parameter lie on its axis, from 0 to 1, and the labels of the axis."""
+    """Return the positions of a parameter's values on its axis, from 0 to 1, and the labels of the axis."""
     if is_scale(column):
         return _scale_lane(column, logarithmic=is_logarithmic(column))
     levels = sorted(set(map(text, column)), key=lambda level: _level_order(level, column))
@@ -178,12 +178,12 @@ def _lane(column: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
         (height, level if len(level) <= _MOST_LETTERS else level[: _MOST_LETTERS - 1] + "…")
         for level, height in heights.items()
     ]
-    every = math.ceil(len(labels) / 24)  # more labels would lie on each other
+    every = math.ceil(len(labels) / 24)  # more labels would overlap
     return [heights[text(value)] for value in column], labels[::every]
 
 
 def _level_order(level: str, column: Sequence[Any]) -> tuple[bool, float, str]:
-    """Numbers by their size, then the others by their text."""
+    """Sort key: numbers by their size, then other values by their text."""
     value = next(value for value in column if text(value) == level)
     is_number = isinstance(value, (int, float))
     return (not is_number, float(value) if is_number else 0.0, level)
@@ -200,7 +200,7 @@ def _scale_lane(column: Sequence[float], *, logarithmic: bool) -> tuple[list[flo
 
 
 def _names(report: SweepReport) -> str:
-    """The lines that labels without names need in a title."""
+    """Return title lines with the names of the parameters, which short labels leave out."""
     if not report.has_short_labels:
         return ""
     return "\n" + "\n".join(textwrap.wrap(", ".join(short_names(report.varied).values()), 100))
@@ -219,14 +219,14 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _words(sentence: str) -> Figure:
-    """A picture that says why there is none."""
+    """Return a picture with a sentence that says why nothing is drawn."""
     figure = Figure(figsize=(9, 2), layout="constrained")
     figure.text(0.5, 0.5, "\n".join(textwrap.wrap(sentence, 80)), ha="center", va="center", fontsize=12)
     return figure
 
 
 def _wrapped(label: str, width: int) -> str:
-    """In at most three lines, broken at spaces, else after dots and underscores."""
+    """Return the label in at most three lines, broken at spaces, else after dots and underscores."""
     spaced = label if " " in label else label.replace("_", "_\u200b").replace(".", ".\u200b")
     lines: list[str] = [""]
     for piece in spaced.replace("\u200b", "\n").replace(" ", " \n").split("\n"):

@@ -1,4 +1,4 @@
-"""What a sweep found, as numbers: configurations, their means over seeds, and what can be told of them."""
+"""Results of a sweep as numbers: configurations, their means over seeds, and conclusions."""
 
 import dataclasses
 import json
@@ -16,56 +16,57 @@ STATUSES = ("finished", "running", "stopped", "failed")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """Trials of equal values."""
+    """Trials with equal values."""
 
     values: Mapping[str, Any]
     trials: tuple[TrialRecord, ...]
-    """By seed."""
+    """Sorted by seed."""
     p_value: float | None = None
-    """Of the same mean as the best configuration (Welch's t-test, Holm-corrected); None where it cannot be told."""
+    """For having the same mean as the best configuration (Welch's t-test, Holm-corrected); None if unknown."""
 
     @property
     def scores(self) -> dict[int, float]:
-        """By seed: final mIoU in percent of the trials that finished."""
+        """Final mIoU in percent of the finished trials, by seed."""
         return {trial.seed: score for trial in self.trials if (score := final_score(trial)) is not None}
 
     @property
     def mean(self) -> float | None:
-        """Over seeds; None before one has finished."""
+        """Mean over seeds; None before a trial has finished."""
         return statistics.fmean(self.scores.values()) if self.scores else None
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation over seeds; None for fewer than two."""
+        """Sample standard deviation over seeds; None with fewer than two."""
         return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else None
 
     @property
     def reached(self) -> tuple[int, float]:
-        """The latest rung of its trials, and the highest score there; (-1, 0) before the first."""
+        """Latest rung of its trials, and the highest score there; (-1, 0) before the first."""
         pairs = [(max(trial.scores), score) for trial in self.trials if (score := last_score(trial)) is not None]
         return max(pairs, default=(-1, 0.0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """Everything a sweep tells, ready to be shown."""
+    """All results of a sweep, ready to be shown."""
 
     trials: tuple[TrialRecord, ...]
     configurations: tuple[Configuration, ...]
-    """The highest mean first; those of which nothing has finished come last, by how far they got."""
+    """Sorted by mean, highest first. Those without a finished trial come last, sorted by their progress."""
     varied: tuple[str, ...]
-    """Flat dotted names of the parameters that have more than one value."""
+    """Flat dotted names of the parameters with more than one value."""
     best: TrialRecord | None
-    """The finished trial of the highest score; while none has finished, the highest of the others."""
+    """Finished trial with the highest score. While none has finished, the trial with the highest score."""
     importance: Importance
     seed_share: float | None
-    """Share of the variance of final scores that lies between seeds of one configuration; None without such."""
+    """Share of the variance of final scores that lies between seeds of one configuration; None if unknown."""
 
     def count(self, status: str) -> int:
         return sum(trial.status == status for trial in self.trials)
 
     def label(self, configuration: Configuration) -> str:
-        """What sets a configuration apart, like `assignment=hard, depths=6-3-3`; of many the values alone."""
+        """Return the values that distinguish a configuration, like `assignment=hard, depths=6-3-3`; with many, without
+        names."""
         names = short_names(self.varied)
         values = {names[name]: text(configuration.values.get(name), digits=3) for name in self.varied}
         if self.has_short_labels:
@@ -74,11 +75,11 @@ class SweepReport:
 
     @property
     def has_short_labels(self) -> bool:
-        """Whether labels leave out the names of the parameters, which are then to be said once."""
+        """Whether labels leave out the names of the parameters, which must then be shown once."""
         return len(self.varied) > 3
 
     def metrics(self) -> dict[str, float]:
-        """Flat names, for tracking. mIoU in percent, shares from 0 to 1."""
+        """Return metrics for tracking, by flat names. mIoU in percent, shares from 0 to 1."""
         values = {"num_trials": float(len(self.trials)), "num_configurations": float(len(self.configurations))}
         values |= {f"num_{status}": float(self.count(status)) for status in ("finished", "stopped", "failed")}
         values |= {f"importance/{name}": share for name, share in self.importance.shares.items()}
@@ -93,7 +94,7 @@ class SweepReport:
         return {name: round(value, 4) for name, value in values.items()}
 
     def summary(self) -> dict[str, Any]:
-        """JSON-safe: what leaderboard.json holds."""
+        """Return the content of leaderboard.json, JSON-safe."""
         return {
             "metrics": self.metrics(),
             "best_trial": self.best and self.best.name,
@@ -117,7 +118,7 @@ class SweepReport:
         }
 
     def verdict(self) -> str:
-        """In a sentence: whether the best configuration could be the best by chance."""
+        """Return a sentence: whether the best configuration could be the best by chance."""
         ranked = [each for each in self.configurations if each.mean is not None]
         if not ranked:
             return "no trial has finished yet"
@@ -140,7 +141,7 @@ class SweepReport:
 
 
 def summarise(trials: Sequence[TrialRecord]) -> SweepReport:
-    """The report of a sweep's trials, in whatever state they are."""
+    """Return the report of a sweep's trials, in any state."""
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         groups.setdefault(_key(trial.values), []).append(trial)
@@ -174,17 +175,17 @@ def summarise(trials: Sequence[TrialRecord]) -> SweepReport:
 
 
 def last_score(trial: TrialRecord) -> float | None:
-    """mIoU in percent at the last rung; None where there is no number."""
+    """Return the mIoU in percent at the last rung; None if it is missing or not finite."""
     return trial.score if trial.score is not None and math.isfinite(trial.score) else None
 
 
 def final_score(trial: TrialRecord) -> float | None:
-    """The last score of a trial that was trained to its end; None for the others."""
+    """Return the last score of a trial that has finished; None for others."""
     return last_score(trial) if trial.status == "finished" else None
 
 
 def best_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The finished one of the highest score; without such, the one of the highest score; None without scores."""
+    """Return the finished trial with the highest score, else any trial with the highest score; None without scores."""
     for score in (final_score, last_score):
         if scored := [(value, trial) for trial in trials if (value := score(trial)) is not None]:
             return max(scored, key=lambda pair: pair[0])[1]
@@ -192,7 +193,7 @@ def best_trial(trials: Sequence[TrialRecord]) -> TrialRecord | None:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """By dotted name: its last parts, as many as it takes to tell it from the others."""
+    """Return the last parts of each dotted name, as many as distinguish it from the others."""
     found: dict[str, str] = {}
     for name in names:
         parts = name.split(".")
@@ -205,7 +206,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def text(value: Any, digits: int = 6) -> str:
-    """A value as it is shown: `6-3-3` for a tuple, `1e-05` for a number, of which `digits` are said."""
+    """Return a value as it is shown: `6-3-3` for a tuple, `1e-05` for a number, with `digits` significant digits."""
     if isinstance(value, (tuple, list)):
         nested = any(isinstance(item, (tuple, list)) for item in value)
         return (" / " if nested else "-").join(text(item, digits) for item in value) or "()"
@@ -213,7 +214,7 @@ def text(value: Any, digits: int = 6) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """What JSON can hold of a parameter's value; what it cannot as text."""
+    """Return a parameter's value as JSON can hold it; other values as text."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -223,13 +224,13 @@ def jsonable(value: Any) -> Any:
 
 
 def _key(value: Any) -> str:
-    """Equal for equal values: a tuple, read again from JSON, is a list."""
+    """Return a key that is equal for equal values. A tuple read back from JSON is a list."""
     return json.dumps(jsonable(value), sort_keys=True)
 
 
 def _comparable(trials: Sequence[TrialRecord], enough: int) -> tuple[int, list[TrialRecord]]:
-    """The latest rung that `enough` trials have reached, and those: scores of different rungs do not
-    compare. Without such a rung, the one that most have reached."""
+    """Return the latest rung that `enough` trials have reached, and those trials: scores of different rungs are not
+    comparable. Without such a rung, return the one that most trials have reached."""
     by_step: dict[int, list[TrialRecord]] = {}
     for trial in trials:
         for step, score in trial.scores.items():
@@ -242,7 +243,7 @@ def _comparable(trials: Sequence[TrialRecord], enough: int) -> tuple[int, list[T
 
 
 def _with_p_values(configurations: Sequence[Configuration]) -> tuple[Configuration, ...]:
-    """Each after the first compared with it."""
+    """Return the configurations, each after the first compared with the first."""
     p_values = {
         index: p_value
         for index, each in enumerate(configurations)
@@ -254,7 +255,7 @@ def _with_p_values(configurations: Sequence[Configuration]) -> tuple[Configurati
 
 
 def _seed_share(configurations: Sequence[Configuration]) -> float | None:
-    """Within-configuration sum of squares over the total one, of configurations with at least two seeds."""
+    """Return the within-configuration sum of squares over the total one, for configurations with at least two seeds."""
     groups = [list(each.scores.values()) for each in configurations if len(each.scores) > 1]
     if len(groups) < 2:
         return None
