@@ -45,8 +45,8 @@ def check_cluster_file(path: str) -> dict[str, Any]:
 
 
 def machines_at_most(path: str, *, gpus_first: bool) -> list[Machine]:
-    """Return the workers a cluster may grow to, and its head. ValueError if a machine's resources are missing in the
-    file.
+    """Return the workers a cluster may grow to, and with `ray up` its head. ValueError if the file lacks their
+    resources.
 
     If `max_workers` is too small for all node types, those with the most GPUs come first with `gpus_first`, else those
     with the most CPUs.
