@@ -4,7 +4,7 @@
     groupvit pretrain gcc_yfcc_30e --data.sources s3://bucket/cc3m s3://bucket/cc12m s3://bucket/yfcc14m
     --training.num-workers 16
 
-`section n` refers to the sections of the released recipe as told in docs; data sizes are in pairs.
+`section n` refers to the sections of the released recipe as described in docs. Data sizes are in pairs.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from groupvit.config import (
 from pipelines.experiments.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
 
 CC3M, CC12M, YFCC14M, REDCAPS12M = 2_891_445, 11_156_203, 14_615_499, 11_866_987
-"""Pairs of the four data sets as the authors had them. Links rot: what can be downloaded today is less; the number of
-steps is kept."""
+"""Number of pairs in the authors' copies of the four data sets. Some links are dead, so a download today has fewer
+pairs; the number of steps stays the same."""
 
 
 def debug() -> ExperimentConfig:
-    """Seconds on any machine: a tiny two-stage model on data of `groupvit demo-data shapes --out data/shapes`."""
+    """Trains in seconds on any machine: a tiny two-stage model on `groupvit demo-data shapes --out data/shapes`."""
     return ExperimentConfig(
         name="debug",
         model=ModelConfig(
@@ -54,11 +54,10 @@ def debug() -> ExperimentConfig:
 
 
 def demo() -> ExperimentConfig:
-    """Minutes on 2 cores: a small one-stage model on `groupvit demo-data stamps --out data/stamps`; `groupvit demo`
-    runs it.
+    """Trains in minutes on 2 cores: a small one-stage model on `groupvit demo-data stamps --out data/stamps`.
 
-    What departs from the paper is what learns grouping from tens of thousands of small images instead of millions:
-    every such option is named, and docs/ablations.md shows what each gives.
+    `groupvit demo` runs it. It differs from the paper so that it learns grouping from tens of thousands of small images
+    instead of millions. All options that differ are written out; docs/ablations.md shows the effect of each.
     """
     num_steps = 2200
     return ExperimentConfig(
@@ -118,7 +117,7 @@ def demo() -> ExperimentConfig:
             scales=(1.0, 1.5),
             flip=True,
             antialias=True,
-            background_threshold=0.25,  # near what calibration finds; `evaluate` chooses it on scenes of its own
+            background_threshold=0.25,  # near what calibration finds; `evaluate` can choose it on calibration scenes
         ),
     )
 
@@ -134,15 +133,17 @@ def gcc_redcaps_30e() -> ExperimentConfig:
 
 
 def cc3m_coco() -> ExperimentConfig:
-    """A small-data anchor: CC3M + COCO captions, 3.4 M pairs; the ZeroSeg paper reports 28.1 / 14.8 / 12.9 mIoU
-    (VOC, Context, COCO-Object) for GroupViT trained on them. The paper's recipe otherwise."""
+    """A small-data baseline: CC3M + COCO captions, 3.4 M pairs, otherwise the paper's recipe. The ZeroSeg paper reports
+    28.1 / 14.8 / 12.9 mIoU (VOC, Context, COCO-Object) for GroupViT trained on them."""
     return _paper("cc3m_coco", num_pairs=3_400_000, num_epochs=30, num_prompts=3)
 
 
 def _paper(name: str, *, num_pairs: int, num_epochs: int, num_prompts: int) -> ExperimentConfig:
-    """The released recipe at a global batch of 4,096 (256 on each of 16 GPUs). An epoch is floor(pairs / batch)
-    steps: 6,997 for GCC + YFCC, 6,326 for GCC + RedCaps. Warm-up is 2 epochs, as released (the paper's text says
-    5)."""
+    """The released recipe with a global batch of 4,096 (256 on each of 16 GPUs).
+
+    An epoch is floor(pairs / batch) steps: 6,997 for GCC + YFCC, 6,326 for GCC + RedCaps. Warm-up takes 2 epochs, as
+    released (the paper's text says 5).
+    """
     base = ExperimentConfig(name=name)
     steps_per_epoch = num_pairs // base.training.global_batch_size
     return dataclasses.replace(

@@ -1,4 +1,7 @@
-"""Finds the checkpoint a command was given: its folder or a run's (then the newest), on disk or in object storage."""
+"""Finds the checkpoint that a command is given: its own folder, or a run's folder (then the newest checkpoint in it).
+
+Both may be on disk or in object storage.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ from pipelines.runs.folder import RunFolder
 
 
 def newest_checkpoint(uri: str) -> str:
-    """The newest checkpoint of a run, or the URI itself, which then ought to be a checkpoint."""
+    """Returns the newest checkpoint of a run. A URI without checkpoints is returned as it is: it should be one."""
     run = RunFolder(uri)
     steps = run.checkpoint_steps()
     return run.checkpoint_uri(steps[-1]) if steps else uri
@@ -20,9 +23,9 @@ def newest_checkpoint(uri: str) -> str:
 
 @contextmanager
 def local_checkpoint(uri: str) -> Iterator[Path]:
-    """A folder on this machine with the model and the state of the checkpoint, for the time of the context.
+    """Yields a folder on this machine with the model and the state of the checkpoint. It is valid inside the context.
 
-    Raises ValueError when there is none.
+    Raises ValueError if there is no checkpoint.
     """
     uri = newest_checkpoint(uri)
     if "://" not in uri:

@@ -1,6 +1,6 @@
-"""Which checkpoints of a run are to be evaluated, which were, and which was best: RUNS/NAME/evaluations.json.
+"""The evaluations of a run, in RUNS/NAME/evaluations.json: which checkpoints are due, which are done, which is best.
 
-The driver's evaluator writes it; the training loop reads it to know which checkpoints must not be deleted yet.
+The driver's evaluator writes the file. The training loop reads it to find the checkpoints that it must not delete yet.
 """
 
 import json
@@ -16,24 +16,24 @@ _FILE = "evaluations.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
-    """What is known of a run's evaluations."""
+    """Results of a run's evaluations."""
 
     scores: Mapping[int, float] = field(default_factory=dict)
-    """By step: mIoU in percent, the mean over the parts of the benchmark."""
+    """mIoU in percent by step: the mean over the parts of the benchmark."""
     part_scores: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
-    """By step: mIoU in percent of each part."""
+    """mIoU in percent of each part, by step."""
     metrics: Mapping[int, dict[str, Any]] = field(default_factory=dict)
-    """By step: what MLflow is sent, as `metrics_record` of the tracker makes it."""
+    """Record for MLflow by step, as made by the tracker's `metrics_record`."""
     failures: Mapping[int, str] = field(default_factory=dict)
-    """By step: why it could not be evaluated."""
+    """Reason by step for a checkpoint that could not be evaluated."""
 
     @property
     def best_step(self) -> int | None:
-        """Step of the highest score, the first of equals; None before the first evaluation."""
+        """Step of the highest score, the first one if several are equal. None before the first evaluation."""
         return max(sorted(self.scores), key=lambda step: self.scores[step], default=None)
 
     def summary(self) -> dict[str, Any]:
-        """JSON-safe: for people."""
+        """Returns the results for people, as JSON-safe values."""
         parts = {step: dict(scores) for step, scores in self.part_scores.items()}
         return {
             "best_step": self.best_step,
@@ -46,18 +46,18 @@ class EvaluationRecord:
         return step in self.scores or step in self.failures
 
     def kept_steps(self, steps: Iterable[int], every_n_steps: int | None, num_steps: int) -> frozenset[int]:
-        """Of the run's checkpoints, those that must stay: the best one, and those that wait to be evaluated."""
+        """Returns the steps of the checkpoints to keep: the best one, and those that wait for their evaluation."""
         waiting = {step for step in steps if is_due(step, every_n_steps, num_steps) and not self.is_done(step)}
         return frozenset(waiting if self.best_step is None else waiting | {self.best_step})
 
 
 def is_due(step: int, every_n_steps: int | None, num_steps: int) -> bool:
-    """Whether the checkpoint of a step is to be evaluated: every n steps, and the last one."""
+    """Whether the checkpoint of a step must be evaluated: every n steps, and after the last step."""
     return every_n_steps is not None and (step % every_n_steps == 0 or step == num_steps)
 
 
 def read_record(run: RunFolder) -> EvaluationRecord:
-    """The record of a run; an empty one before the first evaluation."""
+    """Reads the record of a run. It is empty before the first evaluation."""
     try:
         content: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run.uri, _FILE)))
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def read_record(run: RunFolder) -> EvaluationRecord:
 
 
 def missing_steps(run: RunFolder, every_n_steps: int | None, num_steps: int) -> list[int]:
-    """Steps of the run's checkpoints that are due and not evaluated yet, rising."""
+    """Returns the steps of checkpoints that are due and not evaluated yet, in ascending order."""
     record = read_record(run)
     due = [step for step in run.checkpoint_steps() if is_due(step, every_n_steps, num_steps)]
     return [step for step in due if not record.is_done(step)]

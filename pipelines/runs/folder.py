@@ -5,8 +5,8 @@
     RUNS/NAME/evaluations.json            scores of the checkpoints evaluated while training (evaluations.py)
     RUNS/NAME/tracking/                   metrics on their way to MLflow
 
-A checkpoint counts once its state.json is there: on disk the whole folder appears by a rename; in object storage,
-which has none, state.json is uploaded last.
+A checkpoint is complete once it has a state.json. On disk, a rename makes the whole folder appear at once. Object
+storage has no rename, so state.json is uploaded last.
 """
 
 import json
@@ -24,20 +24,20 @@ from pipelines import storage
 
 _STATE_FILE = "state.json"
 UNSENT_METRICS = "unsent_metrics"
-"""In a checkpoint's state: the metrics up to its step that MLflow had not confirmed, as records of a spool."""
+"""Key in a checkpoint's state: the metrics up to its step that MLflow had not confirmed, as spool records."""
 
 
 def recorded_precision(description: Mapping[str, Any] | None) -> Precision | None:
-    """The precision of the run that run.json describes; None: it has not begun, or no worker has chosen yet."""
+    """Returns the precision in a run's description. None: the run has not started, or no worker has chosen one yet."""
     if description is None:
         return None
-    # Runs of earlier versions have only what was asked for, which was never `auto`.
+    # Runs of earlier versions recorded only the requested precision, which was never `auto`.
     recorded = description.get("precision", description.get("fixed", {}).get("training.precision"))
     return None if recorded == "auto" else recorded
 
 
 class RunFolder:
-    """Reads and writes a run's folder. Cheap to make and to pickle; holds no state but the place."""
+    """Reads and writes a run's folder. Cheap to create and to pickle: its only state is the URI."""
 
     def __init__(self, uri: str) -> None:
         self.uri = storage.absolute(uri).rstrip("/")
@@ -47,7 +47,7 @@ class RunFolder:
         return "://" not in self.uri
 
     def read_description(self) -> dict[str, Any] | None:
-        """run.json, or None if the run was never started."""
+        """Reads run.json. Returns None if the run was never started."""
         try:
             return json.loads(storage.read_bytes(storage.join(self.uri, "run.json")))
         except FileNotFoundError:
@@ -58,7 +58,7 @@ class RunFolder:
         storage.write_bytes(storage.join(self.uri, "run.json"), content.encode())
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps of the complete checkpoints, rising. A checkpoint of step n holds the weights after n steps."""
+        """Returns the steps of the complete checkpoints, ascending. Checkpoint n holds the weights after n steps."""
         filesystem, path = storage.resolve(storage.join(self.uri, "checkpoints"))
         selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
         found = storage.retry(lambda: filesystem.get_file_info(selector), self.uri)
@@ -66,24 +66,24 @@ class RunFolder:
         return sorted(int(name.removeprefix("step-")) for name in folders if name.startswith("step-"))
 
     def latest_step(self) -> int:
-        """Step of the newest complete checkpoint; 0 without one."""
+        """Returns the step of the newest complete checkpoint; 0 without one."""
         return max(self.checkpoint_steps(), default=0)
 
     def checkpoint_uri(self, step: int) -> str:
         return storage.join(self.uri, "checkpoints", f"step-{step:08d}")
 
     def read_state(self, step: int) -> dict[str, Any]:
-        """state.json of a checkpoint."""
+        """Reads state.json of a checkpoint."""
         return json.loads(storage.read_bytes(storage.join(self.checkpoint_uri(step), _STATE_FILE)))
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Let `write` make the checkpoint folder it is given, and publish it."""
+        """Calls `write` to create the checkpoint in the folder that it is given, and publishes it."""
         if step in self.checkpoint_steps():
-            return  # by a worker of a driver that was killed, and which lived on for a moment
+            return  # saved by a worker that outlived its killed driver for a moment
         if self.is_local:
             folder = Path(self.checkpoint_uri(step))
             write(folder)
-            for partial in folder.parent.glob(".*.partial-*"):  # of a worker that was killed while it wrote
+            for partial in folder.parent.glob(".*.partial-*"):  # left by a worker that was killed while writing
                 shutil.rmtree(partial)
         else:
             with tempfile.TemporaryDirectory() as temporary:
@@ -93,14 +93,14 @@ class RunFolder:
                     storage.copy(str(file), storage.join(self.checkpoint_uri(step), file.name))
 
     def delete_old_checkpoints(self, keep: int, others: Collection[int] = ()) -> None:
-        """Delete all checkpoints but the `keep` newest and those of the steps in `others`."""
+        """Deletes all checkpoints except the `keep` newest and those of the steps in `others`."""
         for old in self.checkpoint_steps()[:-keep]:
             if old not in others:
                 self._delete_checkpoint(old)
 
     @contextmanager
     def local_checkpoint(self, step: int) -> Iterator[Path]:
-        """The checkpoint's folder on this machine, downloaded for the time of the context if it lies elsewhere."""
+        """Yields the checkpoint's folder on this machine. A remote one is downloaded, and removed after the context."""
         if self.is_local:
             yield Path(self.checkpoint_uri(step))
             return
@@ -111,6 +111,6 @@ class RunFolder:
 
     def _delete_checkpoint(self, step: int) -> None:
         filesystem, path = storage.resolve(self.checkpoint_uri(step))
-        # The state first, so that half a checkpoint never counts.
+        # Delete the state first: a partial checkpoint then never counts as complete.
         storage.retry(lambda: filesystem.delete_file(f"{path}/{_STATE_FILE}"), self.uri)
         storage.retry(lambda: filesystem.delete_dir(path), self.uri)

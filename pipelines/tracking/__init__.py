@@ -1,1 +1,1 @@
-"""MLflow and Prometheus: what a run records, and where."""
+"""What a run records in MLflow and Prometheus."""

@@ -1,4 +1,4 @@
-"""What MLflow refuses, and what to do about it, in one line; told apart from a server that is away for a while."""
+"""Says in one line why MLflow refuses something, and how to fix it. A server that is away for a while is no refusal."""
 
 import contextlib
 import os
@@ -13,8 +13,10 @@ _CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ML
 
 
 def refusal_of(error: BaseException, uri: str) -> str | None:
-    """Why MLflow at `uri` will not take anything before the user has done something, and what. None: the server is away
-    or busy, or it refused one record alone."""
+    """Returns why MLflow at `uri` refuses everything until the user acts, and what to do.
+
+    Returns None if the server is away or busy, or if it refused only one record.
+    """
     text, code = str(error), getattr(error, "error_code", "")
     reason = _of_what_was_deleted(text, uri) or _of_server(text, code) or _of_database(error, text, uri)
     return None if reason is None else redact(f"{uri}: {reason}")
@@ -63,7 +65,7 @@ def _of_database(error: BaseException, text: str, uri: str) -> str | None:
 
 @contextlib.contextmanager
 def one_line(tracking_uri: str | None) -> Iterator[None]:
-    """What MLflow refuses, or that it is away, as a ValueError of one line."""
+    """Raises a ValueError of one line if MLflow refuses something or cannot be reached inside the context."""
     from mlflow.exceptions import MlflowException
 
     where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "MLFLOW_TRACKING_URI"

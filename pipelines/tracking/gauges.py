@@ -1,12 +1,12 @@
-"""What a run shows on the cluster's dashboard while it trains: gauges that Ray exports to Prometheus under `ray_…`.
+"""Gauges of a run for the cluster's dashboard. Ray exports them to Prometheus with the prefix `ray_`.
 
-MLflow stays the record of a run; these are for whoever watches a cluster (infra/observability). Rank 0 of the training
-sets those of the steps, where it logs; the driver's evaluator sets those of the evaluations:
+MLflow stays the record of a run. The gauges are for monitoring a cluster (infra/observability). Rank 0 of the training
+sets the gauges of the steps that it logs. The driver's evaluator sets the gauges of the evaluations:
 
     shown = StepGauges(run_name)            shown.set(done, values, global_batch_size=4096)
     shown = EvaluationGauges(run_name)      shown.set(step, miou=42.0, best_miou=43.5)
 
-Ray forgets a gauge when the process that set it ends.
+Ray removes a gauge when the process that set it ends.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ STEP_GAUGES = {
     "eta_seconds": ("groupvit_eta_seconds", "Seconds to the end of the run at this speed."),
     "substituted_images": ("groupvit_substituted_images", "Corrupt images replaced since step 0, over all workers."),
 }
-"""By the key under which the train loop knows a value: the gauge's name, which Prometheus sees with `ray_` before it,
-and its description."""
+"""Name and description of each gauge, by the key of its value in the training loop. In Prometheus the name starts with
+`ray_`."""
 
 EVALUATION_GAUGES = {
     "step": ("groupvit_evaluated_step", "Step of the checkpoint last evaluated."),
@@ -34,13 +34,13 @@ EVALUATION_GAUGES = {
 
 
 class StepGauges:
-    """How fast a run trains, and how far it is."""
+    """Gauges of a run's speed and progress."""
 
     def __init__(self, run_name: str) -> None:
         self._gauges = _make(STEP_GAUGES, run_name)
 
     def set(self, done: int, values: Mapping[str, float], *, global_batch_size: int) -> None:
-        """Show a logged step: what train_step and Clock.metrics() gave; keys without a gauge are left to MLflow."""
+        """Shows the values of a logged step, from train_step and Clock.metrics(). Keys without a gauge are ignored."""
         rate = values.get("images_per_second")
         shown = {**values, "step": done} | ({"step_seconds": global_batch_size / rate} if rate else {})
         for key, gauge in self._gauges.items():
@@ -48,19 +48,19 @@ class StepGauges:
 
 
 class EvaluationGauges:
-    """How well a run's checkpoints segment."""
+    """Gauges of the scores of a run's checkpoints."""
 
     def __init__(self, run_name: str) -> None:
         self._gauges = _make(EVALUATION_GAUGES, run_name)
 
     def set(self, step: int, *, miou: float, best_miou: float) -> None:
-        """Show the scores of the checkpoint of `step`, in percent."""
+        """Shows the scores of the checkpoint of `step`, in percent."""
         for key, value in {"step": step, "miou": miou, "best_miou": best_miou}.items():
             self._gauges[key].set(value)
 
 
 def _make(gauges: Mapping[str, tuple[str, str]], run_name: str) -> dict[str, Gauge]:
-    """The gauges, each told apart from other runs' by the tag `run`."""
+    """Creates the gauges. The tag `run` distinguishes them from those of other runs."""
     made = {key: Gauge(name, description=text, tag_keys=("run",)) for key, (name, text) in gauges.items()}
     for gauge in made.values():
         gauge.set_default_tags({"run": ascii_name(run_name)})
@@ -68,5 +68,5 @@ def _make(gauges: Mapping[str, tuple[str, str]], run_name: str) -> dict[str, Gau
 
 
 def ascii_name(name: str) -> str:
-    """A run's name as Ray's metrics take it: other characters than ASCII's are quoted as in a URI."""
+    """Returns a run's name as Ray's metrics accept it. Characters outside ASCII are quoted as in a URI."""
     return name if name.isascii() else quote(name, safe=" ")

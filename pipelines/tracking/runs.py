@@ -1,7 +1,6 @@
-"""The MLflow run of a job: found or made, described, and written to. Nothing here waits or tries again; that is the
-tracker's.
+"""Finds or creates the MLflow run of a job, describes it, and writes to it. Waiting and retries are in the tracker.
 
-One job is one run: it is looked up by a tag that holds the job's id, so a restarted job finds it again.
+Each job has one run. A tag holds the job's id, so a restarted job finds its run again.
 """
 
 import contextlib
@@ -19,7 +18,7 @@ from pipelines.tracking.spool import Record
 
 JOB_TAG = "groupvit.job_id"
 LICENSE_TAG = "groupvit.license"
-"""Holds the licence notice of imported weights."""
+"""MLflow tag with the licence notice of imported weights."""
 LAST_STEP_TAG = "groupvit.last_training_step"
 
 logger = logging.getLogger(__name__)
@@ -27,26 +26,27 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """Which MLflow run a tracker writes to, and what is recorded of it once."""
+    """The MLflow run that a tracker writes to, and its description, which is recorded once."""
 
     uri: str
     """Tracking URI."""
     experiment: str
     run_name: str
     job_id: str
-    """Unique per job, the same after a restart."""
+    """Unique id of the job, the same after a restart."""
     artifact_location: str | None = None
-    """Where a new experiment on a database keeps artifacts; None: the server decides."""
+    """Artifact location of a new experiment in a database. None: the server decides."""
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     datasets: tuple["TrackedDataset", ...] = ()
     makes_run: bool = True
-    """False: wait until another process of the job has made and described the run, so that there are never two."""
+    """Whether to create the run. False: wait until another process of the job has created and described it, so that
+    there are never two."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackedDataset:
-    """A training data set as MLflow lists it."""
+    """A training data set, as listed by MLflow."""
 
     name: str
     uri: str
@@ -55,7 +55,7 @@ class TrackedDataset:
 
 
 def is_reached(identity: RunIdentity) -> bool:
-    """Whether MLflow answers. ValueError, one line, if it refuses."""
+    """Whether MLflow answers. Raises a ValueError of one line if it refuses."""
     with _refusals_told(identity.uri):
         _client(identity).get_experiment_by_name(identity.experiment)
         return True
@@ -63,9 +63,9 @@ def is_reached(identity: RunIdentity) -> bool:
 
 
 def make_run(identity: RunIdentity) -> None:
-    """Make and describe the job's run before there is anything to record, if MLflow can be reached.
+    """Creates and describes the job's run before there is anything to record, if MLflow can be reached.
 
-    ValueError, one line, if it refuses: what is sent later would be refused, too.
+    Raises a ValueError of one line if MLflow refuses: it would refuse later records, too.
     """
     with _refusals_told(identity.uri):
         Sender(identity).connect()
@@ -73,7 +73,7 @@ def make_run(identity: RunIdentity) -> None:
 
 @contextlib.contextmanager
 def _refusals_told(uri: str) -> Iterator[None]:
-    """ValueError for what MLflow refuses; nothing for a server that is away."""
+    """Raises ValueError if MLflow refuses something inside the context. Ignores a server that is away."""
     try:
         yield
     except Exception as error:
@@ -82,22 +82,21 @@ def _refusals_told(uri: str) -> Iterator[None]:
 
 
 def _client(identity: RunIdentity) -> Any:
-    # MLflow's own retries take minutes per request; ours go on anyhow.
+    # MLflow's own retries take minutes per request, and the tracker retries anyway.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of the tables it makes, in lines of its own style
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs every table that it creates
     return MlflowClient(tracking_uri=identity.uri)
 
 
 class NoRunYetError(Exception):
-    """The process that makes the job's run has not done so yet."""
+    """The process that creates the job's run has not created it yet."""
 
 
 class Sender:
-    """Speaks to MLflow. Methods raise while the server is away; records the server refuses are dropped with a
-    warning."""
+    """Sends records to MLflow. Methods raise while the server is away. Refused records are dropped with a warning."""
 
     def __init__(self, identity: RunIdentity):
         self._identity = identity
@@ -106,7 +105,7 @@ class Sender:
         self.run_id: str = ""
 
     def connect(self) -> None:
-        """Find or make the job's run; once per process."""
+        """Finds or creates the job's run, once per process."""
         if self._client is not None:
             return
         client = _client(self._identity)
@@ -127,7 +126,7 @@ class Sender:
         self._client = client
 
     def send(self, records: list[Record]) -> None:
-        """Send a batch; metrics of many steps go as one request."""
+        """Sends a batch of records. Metrics of many steps are sent in one request."""
         from mlflow.entities import Metric, RunTag
 
         last_step = self._last_training_step
@@ -141,7 +140,7 @@ class Sender:
                 Metric(key, float(value), record["time"], record["step"]) for key, value in record["metrics"].items()
             ]
         if metrics:
-            # Only who trains knows its last step: beside it, evaluations are sent by a process that does not.
+            # Only the training process knows its last step. The process that sends evaluations must not set this tag.
             tags = [RunTag(LAST_STEP_TAG, str(last_step))] if last_step > self._last_training_step else []
             self._tolerate_refusal(self._client.log_batch, self.run_id, metrics=metrics, tags=tags)
             self._last_training_step = last_step
@@ -162,7 +161,7 @@ class Sender:
         from mlflow.entities import Dataset, DatasetInput, Param, RunTag
 
         identity = self._identity
-        # A param never changes in MLflow: those of the first start stay; the config artifact shows the latest.
+        # MLflow does not change a param: those of the first start stay. The config artifact shows the latest values.
         params = [Param(key, redact(str(value))[:6000]) for key, value in identity.params.items() if key not in logged]
         tags = [RunTag(key, redact(value)) for key, value in identity.tags.items()]
         for start in range(0, len(params), 100):
@@ -221,7 +220,7 @@ class Sender:
 
 
 def find_run(client: Any, experiment: str, job_id: str) -> Any:
-    """The MLflow run of a job, or None."""
+    """Returns the MLflow run of a job, or None."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
@@ -237,7 +236,7 @@ def _experiment_id(client: Any, identity: RunIdentity) -> str:
         return found.experiment_id
     try:
         return client.create_experiment(identity.experiment, artifact_location=identity.artifact_location)
-    except MlflowException:  # another job made it in between
+    except MlflowException:  # another job created it meanwhile
         found = client.get_experiment_by_name(identity.experiment)
         if found is None:
             raise

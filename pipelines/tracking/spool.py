@@ -1,4 +1,4 @@
-"""A queue on disk: records wait in it, in order, until they were sent, also across restarts of the process."""
+"""A queue on disk. It keeps records in order until they are sent, also across restarts of the process."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from typing import Any
 Record = dict[str, Any]
 
 MAX_METRICS_PER_BATCH = 900
-"""MLflow accepts 1,000 metrics, params and tags in one request."""
+"""Largest number of metrics in a batch. MLflow accepts 1,000 metrics, params and tags in one request."""
 
 
 class Spool:
-    """Records on disk, one JSON object per line, and beside them how many bytes of it were sent."""
+    """Records in a file, one JSON object per line. A second file holds the number of bytes already sent."""
 
     def __init__(self, folder: Path):
         self.path = folder / "spool.jsonl"
@@ -24,7 +24,7 @@ class Spool:
         self._cut_torn_line()
 
     def append(self, records: list[Record]) -> None:
-        """Records that cannot be written (full disk) are kept in memory and written with the next ones."""
+        """Appends records. If they cannot be written (full disk), they stay in memory and are written with the next."""
         self._unwritten += [json.dumps(record) + "\n" for record in records]
         if self._unwritten:
             with self.path.open("a", encoding="utf-8") as file:
@@ -32,7 +32,7 @@ class Spool:
             self._unwritten = []
 
     def unsent_batches(self) -> Iterator[tuple[list[Record], int]]:
-        """Yields (records, end offset in bytes), in order; a batch fits one request."""
+        """Yields (records, end offset in bytes) in order. Each batch fits in one request."""
         if not self.num_unsent_bytes():
             return
         with self.path.open("rb") as file:
@@ -63,7 +63,7 @@ class Spool:
         return size - self._sent + sum(map(len, self._unwritten))
 
     def _cut_torn_line(self) -> None:
-        """A process killed while writing leaves half a line, which would spoil the next one."""
+        """Removes the partial line that a process leaves when it is killed while writing. It would corrupt the next."""
         if not self.path.exists():
             self._sent = 0
             return

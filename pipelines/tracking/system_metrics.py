@@ -1,4 +1,4 @@
-"""What this machine is doing, as records for the tracker."""
+"""Resource use of this machine, as records for the tracker."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """CPU, memory, disk, network and GPU use of this machine, by MLflow's own monitors, under their usual names."""
+    """Measures CPU, memory, disk, network and GPU use with MLflow's own monitors, under MLflow's usual names."""
 
     def __init__(self, every_n_seconds: float | None):
         self._every = every_n_seconds
@@ -29,7 +29,7 @@ class SystemMetrics:
             values |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
             monitor.clear_metrics()
         now = time.time_ns() // 1_000_000
-        # The step is the time in seconds: it rises across restarts, which a count of samples would not.
+        # The step is the time in seconds: unlike a sample count, it keeps rising across restarts.
         return [{"metrics": values, "step": now // 1000, "time": now, "training": False}]
 
     def _make_monitors(self) -> list[Any]:

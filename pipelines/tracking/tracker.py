@@ -1,13 +1,12 @@
 """MLflow tracking that never raises into training and never blocks a step.
 
-Callers only put records on a queue. One background thread appends them to a spool file (jsonl), sends the spool's
-unsent part in order, and remembers how far it got. While the server is away the spool grows; it is replayed when the
-server is back, by this process or by the next one that continues the run. Records carry their time stamp, so that
-sending one twice is harmless. One job is one MLflow run: the run is looked up by a tag that holds the job's id, so a
-restarted job finds it again.
+Callers only put records on a queue. One background thread appends them to a spool file (jsonl), sends the unsent part
+of the spool in order, and stores how much it has sent. While the server is away, the spool grows. When the server is
+back, this process, or the next one that resumes the run, sends it. Records carry their time stamp, so sending one
+twice is harmless. Each job has one MLflow run. A tag holds the job's id, so a restarted job finds its run again.
 
-A spool lies on one machine, which may be lost. So a checkpoint keeps the training metrics that were not sent when it
-was made (`unsent_training_metrics`), and whoever continues from it sends them first (`send_again`).
+A spool is on one machine, which may be lost. A checkpoint therefore keeps the training metrics that were unsent when
+it was saved (`unsent_training_metrics`), and a process that resumes from it sends them first (`send_again`).
 """
 
 import logging
@@ -26,16 +25,16 @@ from pipelines.tracking.system_metrics import SystemMetrics
 
 _RETRY_SECONDS = 2.0
 _MOST_TIME_SENDING = 0.05
-"""Of the time: a database needs tens of milliseconds for a request, however few metrics are in it, and takes them from
-the training."""
+"""Largest share of the time spent sending. Each request takes a database tens of milliseconds, whatever its size, and
+slows the training."""
 _LONGEST_PAUSE = 10.0
-"""Seconds."""
+"""Largest number of seconds between two attempts to send."""
 
 logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """The background writer of one run. `run_id` is None until the server was reached for the first time."""
+    """The background writer of one run. `run_id` is None until the server has been reached once."""
 
     def __init__(self, identity: RunIdentity, spool_folder: Path, system_metrics_every_n_seconds: float | None = None):
         self.run_id: str | None = None
@@ -48,52 +47,56 @@ class Tracker:
         self._deadline = float("inf")
         self._warned: set[str] = set()
         self._refusal: str | None = None
-        """Why MLflow refused what was sent last."""
+        """Reason why MLflow refused the last records, or None."""
         self._lock = threading.Lock()
         self._unsent = [record for batch, _ in self._spool.unsent_batches() for record in batch if _is_training(record)]
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int, *, training: bool = False) -> None:
-        """Queue `metrics` of `step`. `training=True`: steps that were already recorded before a restart are dropped,
-        so a continued run shows each step once."""
+        """Queues `metrics` of `step`.
+
+        With `training=True`, steps already recorded before a restart are dropped, so a resumed run shows each step
+        once.
+        """
         self.send_again([metrics_record(metrics, step, training=training)])
 
     def send_again(self, records: Sequence[Record]) -> None:
-        """Queue records as they were made, e.g. those that a process on a lost machine may not have sent."""
+        """Queues existing records, e.g. those that a process on a lost machine may not have sent."""
         for record in records:
             if _is_training(record):
                 with self._lock:
                     if self._unsent and record["step"] <= self._unsent[-1]["step"]:
-                        continue  # it waits in the spool already, or was sent
+                        continue  # it is in the spool already, or was sent
                     self._unsent.append(record)
             self._queue.put(record)
 
     def unsent_training_metrics(self) -> list[Record]:
-        """Metrics logged with `training=True` of which the server has not confirmed that it has them, in order."""
+        """Returns the metrics logged with `training=True` that the server has not confirmed, in order."""
         with self._lock:
             return list(self._unsent)
 
     def log_artifact(self, local_path: str | Path, folder: str | None = None) -> None:
-        """Queue the upload of a file or folder, which must stay where it is until it was sent."""
+        """Queues the upload of a file or folder. It must stay in place until it is sent."""
         self._queue.put({"artifact": os.path.abspath(local_path), "folder": folder})
 
     def log_picture(self, local_path: str | Path, key: str, step: int) -> None:
-        """Queue a picture that the server shows by step under `key`; the file must stay until it was sent."""
+        """Queues a picture that the server shows by step under `key`. The file must stay in place until it is sent."""
         self._queue.put({"picture": os.path.abspath(local_path), "key": key, "step": step, "time": _now_ms()})
 
     def log_text(self, text: str, artifact_file: str) -> None:
-        """Queue a small text artifact, e.g. the config. Credentials in URIs are removed."""
+        """Queues a small text artifact, e.g. the config. Credentials in URIs are removed."""
         self._queue.put({"text": redact(text), "file": artifact_file})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Queue tags of the run, in place of what they were."""
+        """Queues tags of the run. They replace earlier values."""
         self._queue.put({"tags": {name: redact(value) for name, value in tags.items()}})
 
     def close(self, status: str | None = "FINISHED", timeout: float = 30.0) -> bool:
-        """Send what is left, for at most `timeout` seconds. True: all was sent; else the rest stays in the spool.
+        """Sends the remaining records, for at most `timeout` seconds. Unsent records stay in the spool.
 
-        `status` is the run's end (FINISHED, FAILED); None: it goes on elsewhere.
+        Returns True if all records were sent. `status` is the run's final status (FINISHED, FAILED); None: the run
+        continues elsewhere.
         """
         if status is not None:
             self._queue.put({"status": status, "time": _now_ms()})
@@ -163,7 +166,7 @@ class Tracker:
 
 
 def metrics_record(metrics: Mapping[str, float], step: int, *, training: bool = False) -> Record:
-    """What `Tracker.log_metrics` queues, with the time of now; JSON-safe."""
+    """Returns the record that `Tracker.log_metrics` queues, JSON-safe and with the current time."""
     return {"metrics": dict(metrics), "step": step, "time": _now_ms(), "training": training}
 
 

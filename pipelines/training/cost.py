@@ -1,9 +1,9 @@
-"""What a training will take, in hours and in money, from a speed that was measured.
+"""Estimates the hours and the price of a training run from a measured speed.
 
     groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 m6i.4xlarge=2 --images-per-second-per-gpu RATE
     groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 --from-run s3://bucket/runs/trial
 
-There is no speed by default: none was measured on a GPU here. It comes from you, or from a run of the same model.
+There is no default speed, because none was measured on a GPU here. Give a speed, or a run of the same model.
 """
 
 import dataclasses
@@ -27,36 +27,38 @@ _HOURS_PER_MONTH = 730
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CostConfig:
-    """An estimate."""
+    """Estimates the hours and the price of a training run."""
 
     instances: tuple[str, ...] = ()
-    """The machines, NAME=COUNT for each kind, e.g. g5.12xlarge=4 m6i.4xlarge=2. Every GPU trains; machines without
+    """Machines, as NAME=COUNT for each kind, e.g. g5.12xlarge=4 m6i.4xlarge=2. Every GPU trains; machines without
     GPUs read data."""
     images_per_second_per_gpu: float | None = None
-    """Measured training speed of one GPU of these machines, with this experiment's model and precision."""
+    """Measured training speed of one GPU of these machines, in images per second, with this experiment's model and
+    precision."""
     from_run: str | None = None
-    """A run of the same model on such a GPU, to take the speed from: RUNS/NAME, local or s3://. Its newest checkpoint
-    says how many images it trained on in how many seconds."""
+    """Run of the same model on the same kind of GPU: RUNS/NAME, local or s3://. Its newest checkpoint gives the speed:
+    images trained on, divided by seconds."""
     price: tuple[str, ...] = ()
-    """NAME=USD per hour, instead of the listed on-demand price or for machines not listed: spot, another region. The
-    latter also as NAME:GPUS:VCPUS=USD."""
+    """Price as NAME=USD per hour. It replaces the listed on-demand price, e.g. for spot machines or another region. A
+    machine that is not listed needs its size, too: NAME:GPUS:VCPUS=USD."""
     overhead: float = 0.0
-    """Share of the training time to add: start-up, work done again after spot machines were taken away. None is known
-    beforehand."""
+    """Share of the training time to add for start-up and for steps repeated after spot machines were lost. It is not
+    known in advance."""
     storage_gb: float = 0.0
-    """Data sets and checkpoints kept in the object store during the run, in GB."""
+    """Size of the data sets and checkpoints in the object store during the run, in GB."""
     usd_per_gb_month: float = 0.023
-    """Price of storage: S3 Standard, us-east-1, first 50 TB. Not read from AWS: check it."""
+    """Price of storage: S3 Standard, us-east-1, first 50 TB. The value is not read from AWS: check it."""
     egress_gb: float = 0.0
-    """What leaves the region, in GB. Reading from S3 within the region costs nothing."""
+    """Size of the data that leaves the region, in GB. Reading from S3 within the region is free."""
     usd_per_gb_egress: float = 0.09
-    """Price of what leaves AWS for the internet, us-east-1, first 10 TB a month. Not read from AWS: check it."""
+    """Price of data sent from AWS to the internet: us-east-1, first 10 TB a month. The value is not read from AWS:
+    check it."""
 
 
 def estimate(config: CostConfig, experiment: ExperimentConfig) -> dict[str, Any]:
-    """Prints the estimate with its formula; returns the summary that `--json` prints.
+    """Prints the estimate with its formula. Returns the summary that `--json` prints.
 
-    Raises ValueError if a machine or its price is unknown, or no speed was given.
+    Raises ValueError if a machine or its price is unknown, or if no speed is given.
     """
     _check(config)
     fleet = _fleet(config)
@@ -130,7 +132,7 @@ def _check(config: CostConfig) -> None:
 
 
 def _fleet(config: CostConfig) -> list[tuple[Instance, int]]:
-    """Each kind of machine with its count."""
+    """Returns each kind of machine with its count."""
     known = {**INSTANCES, **_given_prices(config.price)}
     fleet = []
     for text in config.instances:
@@ -147,7 +149,7 @@ def _fleet(config: CostConfig) -> list[tuple[Instance, int]]:
 
 
 def _given_prices(texts: Sequence[str]) -> Mapping[str, Instance]:
-    """The machines of `--price`, by name."""
+    """Returns the machines of `--price`, by name."""
     given = {}
     for text in texts:
         found = re.fullmatch(r"(?P<name>[^=:]+)(?::(?P<gpus>\d+):(?P<vcpus>[1-9]\d*))?=(?P<usd>\d+(\.\d+)?)", text)
@@ -172,7 +174,7 @@ def _given_prices(texts: Sequence[str]) -> Mapping[str, Instance]:
 
 
 def _rate(config: CostConfig, experiment: ExperimentConfig) -> tuple[float, str]:
-    """Images per second of one GPU, and where the number comes from."""
+    """Returns the images per second of one GPU, and the source of that number."""
     given = config.images_per_second_per_gpu
     if (given is None) == (config.from_run is None):
         raise ValueError(
@@ -208,7 +210,7 @@ def _rate_of_run(uri: str, experiment: ExperimentConfig) -> tuple[float, str]:
 
 
 def _fixes_the_speed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that two runs must share for one's speed to say something of the other's."""
+    """Returns the fields that determine the speed. Two runs must agree on them for their speeds to be comparable."""
     values = flatten(config)
     names = ("loss.num_prompts", "training.precision", "training.compile", "ingest.slice_size")
     found = {name: value for name, value in values.items() if name.startswith("model.") or name in names}

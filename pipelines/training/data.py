@@ -1,5 +1,8 @@
-"""How the slices of a run reach its workers. Apart from the rest of pretraining: Ray keeps a process that only hands
-data out, which then needs no PyTorch."""
+"""Delivers the slices of a run to its workers.
+
+This module is separate from the rest of pretraining because Ray keeps a process that only distributes data. That
+process then does not import PyTorch.
+"""
 
 import dataclasses
 
@@ -12,7 +15,7 @@ from pipelines.training.job import Job
 
 @dataclasses.dataclass(frozen=True)
 class SlicesFromCheckpoint:
-    """The data of the steps that are still to do."""
+    """Creates the data set of the remaining steps, starting at the newest checkpoint."""
 
     job: Job
 
@@ -21,7 +24,7 @@ class SlicesFromCheckpoint:
 
 
 class RoundRobin(ray.train.DataConfig):
-    """Worker r of W gets the slices with index ≡ r (mod W), in order."""
+    """Gives worker r of W the slices with index ≡ r (mod W), in order."""
 
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):  # type: ignore[no-untyped-def]
         shards = {name: dataset.streaming_split(world_size, equal=False) for name, dataset in datasets.items()}

@@ -1,4 +1,4 @@
-"""A line now and then while one step of long work takes longer than people wait in silence."""
+"""Prints a line of progress when one step of a long task takes too long without output."""
 
 import threading
 import time
@@ -6,17 +6,17 @@ from collections.abc import Callable
 from types import TracebackType
 
 SILENCE_SECONDS = 15.0
-"""Time without a line after which one is due."""
+"""Number of seconds without a line after which one is due."""
 _PATIENCE = 1.25
 
 
 class Heartbeat:
-    """Passes lines on, and adds one of its own when none came for a while. A context: its thread ends with it."""
+    """Forwards lines, and adds one of its own after a silence. A context manager: its exit ends the thread."""
 
     def __init__(
         self, say: Callable[[str], None], describe: Callable[[], str], silence_seconds: float = SILENCE_SECONDS
     ) -> None:
-        """`say` shows a line; `describe` makes the line that says what the work is at, in another thread."""
+        """`say` shows a line. `describe` returns a line about the current work and is called in another thread."""
         self._say, self._describe, self._silence = say, describe, silence_seconds
         self._last = time.monotonic()
         self._lock, self._end = threading.Lock(), threading.Event()
@@ -24,11 +24,11 @@ class Heartbeat:
 
     @property
     def is_due(self) -> bool:
-        """Whether a line would be welcome."""
+        """Whether a line is due."""
         return time.monotonic() - self._last >= self._silence
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Shows a line."""
         with self._lock:
             self._say(line)
             self._last = time.monotonic()
@@ -45,6 +45,6 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._end.wait(self._silence / 20):
-            # A step that ends about now says more than this line, so it is given some time.
+            # The line of a step that is about to end says more than this one, so give it some time.
             if time.monotonic() - self._last >= _PATIENCE * self._silence:
                 self.say(self._describe())

@@ -1,4 +1,4 @@
-"""A pretraining job: its run's folder, who it is in MLflow, what is kept with its checkpoints."""
+"""A pretraining job: its run folder, its MLflow identity, and the provenance stored with each checkpoint."""
 
 import dataclasses
 import logging
@@ -30,21 +30,21 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the driver hands to the training workers."""
+    """Inputs that the driver passes to the training workers."""
 
     config: ExperimentConfig
     run: RunFolder
     identity: RunIdentity | None
-    """None: tracking is off."""
+    """MLflow identity of the run. None: tracking is off."""
     checkpoint_state: Mapping[str, Any]
 
     @property
     def evaluates(self) -> bool:
-        """Whether checkpoints are evaluated beside the training."""
+        """Whether checkpoints are evaluated while the run trains."""
         return self.config.evaluation.every_n_steps is not None
 
     def steps_to_evaluate(self) -> list[int]:
-        """Steps of checkpoints that are there, due, and not evaluated yet."""
+        """Returns the steps of existing checkpoints that are due for evaluation and not evaluated yet."""
         return missing_steps(self.run, self.config.evaluation.every_n_steps, self.config.training.num_steps)
 
     @property
@@ -54,10 +54,10 @@ class Job:
         return cache_folder() / self.run.uri.replace("://", "-").replace("/", "-") / "tracking"
 
     def start_evaluator(self, on_score: Callable[[int, float], None] | None = None) -> "CheckpointEvaluator | None":
-        """What evaluates checkpoints beside the training; None if the run has no such evaluation."""
+        """Starts evaluating checkpoints while the run trains. Returns None if the run has no such evaluation."""
         if not self.evaluates:
             return None
-        from pipelines.evaluation.checkpoint_evaluator import CheckpointEvaluator  # what no worker needs
+        from pipelines.evaluation.checkpoint_evaluator import CheckpointEvaluator  # no worker needs it
 
         results = self.spool_folder.with_name("evaluation")
         tracker = self.open_evaluation_tracker()
@@ -66,10 +66,10 @@ class Job:
         )
 
     def open_evaluation_tracker(self) -> Tracker | None:
-        """What sends the evaluator's results; it waits for the run that a training worker makes.
+        """Opens the tracker for the evaluator's results. It waits until a training worker has created the MLflow run.
 
-        It first sends the metrics of all evaluations on record again, which is harmless: an earlier process may have
-        been lost with the machine on which they waited.
+        It first sends the metrics of all recorded evaluations again. An earlier process may have been lost with its
+        machine before it sent them. Sending them twice is harmless.
         """
         if self.identity is None:
             return None
@@ -80,7 +80,7 @@ class Job:
         return tracker
 
     def open_tracker(self, *, system_metrics: bool) -> Tracker | None:
-        """The writer of the job's run, which first sends what the newest checkpoint says was not sent."""
+        """Opens the tracker of the job's run. It first sends the metrics that the newest checkpoint lists as unsent."""
         if self.identity is None:
             return None
         cadence = self.config.tracking.system_metrics_every_n_seconds
@@ -88,25 +88,25 @@ class Job:
         try:
             if step := self.run.latest_step():
                 tracker.send_again(self.run.read_state(step).get(UNSENT_METRICS, ()))
-        except (OSError, ValueError) as error:  # the training, which needs them, says more of it
+        except (OSError, ValueError) as error:  # training reads this state, too, and reports the error
             logger.warning("tracking: metrics kept with the newest checkpoint cannot be read: %s", error)
         return tracker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ties:
-    """What ties a run to the sweep that it is a trial of."""
+    """Links a trial's run to its sweep: job id, MLflow tags, score callback."""
 
     job_id: str
-    """Of the trial, at every start; the runs folder may be lost and the MLflow run is found all the same."""
+    """Job id of the trial, the same at every start. It finds the MLflow run even if the runs folder is lost."""
     tags: Mapping[str, str]
-    """Of its MLflow run."""
+    """Tags of the trial's MLflow run."""
     on_score: Callable[[int, float], None] | None = None
-    """Told step and mIoU in percent of every evaluation, in another thread than the caller's."""
+    """Called with the step and the mIoU in percent of every evaluation, in another thread than the caller's."""
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Workers run in another directory, so what is relative is made absolute; the default tracking URI is filled in."""
+    """Makes relative paths absolute, because workers run in another directory, and sets the default tracking URI."""
     runs_folder = absolute(config.training.runs_folder)
     record = config.training.record_samples
     evaluation = config.evaluation
@@ -132,7 +132,7 @@ def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def check_places(run: RunFolder, config: ExperimentConfig) -> None:
-    """ValueError if a run that is not complete could not write its folder, or MLflow's database."""
+    """Raises ValueError if an incomplete run cannot write to its folder, MLflow's database or `record_samples`."""
     if run.latest_step() < config.training.num_steps:
         check_writable(run.uri, "training.runs_folder")
         check_database(config.tracking.uri, "tracking.uri")
@@ -143,8 +143,10 @@ def check_places(run: RunFolder, config: ExperimentConfig) -> None:
 def start_or_continue(
     run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo], ties: Ties | None = None
 ) -> Job:
-    """The job of a run, with the id that it got at its first start. ValueError if the run was started with another
-    config or other data."""
+    """Returns the job of a run, with the id from its first start.
+
+    Raises ValueError if the run was started with another config or other data.
+    """
     fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
     description = run.read_description()
     if description is None:
@@ -155,10 +157,10 @@ def start_or_continue(
             "code_version": code_version(),
         }
         run.write_description(description)
-    added_since = fixes_the_result(ExperimentConfig(name=config.name))  # fields that the run's first version had not
+    added_since = fixes_the_result(ExperimentConfig(name=config.name))  # for fields newer than the run
     for name, value in fixed.items():
         before = description["fixed"].get(name, added_since.get(name))
-        if name == "training.precision":  # what `auto` came to; and `auto` goes on with whatever that was
+        if name == "training.precision":  # compare with what `auto` chose at the first start; `auto` keeps that choice
             before = recorded_precision(description) or value
             value = before if value == "auto" else value
         if before != value:

@@ -1,8 +1,7 @@
-"""The training loop of one worker: batch, step, log, checkpoint. Knows nothing of Ray; what it needs is in
-`WorkerContext`.
+"""The training loop of one worker: batch, step, log, checkpoint.
 
-Everything random is a function of (seed, step), so a loop that starts from a checkpoint continues bit by bit as if it
-had never stopped.
+The loop does not use Ray: `WorkerContext` holds its inputs. Everything random is a function of (seed, step), so a loop
+that resumes from a checkpoint gives the same bits as one that never stopped.
 """
 
 import copy
@@ -33,30 +32,34 @@ from pipelines.training.progress import Clock, RunStoppedError, Totals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerContext:
-    """What one of the training workers is given."""
+    """Inputs of one training worker."""
 
     rank: int
     world_size: int
     device: torch.device
     group: dist.ProcessGroup | None
-    """None: the only worker."""
+    """Process group of all workers. None: a single worker."""
     precision: Precision
     first_step: int
-    """Step to continue from: the checkpoint's; 0 without one."""
+    """Step of the checkpoint to resume from; 0 without one."""
     slices: Iterator[Slice]
     """This worker's slices from `first_step` on."""
     say: Callable[[str], None]
     """Shows a line of progress to the user."""
     tracker: Tracker | None
-    """Rank 0 only."""
+    """Tracker of the run, on rank 0 only."""
     watch: Callable[[int, Mapping[str, float]], None]
-    """Shows the values of a logged step to whoever watches the cluster."""
+    """Shows the values of a logged step on the cluster's dashboard."""
     checkpoint_state: Mapping[str, Any]
-    """What is kept in state.json beside the progress: data set digests, code version."""
+    """Entries of state.json beside the progress: data set digests, code version."""
 
 
 def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> None:
-    """Train to the last step. RunStoppedError if the loss is lost or too many images are corrupt."""
+    """Trains to the last step.
+
+    Raises RunStoppedError if the loss or the gradient's norm is not finite, if too many images are corrupt, or if the
+    checkpoint is invalid.
+    """
     training, first_step = config.training, context.first_step
     torch.manual_seed(training.seed)
     model = GroupViT(config.model).to(context.device).train()
@@ -111,7 +114,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             totals.check(config.ingest.max_corrupt_fraction)
             values = {name: value.item() for name, value in metrics.items()}
             _check_finite("loss", values["loss"], done)
-            _check_finite("norm of the gradient", values["grad_norm"], done)  # the weights are as finite as it is
+            _check_finite("norm of the gradient", values["grad_norm"], done)  # finite: so are the weights
 
             if log:
                 clock.lap()
@@ -139,11 +142,11 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
 
 
 def _say_nothing(line: str) -> None:
-    """Of the workers, rank 0 speaks."""
+    """Discards a line: only rank 0 shows lines."""
 
 
 def to_batch(item: Slice, device: torch.device) -> Batch:
-    """A slice as a micro-batch on `device`, normalised and erased there."""
+    """Converts a slice to a micro-batch on `device`. The images are normalised and erased there."""
     return Batch(
         images=finish(
             torch.tensor(item["image"], device=device),
@@ -156,7 +159,7 @@ def to_batch(item: Slice, device: torch.device) -> Batch:
 
 
 def _next_slice(context: WorkerContext, config: ExperimentConfig, step: int, index: int) -> Slice:
-    """The worker's next slice; it must be the one the order of samples gives this place."""
+    """Returns the worker's next slice. Raises RuntimeError if it is not the one that the sample order expects here."""
     item = next(context.slices, None)
     if item is None:
         raise RuntimeError(f"the data ended before step {step} of {config.training.num_steps}")
@@ -172,9 +175,9 @@ def _next_slice(context: WorkerContext, config: ExperimentConfig, step: int, ind
 
 @torch.no_grad()
 def update_average(average: GroupViT, model: GroupViT, decay: float, step: int) -> None:
-    """Move `average` towards `model`: an exponential moving average that forgets the first steps faster.
+    """Moves `average` towards `model`: an exponential moving average. A smaller decay forgets the first steps faster.
 
-    Batch statistics are averages already and are copied.
+    Batch statistics are copied, because they are averages already.
     """
     decay = min(decay, (1 + step) / (10 + step))
     for target, source in zip(average.parameters(), model.parameters(), strict=True):
@@ -191,7 +194,7 @@ def _save(
     average: GroupViT | None,
     state: dict[str, Any],
 ) -> None:
-    """Publish a checkpoint. With averaging, its model is the average, and optimizer.pt holds the raw weights too."""
+    """Publishes a checkpoint. With averaging, its model is the average, and optimizer.pt also holds the raw weights."""
     published, optimizer_state = model, {"optimizer": optimizer.state_dict()}
     if average is not None:
         published, optimizer_state = average, {**optimizer_state, "raw_model": model.state_dict()}
@@ -210,9 +213,9 @@ def _kept_for_evaluation(config: ExperimentConfig, run: RunFolder) -> frozenset[
 def _restore(
     run: RunFolder, step: int, model: GroupViT, optimizer: torch.optim.Optimizer, average: GroupViT | None
 ) -> dict[str, Any]:
-    """Bring everything back to the state after `step` steps; returns the checkpoint's state.json.
+    """Restores everything to the state after `step` steps. Returns the checkpoint's state.json.
 
-    RunStoppedError for a checkpoint that cannot be used: starting again would read it again.
+    Raises RunStoppedError if the checkpoint is invalid: a restart would read it again.
     """
     with run.local_checkpoint(step) as folder:
         try:
@@ -230,7 +233,7 @@ def _restore(
 
 
 def _record_samples(folder: Path, context: WorkerContext, step: int, slices: list[Slice]) -> None:
-    """Append which samples this worker consumed, one line per slice."""
+    """Appends the ids of the samples that this worker consumed, one line per slice."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"rank-{context.rank}.jsonl").open("a", encoding="utf-8") as file:
         for index, item in enumerate(slices):

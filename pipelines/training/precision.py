@@ -1,4 +1,4 @@
-"""The precision of a training run: chosen once, by the hardware it starts on, and kept from then on."""
+"""The precision of a training run. The hardware of the first start decides it once; later starts keep it."""
 
 import torch
 import torch.distributed as dist
@@ -8,21 +8,21 @@ from groupvit.precision import has_native_bfloat16
 from pipelines.runs.folder import RunFolder, recorded_precision
 
 PRECISION_TAG = "groupvit.precision"
-"""MLflow tag of the precision that was chosen."""
+"""MLflow tag with the chosen precision."""
 
 
 def settle_precision(
     run: RunFolder, choice: PrecisionChoice, device: torch.device, group: dist.ProcessGroup | None = None
 ) -> tuple[Precision, str]:
-    """The run's precision, and why in some words. A collective: every worker gets the same.
+    """Returns the run's precision, and the reason as text. A collective: every worker gets the same.
 
-    The first start chooses, and rank 0 records it in run.json; every later one goes on with what is recorded.
+    The first start chooses the precision, and rank 0 records it in run.json. Later starts use the recorded one.
     """
     description = run.read_description()
     recorded = recorded_precision(description)
-    native = _all_native(device, group)  # always, so that all have read run.json before rank 0 writes it
+    native = _all_native(device, group)  # always: all have then read run.json before rank 0 writes it
     if choice != "auto":
-        chosen, why = choice, "as asked"  # which is what the run began with, or the driver had refused it
+        chosen, why = choice, "as asked"  # the run started with it: the driver refuses any other
     elif recorded is not None:
         chosen, why = recorded, "as the run began"
     elif native:

@@ -1,10 +1,10 @@
-"""Pretraining on Ray Train: checks, the run's folder, the workers, and what happens when one of them dies.
+"""Pretraining on Ray Train: checks, the run folder, the workers, and recovery when a worker dies.
 
     groupvit pretrain debug --training.num-workers 2
 
-The same command (same run name) continues a run that was stopped or killed. The driver checks what can be checked
-before work starts; what a worker does is in worker.py. Checkpoints are kept by `RunFolder`, not by
-Ray: a run then continues from whatever is whole on disk, whoever wrote it.
+The same command (same run name) resumes a run that was stopped or killed. The driver checks all that it can before work
+starts; worker.py holds the work of one worker. `RunFolder` keeps the checkpoints, not Ray, so a run resumes from any
+complete checkpoint, whichever process wrote it.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # Ray's developer API; TorchTrainer brings torch
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # developer API: TorchTrainer imports torch
 from ray.util.queue import Queue
 
 from pipelines.cluster.causes import root_cause
@@ -36,22 +36,22 @@ from pipelines.training.data import RoundRobin, SlicesFromCheckpoint
 from pipelines.training.job import Job, Ties, check_places, start_or_continue, with_absolute_paths
 from pipelines.training.process_group import ProcessGroup
 
-# Seconds Ray may take to start a worker: it imports torch, which on a busy machine takes longer than Ray's minute.
+# Timeout in seconds for starting a worker: on a busy machine, importing torch takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
 def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, Any]:
-    """Run `config`, or continue it, to its last step; prints its results, which a run that is complete already has as
-    well, and returns the summary that `--json` prints. `ties`: it is a trial.
+    """Runs or resumes `config` to its last step. Prints the results, also those of a run that is already complete.
 
-    Raises ValueError, before any work, for whatever the user got wrong; and when too many images turn out to be
-    corrupt.
+    Returns the summary that `--json` prints. `ties` is given for a trial of a sweep.
+
+    Raises ValueError for invalid arguments or data, before any work starts, and if too many images are corrupt.
     """
     validate(config)
     config = with_absolute_paths(config)
     datasets = open_datasets(config)
     if config.evaluation.every_n_steps is not None:
-        from pipelines.evaluation.checkpoint_evaluator import check_evaluation  # MLflow and more, which no worker needs
+        from pipelines.evaluation.checkpoint_evaluator import check_evaluation  # imports MLflow; no worker needs it
 
         check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
@@ -59,7 +59,7 @@ def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, An
     job = start_or_continue(run, config, datasets, ties)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
-        # A sweep holds its own folder, in which the process of a trial may live on for a moment.
+        # A trial takes no lock: its sweep holds one, and an earlier process of the trial may live on for a moment.
         with only_one(run.uri, "run") if ties is None else nullcontext():
             _train(job, ties)
     summary = _summary(job, first_step, read_record(run) if job.evaluates else None)
@@ -68,15 +68,15 @@ def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, An
 
 
 def _train(job: Job, ties: Ties | None) -> None:
-    """Trains what is left to train, evaluates beside it and after it."""
+    """Trains the remaining steps, and evaluates checkpoints during and after the training."""
     config = job.config
     training, evaluation = config.training, config.evaluation
     if starts_here():
         _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": gpus_here(config)}, "this machine")
-    # More CPUs than the workers take: what reads the data, and evaluates, needs a place on small machines too.
+    # CPUs beside those of the workers: reading data and evaluating need CPUs on small machines, too.
     others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if job.evaluates else 0)
     least_cpus = training.num_workers * training.cpus_per_worker + others
-    mlflow_answers = _ask_mlflow(job) if ties is None else None  # a sweep has asked, itself
+    mlflow_answers = _ask_mlflow(job) if ties is None else None  # a sweep has already asked
     with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
         resources = ray.cluster_resources()
         resources["CPU"] = resources.get("CPU", 0) - others
@@ -97,7 +97,10 @@ def _train(job: Job, ties: Ties | None) -> None:
 
 
 def _ask_mlflow(job: Job) -> Future[bool] | None:
-    """Whether MLflow answers, which takes seconds, while Ray starts; ValueError if it refuses. None: no tracking."""
+    """Asks whether MLflow answers while Ray starts: it takes seconds. Returns None if tracking is off.
+
+    The future raises ValueError if MLflow refuses.
+    """
     if job.identity is None:
         return None
     pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
@@ -107,16 +110,16 @@ def _ask_mlflow(job: Job) -> Future[bool] | None:
 
 
 def trains_in_place(config: ExperimentConfig) -> bool:
-    """Whether a trial of `config` trains in the process that Ray Tune gives it, which must then have what a worker has.
+    """Whether a trial of `config` trains in the process of Ray Tune, which then needs the resources of a worker.
 
-    The processes by which Ray Train starts workers, starts them again and makes them wait for each other are six, and
-    take over half of a tiny trial's CPU time. One worker has nobody to wait for, and Tune starts a trial again.
+    Ray Train uses six processes to start, restart and synchronise workers. They take over half of the CPU time of a
+    tiny trial. A single worker has no others to wait for, and Tune restarts trials itself.
     """
     return config.training.num_workers == 1
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
-    """The data sets of `config`. ValueError if one is missing or damaged, or if together they cannot fill a batch."""
+    """Opens the data sets. Raises ValueError if one is missing or damaged, or if together they cannot fill a batch."""
     try:
         datasets = [open_source(uri) for uri in config.data.sources]
     except ValueError as error:
@@ -138,7 +141,7 @@ def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
 
 
 def gpus_here(config: ExperimentConfig) -> int:
-    """GPUs of this machine that the config may use."""
+    """Returns the number of GPUs of this machine that the config may use."""
     if config.training.device == "cpu":
         return 0
     import torch
@@ -147,18 +150,18 @@ def gpus_here(config: ExperimentConfig) -> int:
 
 
 def uses_gpu(config: ExperimentConfig, available: float) -> bool:
-    """Whether training workers take GPUs where so many are available."""
+    """Whether training workers use GPUs if `available` GPUs exist."""
     return config.training.device == "gpu" or (config.training.device == "auto" and available > 0)
 
 
 def resources_per_worker(config: ExperimentConfig, *, use_gpu: bool) -> dict[str, float]:
-    """What Ray reserves for a training worker."""
+    """Returns the resources that Ray reserves for a training worker."""
     training = config.training
     return {"CPU": float(training.cpus_per_worker)} | ({"GPU": training.gpus_per_worker} if use_gpu else {})
 
 
 def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], place: str) -> bool:
-    """Whether the workers use GPUs. ValueError if `place` has no room for them."""
+    """Whether the workers use GPUs. Raises ValueError if `place` lacks the resources for them."""
     use_gpu = uses_gpu(config, resources.get("GPU", 0))
     each = resources_per_worker(config, use_gpu=use_gpu)
     check_room("training.num_workers", config.training.num_workers, each, resources, place)
@@ -166,13 +169,13 @@ def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], pla
 
 
 def _train_worker(settings: dict[str, Any]) -> str | None:
-    from pipelines.training.worker import train_worker  # torch, for which a driver has no use
+    from pipelines.training.worker import train_worker  # imports torch, which a driver does not need
 
     return train_worker(settings)
 
 
 def _fit(job: Job, ties: Ties | None, *, use_gpu: bool) -> None:
-    """Trains to the last step. A run that fails is marked so in MLflow; ValueError for what the user must mend."""
+    """Trains to the last step. Marks a failed run in MLflow. Raises ValueError for an error that the user must fix."""
     error = "the workers failed"
     try:
         if ties is not None and trains_in_place(job.config):
@@ -180,7 +183,7 @@ def _fit(job: Job, ties: Ties | None, *, use_gpu: bool) -> None:
 
             error = train_here(job)
         else:
-            # What a trial has to say goes to Ray's logs; the sweep has a line of its own.
+            # The lines of a trial go to Ray's logs; the sweep prints a line of its own.
             with shown_lines() if ties is None else nullcontext() as lines:
                 error = _fit_on_workers(job, lines, use_gpu=use_gpu)
     finally:
@@ -191,7 +194,7 @@ def _fit(job: Job, ties: Ties | None, *, use_gpu: bool) -> None:
 
 
 def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
-    """Trains on workers of Ray Train; returns what the user must mend."""
+    """Trains on workers of Ray Train. Returns an error that the user must fix, or None."""
     config = job.config
     trainer = DataParallelTrainer(
         _train_worker,
@@ -203,14 +206,14 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
             resources_per_worker=resources_per_worker(config, use_gpu=use_gpu),
         ),
         run_config=ray.train.RunConfig(
-            # Ray writes next to nothing there. Where its name for the run is not ours, the folder is within the run's.
+            # Ray writes almost nothing there. If it needs another name for the run, its folder is inside the run's.
             name=(name := ascii_name(config.run_name)),
             storage_path=config.training.runs_folder if name == config.run_name else job.run.uri,
             failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
             callbacks=[_StopsAtWhatLasts()],
         ),
-        # A function, not a data set: Ray calls it for every group of workers it starts, and the data then begin at the
-        # checkpoint.
+        # A function, not a data set: Ray calls it for every group of workers it starts, so that the data start at the
+        # newest checkpoint.
         datasets={"train": SlicesFromCheckpoint(job)},
         dataset_config=RoundRobin(),
     )
@@ -229,7 +232,7 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
 
 
 class _StopsAtWhatLasts(ray.train.UserCallback):
-    """Ends the training at a failure that would come again, where Ray would start the workers again."""
+    """Ends the training after a failure that would happen again. Ray alone would restart the workers."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         cause = root_cause(ray.train.WorkerGroupError("", worker_exceptions))
@@ -238,7 +241,7 @@ class _StopsAtWhatLasts(ray.train.UserCallback):
 
 
 def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) -> dict[str, Any]:
-    """What `--json` prints of a complete run; read from its last checkpoint, so a second call gives the same."""
+    """Returns what `--json` prints of a complete run. A second call reads the same from the last checkpoint."""
     config = job.config
     num_steps = config.training.num_steps
     state = job.run.read_state(num_steps)
@@ -270,7 +273,7 @@ def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) ->
 
 
 def _results(summary: Mapping[str, Any]) -> str:
-    """What a complete run has come to, in lines."""
+    """Formats the results of a complete run as lines."""
     lines = [
         f"{summary['run']}: complete at step {summary['step']}  loss {summary['loss']:.4f}  trained "
         f"{duration(summary['train_seconds'])} at {summary['images_per_second']:.0f} images/s"

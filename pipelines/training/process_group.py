@@ -1,11 +1,11 @@
-"""The process group of the training workers, made in the workers alone.
+"""The process group of the training workers. Only the workers import torch for it.
 
-Ray's TorchConfig does the same, but imports torch into the driver and the controller, which have no use for it: 300 MB
-and seconds of each run, many times over in a sweep.
+Ray's TorchConfig does the same, but imports torch into the driver and the controller, too, which do not need it. This
+costs 300 MB and seconds per run, many times over in a sweep.
 
-Gloo listens on the interface by which Ray's nodes know each other. Left alone, it takes the address that the machine's
-own name has. On many that is a loopback address (Debian writes 127.0.1.1 into /etc/hosts), on which no other machine
-reaches it.
+Gloo listens on the interface by which Ray's nodes know each other. Its default is the address of the machine's own
+host name. On many machines this is a loopback address (Debian writes 127.0.1.1 into /etc/hosts), which no other
+machine can reach.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from ray.train.backend import Backend, BackendConfig
 
 _SECONDS_TO_LEAVE = 30.0
 _TIMEOUT = datetime.timedelta(minutes=30)
-"""Of a collective: as long as Ray gives it."""
+"""Timeout of a collective, the same as Ray's."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class ProcessGroup(BackendConfig):
-    """`backend`: gloo or nccl."""
+    """Config of the process group. `backend` is gloo or nccl."""
 
     backend: str
 
@@ -61,7 +61,7 @@ class _Workers(Backend):
 
 
 def _meeting_place() -> str:
-    """URL at which this worker, of rank 0, is to wait for the others."""
+    """Returns the URL at which this worker, rank 0, waits for the others."""
     address = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as free:
@@ -85,21 +85,21 @@ def _leave() -> None:
 
 
 def _chosen_device() -> Any:
-    """Context in which a worker's own GPU is torch's default."""
+    """Returns a context in which the worker's own GPU is torch's default."""
     from ray.train.torch import TorchConfig
 
     return TorchConfig().train_func_context()
 
 
 def choose_interface() -> None:
-    """Set GLOO_SOCKET_IFNAME, unless the user has, to the interface with the node's address, if one has it."""
+    """Sets GLOO_SOCKET_IFNAME to the interface with the node's address, if there is one. Keeps a value already set."""
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def interface_of(address: str) -> str | None:
-    """The network interface with this address."""
+    """Returns the network interface with this address, or None."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address == address for one in addresses):
             return name

@@ -1,4 +1,4 @@
-"""How far a run is: samples seen and substituted over all workers, speed, data wait, time left."""
+"""Progress of a run: samples seen and substituted over all workers, speed, data wait, time left."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ import torch.distributed as dist
 from pipelines.console.progress import duration
 from pipelines.ingest.plan import Slice
 
-_FEWEST_SAMPLES_FOR_A_RATE = 1000  # a share of corrupt images says nothing before
+_FEWEST_SAMPLES_FOR_A_RATE = 1000  # with fewer, a share of corrupt images means nothing
 
 
 class RunStoppedError(ValueError):
-    """The run cannot go on until the user has mended something. Raised by all workers at the same step."""
+    """The run cannot continue until the user fixes something. All workers raise it at the same step."""
 
 
 class Totals:
@@ -32,7 +32,7 @@ class Totals:
             self._own[-1] += int(item["substituted"].sum())
 
     def share(self) -> None:
-        """Sum over the workers, so that all of them know and act alike. A collective."""
+        """Sums over the workers, so that all of them have the same numbers and act alike. A collective."""
         own = torch.from_numpy(self._own.copy()).to(self._device)
         if self._group is not None:
             dist.all_reduce(own, group=self._group)
@@ -77,7 +77,7 @@ class Clock:
 
     def __exit__(self, *exception: object) -> None:
         now = time.perf_counter()
-        if self._first_batch_seconds is None:  # the ingest starting up, which says nothing of the speed
+        if self._first_batch_seconds is None:  # start-up of the ingest: not part of the speed
             self._first_batch_seconds = now - self._start
             self._start = self._lap_start = now
         else:
@@ -85,7 +85,7 @@ class Clock:
         self._phase, self._phase_start = "computing", now
 
     def update(self, done: int) -> None:
-        """Measure the stretch of steps since the last lap."""
+        """Measures the steps since the last lap."""
         self._step = done
         seconds = max(time.perf_counter() - self._lap_start, 1e-9)
         steps = done - self._lap_step
@@ -97,14 +97,14 @@ class Clock:
         }
 
     def lap(self) -> None:
-        """Begin a new stretch."""
+        """Starts a new lap."""
         self._lap_start, self._lap_step, self._lap_wait = time.perf_counter(), self._step, 0.0
 
     def metrics(self) -> dict[str, float]:
         return dict(self._values)
 
     def activity(self) -> str:
-        """What the step after the last one is at, and for how long."""
+        """Returns a line that says what the current step is doing, and for how long."""
         seconds = time.perf_counter() - self._phase_start
         return f"step {self._step + 1}/{self._num_steps}  {self._phase} for {duration(seconds)}"
 
@@ -115,5 +115,5 @@ class Clock:
         )
 
     def total_seconds(self) -> float:
-        """Seconds of training from step 0 on, without start-up and what was done twice after a restart."""
+        """Returns the seconds of training since step 0, without start-up. Steps repeated after a restart count once."""
         return self._seconds_before + time.perf_counter() - self._start

@@ -1,4 +1,4 @@
-"""One training worker: gathers what `train_loop.train` needs, and runs it."""
+"""One training worker: builds the inputs of `loop.train`, and calls it."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from pipelines.training.progress import RunStoppedError
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
-    """One training process, as Ray Train runs it. Returns what the user must mend."""
+    """Runs one training process of Ray Train. Returns an error that the user must fix, or None."""
     job: Job = settings["job"]
     lines: Queue | None = settings["lines"]
     say: Callable[[str], None] = print
@@ -43,8 +43,8 @@ def train_worker(settings: dict[str, Any]) -> str | None:
 
 
 def train_here(job: Job) -> str | None:
-    """The same in this process, which is the only worker; what it has to say goes to standard output."""
-    device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")  # only the own GPUs are visible
+    """Trains in this process, which is the only worker. Lines go to standard output. Returns as `train_worker` does."""
+    device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")  # only its own GPUs are visible
     try:
         return _work(job, SlicesFromCheckpoint(job)(), print, rank=0, world_size=1, device=device)
     except Exception as error:
@@ -63,7 +63,7 @@ def _work(
     world_size: int,
     device: torch.device,
 ) -> str | None:
-    """Gathers what the loop needs, and runs it."""
+    """Builds the inputs of the loop, and runs it."""
     torch.set_num_threads(job.config.training.cpus_per_worker)
     first_step = job.run.latest_step()
     group = dist.group.WORLD if world_size > 1 else None
@@ -96,11 +96,11 @@ def _work(
             tracker.log_text(json.dumps(to_dict(config), indent=2), "config.json")
             tracker.set_tags({PRECISION_TAG: precision})
         train(config, job.run, context)
-    except RunStoppedError as error:  # starting again would not help
+    except RunStoppedError as error:  # a restart would not help
         return str(error)
     except Exception as error:
         cause = root_cause(error)
-        if not cause.is_lasting:  # which the driver says, once
+        if not cause.is_lasting:  # the driver reports a lasting cause, once
             say(f"rank {rank} failed: {cause.line}")
         raise
     finally:
