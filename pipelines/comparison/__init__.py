@@ -1,1 +1,1 @@
-"""Evaluations side by side, and whether they differ by chance."""
+"""Compares evaluations, and tests whether they differ by more than chance."""

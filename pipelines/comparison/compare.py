@@ -1,4 +1,4 @@
-"""Evaluations side by side: what differs, and whether it could be chance.
+"""Compares evaluations: what differs, and whether it could be chance.
 
 groupvit compare evaluation/a evaluation/b --out comparison
 groupvit compare demo-soft demo-hard --tracking-uri http://localhost:5000
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 COMPARISON_TAG = "groupvit.comparison"
-"""MLflow tag of runs that exist for a comparison alone: of what."""
+"""MLflow tag of runs that hold only a comparison: the digest of the compared evaluations."""
 _FOLDER = "comparison"
 _MOST_LINES = 25
 _LONGEST_TAG = 5000
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """Compares, prints, writes and logs; returns what is in comparison.json. ValueError for what the user got wrong."""
+    """Compares, prints, writes and logs. Returns the content of comparison.json. Raises ValueError for invalid runs."""
     tracking_uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if config.mlflow_run is not None and not tracking_uri:
         raise ValueError(
@@ -42,7 +42,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         check_writable(config.out, "out")
     if config.log:
         check_database(tracking_uri, "tracking_uri")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, takes minutes, while a user waits
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with tempfile.TemporaryDirectory() as temporary:
@@ -67,7 +67,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def table(comparison: Comparison) -> str:
-    """Everything a comparison says, for the terminal."""
+    """Formats the whole comparison for the terminal."""
     lines = [""]
     lines += [f"{label}  {run.name}  ({run.source})" for label, run in _labelled(comparison)]
     for part in comparison.parts:
@@ -95,13 +95,13 @@ def _files(comparison: Comparison) -> dict[str, bytes]:
             files[f"{kind}_{part}.csv"] = csv_text([header, *rows]).encode()
     header, rows = comparison.difference_table()
     files["settings.csv"] = csv_text([header, *rows]).encode()
-    # Last: a folder with it is complete.
+    # Written last: a folder with comparison.json is complete.
     files["comparison.json"] = (json.dumps(comparison.summary(), indent=2, allow_nan=False) + "\n").encode()
     return files
 
 
 def _log(comparison: Comparison, files: dict[str, bytes], config: CompareConfig, tracking_uri: str) -> str:
-    """Puts the comparison into MLflow, in place of an earlier one of the same evaluations; the id of the run."""
+    """Logs the comparison to MLflow, in place of an earlier one of the same evaluations. Returns the run's id."""
     from mlflow import MlflowClient
 
     from pipelines.tracking.errors import one_line
@@ -133,7 +133,7 @@ def _labelled(comparison: Comparison) -> list[tuple[str, ComparedRun]]:
 
 
 def _own_run(client: "MlflowClient", comparison: Comparison, tracking_uri: str) -> str:
-    """The run that exists for a comparison of these evaluations; made if there is none."""
+    """Finds the run that holds only the comparison of these evaluations, or creates it. Returns its id."""
     content = json.dumps([[run.source, dict(run.summary), len(run.image_iou)] for run in comparison.runs])
     digest = hashlib.sha256(content.encode()).hexdigest()
     name = TrackingConfig.experiment

@@ -1,4 +1,4 @@
-"""What `groupvit compare` is asked for."""
+"""Arguments of `groupvit compare`."""
 
 import dataclasses
 from typing import Annotated
@@ -10,29 +10,29 @@ MOST_RUNS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Which evaluations are set side by side, and where the comparison goes.
+    """Compares evaluations.
 
-    Each is compared with each over the same images. A p-value below 0.05 says that these two models differ by more than
-    the choice of images explains. It says nothing of seeds: train several of each, with `groupvit sweep`, before you
-    say that one configuration is better than another.
+    Each pair is compared over the same images. A p-value below 0.05 means that these two models differ by more than the
+    choice of images explains. It does not cover seeds: train several seeds of each configuration with `groupvit sweep`
+    before you say that one is better than another.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Two or more: the folder of an evaluation (`evaluate --out`), the folder of a `pretrain` run that evaluated its
-    checkpoints, or the id or name of a run in MLflow that holds an evaluation."""
+    """Two or more evaluations. Each is the folder of an evaluation (`evaluate --out`), the folder of a `pretrain` run
+    that evaluated its checkpoints, or the id or name of an MLflow run that holds an evaluation."""
     step: int | None = None
-    """Of runs with evaluations of several checkpoints, the one of this training step. None: the latest of each."""
+    """Training step to compare, for runs with evaluations of several checkpoints. None: the latest of each run."""
     benchmark: str | None = None
-    """Of runs that hold several benchmarks (`evaluate --benchmark all`), this one, like voc21."""
+    """Benchmark to compare, e.g. voc21, for runs that hold several (`evaluate --benchmark all`)."""
     out: str | None = None
-    """Folder for comparison.json, tables and pictures. None: they are not kept, but in MLflow."""
+    """Folder for comparison.json, tables and pictures. None: they are kept only in MLflow."""
     tracking_uri: str | None = None
     """MLflow server or database. None: MLFLOW_TRACKING_URI."""
     mlflow_run: str | None = None
-    """Id of an existing MLflow run that gets the comparison. None: it gets a run of its own, the same when done again,
-    if a server is known."""
+    """Id of an existing MLflow run that receives the comparison. None: a run of its own, if a server or database is
+    given. The same comparison uses the same run again."""
     log: bool = True
-    """Whether it goes to MLflow. --no-log: it does not."""
+    """Whether to log the comparison to MLflow. --no-log: do not."""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.runs) <= MOST_RUNS:

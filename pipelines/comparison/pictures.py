@@ -1,4 +1,4 @@
-"""The pictures of a comparison: differences image by image, and classes as dumbbells."""
+"""The pictures of a comparison: differences per image, and a dumbbell chart of classes."""
 
 import io
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from matplotlib.figure import Figure
 from pipelines.comparison.result import Comparison, image_differences
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#9a9a9a")
-"""Okabe and Ito's, which the colour-blind tell apart, without the yellow that is lost on white."""
+"""Okabe and Ito's colours, which colour-blind people can distinguish, without yellow: it is hard to see on white."""
 _MARKERS = "osD^vP*X"
 _MOST_CLASSES = 40
 
 
 def draw(comparison: Comparison) -> dict[str, bytes]:
-    """The pictures as PNG files, by name."""
+    """Draws the pictures. Returns PNG files by name."""
     return {"differences": _png(_differences(comparison)), "classes": _png(_classes(comparison))}
 
 
 def _differences(comparison: Comparison) -> Figure:
-    """A panel for each part and pair: differences in rising order, their mean and its interval."""
+    """Draws a panel for each part and pair: differences in ascending order, their mean and its interval."""
     results = comparison.results
     num_columns = min(3, len(results))
     num_rows = -(-len(results) // num_columns)
@@ -50,7 +50,7 @@ def _differences(comparison: Comparison) -> Figure:
 
 
 def _classes(comparison: Comparison) -> Figure:
-    """A panel for each part: IoU of each class, its runs joined by a line."""
+    """Draws a panel for each part: IoU of each class, with a line that joins its runs."""
     shown = {part: comparison.class_iou(part)[:_MOST_CLASSES] for part in comparison.parts}
     most = max(len(classes) for classes in shown.values())
     figure = Figure(figsize=(1.0 + 5.0 * len(shown), 1.6 + 0.26 * most), layout="constrained")

@@ -1,4 +1,4 @@
-"""Evaluations side by side, as numbers: metrics, classes, how the models came about, and what may be chance."""
+"""The numbers of a comparison: metrics, classes, how the models were trained, and which differences may be chance."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from pipelines.comparison.source import ComparedRun
 from pipelines.console.tables import number
 
 _WHERE_NOT_WHAT = ("training.runs_folder", "training.run_name", "training.record_samples", "tracking.", "evaluation.")
-"""Beginnings of the names of parameters that leave a model as it is."""
+"""Prefixes of the names of parameters that do not change a model."""
 CAVEAT = (
     "This is about these models on these images. It is not about seeds: two trainings of one configuration may differ "
     "by 10 points and more, so to say that one configuration is better takes several seeds of each (groupvit sweep)."
@@ -22,15 +22,15 @@ CAVEAT = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairResult:
-    """Two runs on one part."""
+    """Comparison of two runs on one part."""
 
     part: str
     first: int
     second: int
     test: PairedTest
-    """Of the second run's mIoU of an image minus the first one's, in points, over the images both have."""
+    """Test of the second run's mIoU of an image minus the first run's, in points, over the images that both have."""
     p_value: float
-    """Corrected for the number of pairs and parts (Holm)."""
+    """p-value corrected for the number of pairs and parts (Holm)."""
 
     @property
     def is_chance(self) -> bool:
@@ -40,7 +40,7 @@ class PairResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Evaluations of the same images."""
+    """Evaluations of the same images, and the comparison of each pair."""
 
     runs: tuple[ComparedRun, ...]
     results: tuple[PairResult, ...]
@@ -54,7 +54,7 @@ class Comparison:
         return tuple(self.runs[0].summary["class_iou"])
 
     def metric_table(self, part: str) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: a metric of the part by run, and for two runs the difference."""
+        """Returns header and rows: each metric of the part by run. Two runs get a column with their difference."""
         prefix = f"{part}/"
         names = list(
             dict.fromkeys(name for run in self.runs for name in run.summary["metrics"] if name.startswith(prefix))
@@ -66,25 +66,25 @@ class Comparison:
         return [part, *self._columns()], rows
 
     def class_table(self, part: str) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: IoU in percent of each class by run; classes that differ the most first."""
+        """Returns header and rows: IoU in percent of each class by run. Classes that differ most come first."""
         rows = [[name, *_values(values)] for name, values in self.class_iou(part)]
         return [f"IoU, {part}", *self._columns()], rows
 
     def class_iou(self, part: str) -> list[tuple[str, list[float | None]]]:
-        """IoU in percent of each class by run; classes that differ the most first."""
+        """Returns the IoU in percent of each class by run. Classes that differ most come first."""
         names = list(self.runs[0].summary["class_iou"][part])
         found = [(name, [run.summary["class_iou"][part].get(name) for run in self.runs]) for name in names]
         return sorted(found, key=lambda pair: -_spread(pair[1]))
 
     def difference_table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: what differs in how the models were trained and segmented."""
+        """Returns header and rows: the settings of training and segmentation that differ."""
         settings = [_settings(run) for run in self.runs]
         names = list(dict.fromkeys(name for each in settings for name in each))
         rows = [[name, *(each.get(name, "-") for each in settings)] for name in names]
         return ["setting", *self.labels], [row for row in rows if len(set(row[1:])) > 1]
 
     def sentence(self, result: PairResult) -> str:
-        """What is to be said of two runs on a part."""
+        """Describes the difference of two runs on a part in one sentence."""
         first, second, test = self.labels[result.first], self.labels[result.second], result.test
         if test.num_better == test.num_worse == 0:
             return f"{result.part}: {first} and {second} are the same on each of {test.num_pairs} images"
@@ -100,7 +100,7 @@ class Comparison:
         )
 
     def summary(self) -> dict[str, Any]:
-        """JSON-safe: what comparison.json holds."""
+        """Returns the content of comparison.json, as JSON-safe values."""
         return {
             "benchmark": self.runs[0].summary["benchmark"],
             "data_digest": self.runs[0].summary["data_digest"],
@@ -130,7 +130,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[ComparedRun]) -> Comparison:
-    """Each with each, over the images they have in common. The runs are of the same benchmark and parts."""
+    """Compares each pair of runs over the images that both have. All runs must have the same benchmark and parts."""
     found: list[tuple[str, int, int, PairedTest]] = []
     for part in runs[0].summary["class_iou"]:
         for first, second in itertools.combinations(range(len(runs)), 2):
@@ -145,7 +145,7 @@ def compare_runs(runs: Sequence[ComparedRun]) -> Comparison:
 
 
 def image_differences(first: ComparedRun, second: ComparedRun, part: str) -> np.ndarray:
-    """float64 [N]: points of mIoU by which `second` is better on an image, for those of the part that both have."""
+    """Returns `second`'s mIoU minus `first`'s in points, for each image of the part that both have: float64 [N]."""
     keys = sorted(key for key in first.image_iou if key[0] == part and key in second.image_iou)
     return np.array([second.image_iou[key] - first.image_iou[key] for key in keys], dtype=np.float64)
 

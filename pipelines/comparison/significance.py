@@ -1,4 +1,4 @@
-"""Whether a difference could be chance: tests of statistics, and what is said of them."""
+"""Statistical tests of whether a difference could be chance, and the text for their p-values."""
 
 import dataclasses
 import warnings
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 ALPHA = 0.05
-"""A difference with a smaller p-value is not put down to chance."""
+"""Significance level: a difference with a smaller p-value is reported as more than chance."""
 _NUM_RESAMPLES = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """What is known of the mean of paired differences."""
+    """Test of the mean of paired differences."""
 
     num_pairs: int
     mean: float
@@ -26,13 +26,13 @@ class PairedTest:
     num_better: int
     num_worse: int
     effect: float | None
-    """Mean difference in units of the standard deviation of the differences; None if they are all the same."""
+    """Mean difference in units of the standard deviation of the differences. None: they are all the same."""
     p_value: float
-    """Two-sided, of the mean being zero: how often random signs make as large a mean."""
+    """Two-sided p-value of a zero mean: how often random signs give a mean at least as large."""
 
 
 def paired_test(differences: NDArray[np.float64], *, seed: int = 0) -> PairedTest:
-    """Of differences [N], N >= 1: a permutation test of signs, and a bootstrap. The same for the same differences."""
+    """Runs a permutation test of signs and a bootstrap on differences [N], N >= 1. The result is deterministic."""
     assert differences.ndim == 1 and len(differences) and np.isfinite(differences).all()
     mean, deviation = float(differences.mean()), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     low = high = mean
@@ -67,18 +67,20 @@ def paired_test(differences: NDArray[np.float64], *, seed: int = 0) -> PairedTes
 
 
 def welch_p_value(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Two-sided p-value of equal means, variances free (Welch's t-test). None where it cannot be told: fewer than two
-    values on a side, or no spread at all."""
+    """Returns the two-sided p-value of equal means with unequal variances (Welch's t-test).
+
+    Returns None if it is undefined: a side has fewer than two values, or there is no spread at all.
+    """
     if len(first) < 2 or len(second) < 2 or np.ptp(first) + np.ptp(second) == 0:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of seeds that nearly agree
+        warnings.simplefilter("ignore", RuntimeWarning)  # from seeds with nearly equal values
         _, p_value = np.asarray(stats.ttest_ind(first, second, equal_var=False))
     return float(p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected for their number (Holm 1979): each may be held against `ALPHA` as if it were the only one."""
+    """Corrects p-values for their number (Holm 1979): each can then be compared with `ALPHA` as if it were alone."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [0.0] * len(p_values)
     highest = 0.0
@@ -89,5 +91,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def shown(p_value: float) -> str:
-    """As in a sentence: `p = 0.03`."""
+    """Formats a p-value for a sentence: `p = 0.03`."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"

@@ -1,4 +1,4 @@
-"""Finds the evaluation that `groupvit compare` is given, and reads it: from a folder, or from a run in MLflow."""
+"""Finds and reads the evaluations that `groupvit compare` is given, in folders or in MLflow runs."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ _STEP = re.compile(r"step-(\d+)")
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 ImageKey = tuple[str, str, int]
-"""Part, sample_id, and the how manieth image of that id."""
+"""Part, sample_id, and the occurrence number of that id, from 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,20 +28,22 @@ class ComparedRun:
 
     name: str
     source: str
-    """Where it was found: a folder, or a run in MLflow and a folder of its artifacts."""
+    """Where it was found: a folder, or an MLflow run and a folder of its artifacts."""
     summary: Mapping[str, Any]
-    """What is in its metrics.json."""
+    """Content of its metrics.json."""
     image_iou: Mapping[ImageKey, float]
     """mIoU in percent of each image that has one."""
     config: Mapping[str, str]
-    """What the model was trained with, by flat dotted names; empty if it is not known."""
+    """Training config of the model, by flat dotted names. Empty if it is unknown."""
 
 
 def find_run(
     given: str, *, step: int | None, benchmark: str | None, tracking_uri: str | None, folder: Path
 ) -> ComparedRun:
-    """The evaluation that `given` means. `folder`: for downloads. ValueError, which begins with `given`, if there is
-    none or several."""
+    """Returns the evaluation that `given` refers to. `folder` is for downloads.
+
+    Raises ValueError, with a message that begins with `given`, if there is no evaluation or more than one.
+    """
     if found := _evaluations_in_folder(given):
         chosen = _choose(given, found, step, benchmark)
         return _read(given, chosen, chosen)
@@ -61,7 +63,7 @@ def find_run(
 
 
 def _evaluations_in_folder(uri: str) -> dict[str, str]:
-    """Complete evaluations in a folder: where they are, by the name of their folder ("" for the folder itself)."""
+    """Finds complete evaluations in a folder. Returns their places by folder name ("" for the folder itself)."""
     found: dict[str, str] = {}
     if "://" not in uri and Path(uri).is_file():
         return found
@@ -75,7 +77,7 @@ def _evaluations_in_folder(uri: str) -> dict[str, str]:
 
 
 def _choose(given: str, found: Mapping[str, str], step: int | None, benchmark: str | None) -> str:
-    """Of evaluations by the name of their folder, the one that is asked for."""
+    """Chooses the requested evaluation among the places by folder name."""
     steps = {int(match[1]): place for name, place in found.items() if (match := _STEP.fullmatch(name))}
     others = {name: place for name, place in found.items() if name and not _STEP.fullmatch(name)}
     if benchmark is not None and others:
@@ -122,13 +124,13 @@ def _from_mlflow(given: str, step: int | None, benchmark: str | None, tracking_u
         target.mkdir(exist_ok=True)
         for name in {METRICS, PER_IMAGE} & {path.rpartition("/")[2] for path in held}:
             downloaded = client.download_artifacts(run_id, f"{chosen}/{name}", str(target))
-            Path(downloaded).rename(target / name)  # the folders around it depend on the server
+            Path(downloaded).rename(target / name)  # its parent folders depend on the server
     config = {name: _plain(value) for name, value in run.data.params.items()}
     return _read(run.info.run_name or given, str(target), f"MLflow run {run_id}, {chosen}", config)
 
 
 def _mlflow_run(client: Any, given: str) -> Any:
-    """The run of that id or name. ValueError if there is none, or several of the name."""
+    """Returns the MLflow run of that id or name. Raises ValueError if there is none, or if several have the name."""
     from mlflow.exceptions import MlflowException
 
     if _MLFLOW_ID.fullmatch(given):
@@ -183,7 +185,7 @@ def _image_iou(rows: str) -> dict[ImageKey, float]:
 
 
 def _config_of(given: str, summary: Mapping[str, Any]) -> dict[str, str]:
-    """What the run's folder, or the checkpoint that was evaluated, says of the training; empty if neither is there."""
+    """Reads the training config from the run's folder or the evaluated checkpoint. Empty if neither exists."""
     if (description := RunFolder(given).read_description()) is not None:
         return {name: _plain(value) for name, value in flatten(description["config"]).items()}
     checkpoint = summary["checkpoint"]
@@ -198,13 +200,13 @@ def _config_of(given: str, summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
-    """As text, the same for a tuple and for the list that JSON makes of it."""
+    """Converts a value to text. A tuple gives the same text as the list that JSON makes of it."""
     shown = json.dumps(value) if isinstance(value, (list, tuple)) else str(value)
     return shown.replace("(", "[").replace(",)", "]").replace(")", "]").replace("'", '"')
 
 
 def check_comparable(given: Sequence[str], runs: Sequence[ComparedRun]) -> None:
-    """ValueError unless the evaluations are of the same images, and different evaluations."""
+    """Raises ValueError if the evaluations are not of the same images, or if one is given twice."""
     first, *others = runs
     for name, other in zip(given[1:], others, strict=True):
         for key in ("benchmark", "data_digest"):

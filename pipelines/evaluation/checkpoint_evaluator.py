@@ -1,10 +1,10 @@
-"""Evaluates the checkpoints of a run while it trains, on workers of its own; the training never waits for it.
+"""Evaluates the checkpoints of a run while it trains, on separate workers. The training never waits for it.
 
     groupvit pretrain demo --evaluate-every-n-steps 500 --evaluation.root data/stamps/validation
 
-A thread of the driver looks for checkpoints that are due, has each scored by Ray actors beside the training workers,
-and sends metrics, tables and pictures to the run in MLflow at the step they belong to. What is done is on record in the
-run's folder, so a run that was killed goes on with what is missing. When training has ended, the rest is evaluated.
+A thread of the driver looks for checkpoints that are due. Ray actors beside the training workers score each one. The
+thread sends metrics, tables and pictures to the MLflow run at the checkpoint's step. The run's folder records finished
+evaluations, so a run that was killed resumes with the missing ones. The rest is evaluated after the training.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _LOOK_EVERY_SECONDS = 2.0
 
 
 def check_evaluation(config: ExperimentConfig) -> None:
-    """ValueError unless the evaluation that the config asks for can be made: options fit and the data is there."""
+    """Raises ValueError if the evaluation in the config cannot run: its options are invalid, or data is missing."""
     try:
         asked = _evaluate_config(config, checkpoint="", out="")
         BENCHMARKS[asked.benchmark](asked.root)
@@ -40,7 +40,7 @@ def check_evaluation(config: ExperimentConfig) -> None:
 
 
 class CheckpointEvaluator:
-    """The thread. `finish` waits until every checkpoint that is due was evaluated."""
+    """The thread that evaluates. `finish` waits until every checkpoint that is due has been evaluated."""
 
     def __init__(
         self,
@@ -51,8 +51,11 @@ class CheckpointEvaluator:
         say: Callable[[str], None],
         on_score: Callable[[int, float], None] | None = None,
     ) -> None:
-        """`folder`: on this machine, for the results of each step. `on_score` is told step and mIoU of each evaluation
-        that is new, in the evaluator's thread, which waits for it; the training does not."""
+        """Starts the thread. `folder`, on this machine, receives the results of each step.
+
+        The thread calls `on_score` with the step and the mIoU of each new evaluation, and waits for it to return. The
+        training does not wait.
+        """
         self._config, self._run, self._folder, self._tracker, self._say = config, run, folder, tracker, say
         self._on_score = on_score
         self._training_ended, self._stopped = threading.Event(), threading.Event()
@@ -62,7 +65,7 @@ class CheckpointEvaluator:
         self._thread.start()
 
     def finish(self) -> None:
-        """Evaluates what is left after the last step, and deletes checkpoints that nobody needs."""
+        """Evaluates the remaining checkpoints after the last step, and deletes those that are no longer needed."""
         self._training_ended.set()
         self._thread.join()
         if self._tracker is not None:
@@ -74,13 +77,13 @@ class CheckpointEvaluator:
             self._run.delete_old_checkpoints(keep, kept)
 
     def stop(self) -> None:
-        """Leaves what is not evaluated yet to the next start of the run."""
+        """Stops. The next start of the run evaluates the remaining checkpoints."""
         self._stopped.set()
         self._training_ended.set()
 
     def _work(self) -> None:
         while not self._stopped.is_set():
-            ended = self._training_ended.is_set()  # before looking: no checkpoint comes later
+            ended = self._training_ended.is_set()  # read before looking: no checkpoint comes after it
             missing = self._missing()
             if missing:
                 self._evaluate(missing[0])
@@ -93,23 +96,23 @@ class CheckpointEvaluator:
         every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
         try:
             return missing_steps(self._run, every, num_steps)
-        except OSError as error:  # the store is away: training, too, waits for it
+        except OSError as error:  # the store is away: the training waits for it, too
             self._say(f"evaluation: {error}; trying again")
             return []
 
     def _evaluate(self, step: int) -> None:
-        from pipelines.evaluation.evaluate import evaluate  # torch, for which the driver has no use before
+        from pipelines.evaluation.evaluate import evaluate  # imports torch: the driver needs it only here
         from pipelines.evaluation.report import image_counts
 
         out = self._folder / f"step-{step:08d}"
         asked = _evaluate_config(self._config, checkpoint=self._run.checkpoint_uri(step), out=str(out))
         try:
             summary = evaluate(asked, show=False)
-        except Exception as error:  # an evaluation that fails must not end the training; it is on record
+        except Exception as error:  # a failed evaluation is recorded and must not end the training
             if self._stopped.is_set():
                 return
             cause = root_cause(error)
-            if step not in self._failed_once and not cause.is_lasting:  # a node may have gone
+            if step not in self._failed_once and not cause.is_lasting:  # a node may have been lost
                 self._failed_once.add(step)
                 return
             reason = cause.line
@@ -146,12 +149,12 @@ class CheckpointEvaluator:
 def register_best(
     config: ExperimentConfig, run: RunFolder, record: EvaluationRecord, run_id: str, tracking_uri: str
 ) -> str | None:
-    """Registers the run's best checkpoint as a version of its model in MLflow; the URI of that version, or None where
-    there is nothing to register. The alias `best` goes to it unless the version that has it scored higher.
+    """Registers the run's best checkpoint as a version of its model in MLflow.
 
-    ValueError if MLflow refuses or cannot be reached.
+    The version gets the alias `best`, unless the version that has the alias scored higher. Returns the URI of the
+    version, or None if there is nothing to register. Raises ValueError if MLflow refuses or cannot be reached.
     """
-    from pipelines.models.registry import log_model_to_mlflow, registered_miou  # torch and MLflow's part for models
+    from pipelines.models.registry import log_model_to_mlflow, registered_miou  # imports torch and MLflow's models
 
     step, name = record.best_step, config.evaluation.registered_model
     if step is None or name is None:

@@ -1,7 +1,7 @@
 """Zero-shot classification of ImageNet's validation images by several workers, with an exact result.
 
-What is summed are hits, and blocks and batches are cut the same way for any number of workers, so that the result does
-not depend on it. A class is looked for by its name in prompt templates; its embedding is the mean over them.
+The result does not depend on the number of workers: only hits are summed, and blocks and batches are always cut the
+same way. A class is embedded by its name in prompt templates; its embedding is the mean over the templates.
 """
 
 import csv
@@ -40,25 +40,25 @@ TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """What is evaluated, how, and where results go."""
+    """Arguments of the classification."""
 
     checkpoint: str
-    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""
     out: str = "classification"
     """Folder for metrics.json and per_class.csv."""
     templates: Literal["simple", "subset", "full"] = "subset"
-    """simple: "a photo of a {}.". subset: the 7 of CLIP's templates that do as well as all, as GroupViT reports. full:
-    all 80."""
+    """simple: "a photo of a {}.". subset: the 7 of CLIP's templates that give the same accuracy as all 80, according to
+    GroupViT. full: all 80."""
     batch_size: int = 64
-    """Images that go through the model at once."""
+    """Number of images in a batch."""
     num_workers: int = 1
-    """Processes that classify images. The result is the same for any number."""
+    """Number of processes that classify images. The result is the same for any number."""
     cpus_per_worker: int = 1
-    """CPUs reserved for, and threads used by, a worker."""
+    """Number of CPUs reserved for a worker, and of threads that it uses."""
     gpus_per_worker: float = 0.0
-    """GPUs (or a share of one) of a worker."""
+    """Number of GPUs of a worker, or a fraction of one."""
     precision: PrecisionChoice = "auto"
-    """What the model computes in; as for `evaluate`."""
+    """Precision of the model, as for `evaluate`."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_workers", "cpus_per_worker"):
@@ -70,7 +70,7 @@ class ClassifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """Counts by true class, int64 [C]: images, those with the right class first, those with it among the first 5."""
+    """Counts by true class, int64 [C]: images, images whose class ranks first, images whose class is in the top 5."""
 
     images: NDArray[np.int64]
     top1: NDArray[np.int64]
@@ -78,7 +78,7 @@ class Hits:
 
     @staticmethod
     def none(num_classes: int) -> "Hits":
-        """Of no image."""
+        """Returns the counts of no images: zeros."""
         zeros = np.zeros(num_classes, dtype=np.int64)
         return Hits(images=zeros, top1=zeros, top5=zeros)
 
@@ -88,19 +88,19 @@ class Hits:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What all blocks are classified by."""
+    """Inputs shared by all blocks."""
 
     dataset: ImageNetDataset
     embeddings: NDArray[np.float32]
-    """[C, D], unit length."""
+    """Class embeddings of unit length, [C, D]."""
     batch_size: int
     precision: Precision
 
 
 def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[str, Any]:
-    """Classifies all images, prints the result, writes the folder, and returns what is in its metrics.json.
+    """Classifies all images, prints the result, writes the folder, and returns the content of its metrics.json.
 
-    ValueError for what the user got wrong, and for an image that cannot be read.
+    Raises ValueError for invalid arguments and for an image that cannot be read.
     """
     started = time.monotonic()
     with local_checkpoint(config.checkpoint) as folder:
@@ -134,13 +134,13 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "per_class.csv").write_text(_table(dataset, hits), encoding="utf-8")
-    # Last: a folder with metrics.json is complete.
+    # Written last: a folder with metrics.json is complete.
     (out / "metrics.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summary
 
 
 class Classifier:
-    """Holds a model; embeds classes and classifies blocks of images."""
+    """Holds a model, embeds classes, and classifies blocks of images."""
 
     def __init__(self, model: GroupViT, *, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(num_threads)
@@ -149,12 +149,12 @@ class Classifier:
         self.device = torch.device(device)
 
     def embed(self, templates: Sequence[str], classes: Sequence[str]) -> NDArray[np.float32]:
-        """Class embeddings of unit length, [C, D]."""
+        """Returns the class embeddings, of unit length, [C, D]."""
         return class_embeddings(self._model, self._tokenizer, classes, templates).cpu().numpy()
 
     @torch.inference_mode()
     def count_hits(self, task: Task, block: Any) -> Hits:
-        """Classifies a block, in batches. ValueError for an image that cannot be read."""
+        """Classifies a block in batches. Raises ValueError for an image that cannot be read."""
         num_classes = len(task.embeddings)
         embeddings = torch.tensor(task.embeddings, device=self.device)
         size = self._model.config.image.image_size

@@ -1,4 +1,4 @@
-"""What `groupvit evaluate` is asked for."""
+"""Arguments of `groupvit evaluate`."""
 
 import dataclasses
 
@@ -9,57 +9,58 @@ from pipelines.benchmarks.names import BenchmarkName
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What is evaluated, on what, and where results go."""
+    """Evaluates a checkpoint on a benchmark."""
 
     checkpoint: str
-    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""
     root: str
-    """Folder of the benchmark's data in its official layout (of `scenes`: the folder with scenes.json): a local path or
-    s3:// URI."""
+    """Folder of the benchmark's data in its official layout (for `scenes`: the folder with scenes.json): a local path
+    or s3:// URI."""
     benchmark: BenchmarkName = "scenes"
-    """What is evaluated; `all`: each segmentation benchmark whose data lies in `root`. `imagenet` is classification of
-    whole images; of the options it has checkpoint, root, out, templates, batch size, workers and MLflow run."""
+    """Benchmark to evaluate. `all`: every segmentation benchmark with data in `root`. `imagenet`: classification of
+    whole images, which uses only checkpoint, root, out, templates, batch size, precision, workers and MLflow run."""
     out: str = "evaluation"
-    """Folder for metrics.json, tables, the confusion matrix, predictions and pictures; with `all`, one folder in it per
+    """Folder for metrics.json, tables, the confusion matrix, predictions and pictures. `all` makes one folder in it per
     benchmark."""
     protocol: Protocol | None = None
-    """`paper`: short side and windows of 448, stride 224, five classes per window, the paper's background threshold of
+    """`paper`: short side and windows of 448, stride 224, five classes per window, the paper's background threshold for
     the benchmark. `unified`: the same sizes, all classes, one constant background score for all benchmarks. `model`:
-    what the checkpoint's experiment says, else the paper's with sizes scaled to the model's image size. None: `model`
-    for scenes, else `paper`."""
+    as in the checkpoint's experiment, else the paper's with sizes scaled to the model's image size. None: `model` for
+    scenes, else `paper`."""
     pamr: bool = False
-    """Refine masks along colour edges (PAMR), as an option of the unified protocol."""
+    """Whether to refine masks along colour edges (PAMR), an option of the unified protocol."""
     templates: TemplateSet | None = None
-    """Prompt templates: `simple` is "a photo of a {}.", `subset` adds CLIP's seven, `full` is CLIP's eighty. None: as
-    the protocol says."""
+    """Prompt templates: `simple` is "a photo of a {}.", `subset` adds CLIP's seven, `full` is CLIP's eighty. None: the
+    protocol's."""
     background_threshold: float | None = None
-    """Replaces the protocol's; the result is then no longer that protocol's. None: chosen on `calibration`, else as the
-    protocol says."""
+    """Replaces the protocol's background threshold; the result is then no longer that protocol's. None: chosen on
+    `calibration`, else the protocol's."""
     calibration: str | None = None
-    """Scenes folder on which the background threshold is chosen, for each method compared. Never the evaluated data."""
+    """Folder of scenes on which the background threshold of each compared method is chosen. It must not be the
+    evaluated data."""
     no_grouping: bool = False
-    """Also evaluate the same towers without grouping: image tokens compared with the classes."""
+    """Whether to evaluate the same towers also without grouping: image tokens are compared with the classes."""
     num_workers: int = 1
-    """Processes that score images. The result is the same for any number."""
+    """Number of processes that score images. The result is the same for any number."""
     cpus_per_worker: int = 1
-    """CPUs reserved for, and threads used by, a worker."""
+    """Number of CPUs reserved for a worker, and of threads that it uses."""
     gpus_per_worker: float = 0.0
-    """GPUs (or a share of one) of a worker."""
+    """Number of GPUs of a worker, or a fraction of one."""
     batch_size: int | None = None
-    """Windows that go through the image tower together on a GPU. None: 32. On CPUs only the windows of one image do, so
-    that masks have the same bits for any value."""
+    """Number of windows in one batch of the image tower on a GPU. None: 32. On CPUs a batch holds only the windows of
+    one image, so masks have the same bits for any value."""
     precision: PrecisionChoice = "auto"
-    """What the image tower computes in. `bfloat16`: autocast, about twice as fast where the hardware has it, with masks
-    that differ a little. `auto`: bfloat16 where the workers' device computes it natively, else float32. The result says
-    which; published numbers are float32."""
+    """Precision of the image tower. `bfloat16`: autocast, about twice as fast on hardware that supports it; masks
+    differ slightly. `auto`: bfloat16 if the workers' device computes it natively, else float32. The result names the
+    precision. Published numbers are float32."""
     max_scenes: int | None = None
-    """Scenes used of each part, evenly spaced. None: all."""
+    """Number of scenes used from each part, evenly spaced. None: all."""
     num_pictures: int = 8
-    """Scenes drawn of each part, evenly spaced. 0: none."""
+    """Number of scenes drawn from each part, evenly spaced. 0: none."""
     save_predictions: bool = True
-    """Whether predictions are written as PNGs of class indexes."""
+    """Whether to write predictions as PNGs of class indexes."""
     mlflow_run: str | None = None
-    """Id of an existing MLflow run that gets the metrics, tables and pictures. None: not logged."""
+    """Id of an existing MLflow run that receives the metrics, tables and pictures. None: not logged."""
     tracking_uri: str | None = None
     """MLflow server or database of that run. None: MLFLOW_TRACKING_URI."""
 

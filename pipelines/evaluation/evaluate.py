@@ -4,8 +4,8 @@
     groupvit evaluate --checkpoint C --benchmark voc21 --root DIR --protocol paper
     groupvit evaluate --checkpoint C --benchmark all --root DIR --protocol unified --num-workers 8
 
-The result depends neither on the number of workers nor, on CPUs, on the batch size: what the image tower makes of a
-window is the same bit by bit, and what is summed are pixel counts.
+The result does not depend on the number of workers. On CPUs it does not depend on the batch size, either: the image
+tower gives the same bits for a window, and only pixel counts are summed.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ CANDIDATE_THRESHOLDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
     *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
 )
-"""Background thresholds tried on calibration scenes; closest near 0 and 1, where scores of many and few classes lie."""
+"""Background thresholds to try on calibration scenes. Dense near 0 and 1: scores of many and few classes lie there."""
 
 GROUPS, NO_GROUPING = "groups", "no_grouping"
 
@@ -60,10 +60,10 @@ GROUPS, NO_GROUPING = "groups", "no_grouping"
 def evaluate(
     config: EvaluateConfig, segmentation: SegmentationConfig | None = None, *, show: bool = True
 ) -> dict[str, Any]:
-    """Evaluates, prints a table and progress (unless not `show`), writes the folder, and returns what is in its
-    metrics.json (with `all`: one such dict per benchmark, and why the others were left out).
+    """Evaluates, writes the folder, and returns the content of its metrics.json. `show` prints progress and a table.
 
-    `segmentation` replaces the protocol. ValueError for what the user got wrong.
+    For `all`, returns one such dict per benchmark, and the reasons why others were left out. `segmentation` replaces
+    the protocol. Raises ValueError for invalid arguments or data.
     """
     if "://" in config.out:
         raise ValueError(f"out={config.out} is no path: results are written on this machine; give a local folder")
@@ -93,7 +93,7 @@ def evaluate(
 def segmentation_for(
     config: EvaluateConfig, dataset: SegmentationDataset, model: GroupViT, state: dict[str, Any]
 ) -> SegmentationConfig:
-    """How this benchmark is segmented under the config's protocol."""
+    """Returns the settings for segmenting this benchmark under the config's protocol."""
     protocol = _protocol(config, dataset)
     segmentation = protocol_of(protocol, model, state, with_pamr=config.pamr)
     if protocol == "paper":
@@ -109,7 +109,7 @@ def _protocol(config: EvaluateConfig, dataset: SegmentationDataset) -> Protocol:
 
 
 def _classify(config: EvaluateConfig) -> dict[str, Any]:
-    """Zero-shot classification: of the config, what has a meaning for it."""
+    """Runs zero-shot classification with the options of the config that apply to it."""
     task = ClassifyConfig(
         checkpoint=config.checkpoint,
         out=config.out,
@@ -135,7 +135,7 @@ def _classify(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _open(config: EvaluateConfig) -> tuple[list[SegmentationDataset], dict[str, str]]:
-    """The data sets to evaluate, and why others are left out. ValueError if there is none."""
+    """Returns the data sets to evaluate, and why others are left out. Raises ValueError if there is none."""
     if config.benchmark != "all":
         return [BENCHMARKS[config.benchmark](config.root)], {}
     datasets: list[SegmentationDataset] = []
@@ -246,7 +246,7 @@ def _calibrated(
     precision: Precision,
     show: bool,
 ) -> tuple[Method, ...]:
-    """The methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
+    """Returns the methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
     tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
     task = Task(dataset=calibration, methods=tried, details=False, batch_size=config.batch_size, precision=precision)
     chosen = _evenly_spaced(calibration, config.max_scenes)
@@ -289,7 +289,7 @@ def _part_results(
 
 
 def _evenly_spaced(dataset: SegmentationDataset, per_part: int | None, among: Sequence[int] | None = None) -> list[int]:
-    """At most `per_part` scenes of each part, spread over the data set, in rising order."""
+    """Returns at most `per_part` scenes of each part, spread over the data set, in ascending order."""
     candidates = range(len(dataset.part_of_scene)) if among is None else among
     chosen: list[int] = []
     for part in dataset.parts:

@@ -1,4 +1,4 @@
-"""What an evaluation found: as numbers, as a table for the terminal, as a folder, and in MLflow."""
+"""The results of an evaluation: as numbers, as a table for the terminal, as a folder, and in MLflow."""
 
 import dataclasses
 import json
@@ -24,53 +24,53 @@ from pipelines.tracking.runs import LICENSE_TAG
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartResult:
-    """One part of a data set, like the scenes with cut-outs never seen in training."""
+    """Results on one part of a data set, e.g. the scenes with cut-outs that are not in the training data."""
 
     num_scenes: int
     confusion: NDArray[np.int64]
-    """[C, C], rows are the truth."""
+    """Confusion matrix [C, C]; rows are the ground truth."""
     baselines: dict[str, NDArray[np.int64]]
-    """Confusion matrices of what the model is compared with."""
+    """Confusion matrices of the baselines, by name."""
     oracle: NDArray[np.int64] | None
-    """Confusion matrix of the best labels the groups allow; None for a model without groups."""
+    """Confusion matrix of the best labels that the groups allow. None: a model without groups."""
     boundary: NDArray[np.int64]
-    """[C, 2]: intersections and unions near the edges of masks."""
+    """Intersections and unions near the edges of masks, [C, 2]."""
     usage: list[GroupUsage]
-    """Per grouping stage: means over images."""
+    """Mean use of groups over images, one entry per grouping stage."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """Everything an evaluation tells, ready to be shown."""
+    """All results of an evaluation."""
 
     checkpoint: str
     benchmark: str
     root: str
     data_digest: str
     step: int
-    """Training steps of the checkpoint; 0 where it does not say."""
+    """Number of training steps of the checkpoint; 0 if it is unknown."""
     license: str | None
-    """The notice that the checkpoint carries, if it does."""
+    """Licence notice of the checkpoint, or None."""
     classes: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
-    """What each class but the background was looked for by."""
+    """Words of the prompts of each class except the background."""
     has_background: bool
     protocol: Literal["model", "paper", "unified"]
     rules_changed: bool
-    """Whether settings replace some of the protocol's, so that published numbers do not compare."""
+    """Whether settings replace rules of the protocol, so that published numbers are not comparable."""
     segmentation: SegmentationConfig
     precision: str
-    """What the image tower computed in."""
+    """Precision of the image tower."""
     thresholds: dict[str, float | None]
     """Background threshold by method."""
     parts: dict[str, PartResult]
     num_scenes: int
     seconds: float
     official_counts: tuple[int, ...] = ()
-    """Number of images that published numbers are of, as the benchmark has it."""
+    """Number of images in each official list of the benchmark. Published numbers are of these images."""
 
     def metrics(self) -> dict[str, float]:
-        """Flat names like `seen/miou`, for tracking. Fractions of pixels and classes are in percent."""
+        """Returns metrics for tracking by flat names like `seen/miou`. Shares of pixels and classes are in percent."""
         values: dict[str, float] = {}
         for name, part in self.parts.items():
             metrics = segmentation_metrics(part.confusion)
@@ -87,7 +87,7 @@ class EvaluationReport:
         return values
 
     def summary(self) -> dict[str, Any]:
-        """JSON-safe: what metrics.json holds."""
+        """Returns the content of metrics.json, as JSON-safe values."""
         return {
             "checkpoint": self.checkpoint,
             "step": self.step,
@@ -118,12 +118,12 @@ class EvaluationReport:
 
     @property
     def official_num_images(self) -> int | None:
-        """Of several official lists, the one that was evaluated, else the longest; None where there is none."""
+        """Length of the official list that was evaluated, else of the longest list. None if there is no list."""
         return self.num_scenes if self.num_scenes in self.official_counts else max(self.official_counts, default=None)
 
     @property
     def comparable(self) -> tuple[tuple[str, str], ...]:
-        """(model, mIoU in percent) as papers report them for this benchmark and protocol; none if its rules were
+        """(model, mIoU in percent) as published for this benchmark and protocol. Empty if the protocol's rules were
         changed."""
         if self.protocol == "model" or self.rules_changed:
             return ()
@@ -131,11 +131,11 @@ class EvaluationReport:
 
     @property
     def published(self) -> tuple[tuple[str, str], ...]:
-        """What is comparable, once all images were evaluated."""
+        """The comparable numbers, if all images were evaluated. Empty otherwise."""
         return self.comparable if self.num_scenes == self.official_num_images else ()
 
     def how(self) -> str:
-        """The protocol in a line: what another number must have in common with these to be comparable."""
+        """Describes the protocol in one line: two numbers are comparable only if this line is the same."""
         rules = self.segmentation
         size = "size as it is" if rules.short_side is None else f"short side {rules.short_side}"
         windows = "whole image" if rules.window is None else f"windows of {rules.window}, stride {rules.stride}"
@@ -154,13 +154,13 @@ class EvaluationReport:
 
 
 def image_counts(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Of what metrics.json holds, for tracking: number of images evaluated, and officially where that is known."""
+    """Returns, for tracking, the number of evaluated images, and the official number if known, from metrics.json."""
     counts = {name: summary[name] for name in ("num_images", "official_num_images")}
     return {f"{summary['benchmark']}/{name}": count for name, count in counts.items() if count is not None}
 
 
 def table(report: EvaluationReport) -> str:
-    """Two text tables: parts by metric, and classes by part. Percent."""
+    """Formats two text tables in percent: parts by metric, and classes by part."""
     names = list(report.parts)
     values = report.metrics()
     keys = list(dict.fromkeys(key.split("/", 1)[1] for key in values))
@@ -184,7 +184,7 @@ def table(report: EvaluationReport) -> str:
 
 
 def comparison(summaries: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str]) -> str:
-    """A text table with a row per benchmark, and why others are missing."""
+    """Formats a text table with a row per benchmark and part, and why other benchmarks are missing."""
     keys = ("miou", "oracle_miou", "boundary_miou", "pixel_accuracy")
     rows = []
     for benchmark, summary in summaries.items():
@@ -227,7 +227,7 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
         (out / "predictions").mkdir(exist_ok=True)
         for scene, encoded in scores.predictions.items():
             (out / "predictions" / f"{scene:06d}.png").write_bytes(encoded)
-    # Last: a folder with metrics.json is complete.
+    # Written last: a folder with metrics.json is complete.
     (out / "metrics.json").write_text(json.dumps(report.summary(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -242,7 +242,7 @@ def log_to_mlflow(
     folder: str = "evaluation",
 ) -> None:
     """Adds metrics, the tables and pictures in `out` (not the predictions) and the licence of the weights to an
-    existing run: metrics under evaluation/ at the checkpoint's step, files under `folder`."""
+    existing run. Metrics are logged under evaluation/ at the checkpoint's step, files under `folder`."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, RunTag
 
@@ -261,18 +261,18 @@ def log_to_mlflow(
 
 
 def check_mlflow_run(run_id: str, tracking_uri: str | None) -> None:
-    """ValueError unless MLflow has such a run, which can be written to."""
+    """Raises ValueError if MLflow has no such run, or if it cannot be written to."""
     from mlflow import MlflowClient
 
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, takes minutes, while a user waits
     with one_line(tracking_uri):
         client = MlflowClient(tracking_uri=tracking_uri)
-        # The name it has: only whether the run can be written to is of interest.
+        # Writes the name that the run already has, to check that it can be written to.
         client.set_tag(run_id, "mlflow.runName", client.get_run(run_id).info.run_name)
 
 
 def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: IoU and share of pixels found, of each class and part."""
+    """Returns the header and the rows: IoU and share of pixels found, for each class and part."""
     metrics = {name: segmentation_metrics(part.confusion) for name, part in report.parts.items()}
     header = ["class", *(f"{name} {what}" for name in metrics for what in ("IoU", "found"))]
 

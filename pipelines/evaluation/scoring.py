@@ -1,6 +1,6 @@
-"""Scores scenes: what one worker of an evaluation does, and the sum over all of them.
+"""Scores scenes in the workers of an evaluation, and sums the scores over all workers.
 
-Sums are of whole pixels, so they can be added in any order.
+The sums count whole pixels, so they can be added in any order.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pipelines.evaluation.workers import ModelWorkers
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to segment, tried at one or more background thresholds."""
+    """A way to segment, scored at one or more background thresholds."""
 
     name: str
     segmentation: SegmentationConfig
@@ -37,12 +37,12 @@ class Method:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneResult:
-    """How well one scene was segmented: for comparing models scene by scene."""
+    """Scores of one scene, to compare models scene by scene."""
 
     sample_id: str
     part: str
     mean_iou: float
-    """Over the classes that are in its truth or predicted; NaN where all of it is ignored."""
+    """Mean over the classes that are in the ground truth or predicted; NaN if all pixels are ignored."""
     pixel_accuracy: float
 
 
@@ -52,19 +52,19 @@ class Scores:
 
     num_scenes: int = 0
     confusion: dict[tuple[str, str], NDArray[np.int64]] = dataclasses.field(default_factory=dict)
-    """[num_thresholds, C, C] for every method."""
+    """Confusion matrices [num_thresholds, C, C] by part and method."""
     oracle: dict[str, NDArray[np.int64]] = dataclasses.field(default_factory=dict)
-    """[C, C] by part, of the best labels the last stage's groups allow."""
+    """Confusion matrices [C, C] by part, of the best labels that the groups of the last stage allow."""
     boundary: dict[str, NDArray[np.int64]] = dataclasses.field(default_factory=dict)
-    """[C, 2] by part, of the first method: intersections and unions near the edges of masks."""
+    """Intersections and unions near the edges of masks [C, 2] by part, of the first method."""
     scenes: dict[int, "SceneResult"] = dataclasses.field(default_factory=dict)
-    """By scene, of the first method."""
+    """Results of the first method, by scene."""
     usage: dict[int, list[GroupUsage]] = dataclasses.field(default_factory=dict)
-    """By scene: one entry per grouping stage. Not summed on the way, since sums of fractions depend on their order."""
+    """Use of groups by scene, one entry per grouping stage. Not summed: sums of fractions depend on their order."""
     predictions: dict[int, bytes] = dataclasses.field(default_factory=dict)
-    """By scene: PNG of class indexes, of the first method at its first threshold."""
+    """PNGs of class indexes by scene, of the first method at its first threshold."""
     examples: dict[tuple[str, int], Example] = dataclasses.field(default_factory=dict)
-    """Pictures to draw, by part and scene."""
+    """Examples to draw, by part and scene."""
 
     def add(self, other: "Scores") -> None:
         self.num_scenes += other.num_scenes
@@ -82,25 +82,25 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be found out about a data set."""
+    """How to score a data set."""
 
     dataset: SegmentationDataset
     methods: tuple[Method, ...]
     details: bool
-    """Whether the oracle, boundaries, the use of groups, and predictions are wanted too, of the first method."""
+    """Whether to add the oracle, boundaries, use of groups, and predictions of the first method."""
     drawn: frozenset[int] = frozenset()
-    """Scenes kept as examples."""
+    """Scenes to keep as examples."""
     batch_size: int | None = None
-    """Windows that go through the image tower together on a GPU; None: 32."""
+    """Number of windows in one batch of the image tower on a GPU. None: 32."""
     precision: Precision = "float32"
-    """What the image tower computes in."""
+    """Precision of the image tower."""
 
 
 SCENES_PER_BLOCK = 16
 
 
 def score_all(workers: ModelWorkers, task: Task, chosen: Sequence[int], progress: ProgressLine | None = None) -> Scores:
-    """Sums over the chosen scenes, by workers made of `Scorer`. ValueError for a scene that cannot be read."""
+    """Returns the sums over the chosen scenes. `workers` run `Scorer`. Raises ValueError for an unreadable scene."""
     total = Scores()
     with progress or contextlib.nullcontext():
         for _, scores in workers.each(Scorer.score, task, task.dataset.blocks(chosen, SCENES_PER_BLOCK)):
@@ -111,7 +111,7 @@ def score_all(workers: ModelWorkers, task: Task, chosen: Sequence[int], progress
 
 
 class Scorer:
-    """Holds a model; scores blocks of scenes."""
+    """Holds a model and scores blocks of scenes."""
 
     def __init__(self, model: GroupViT, *, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(num_threads)
@@ -121,7 +121,7 @@ class Scorer:
         self._embedded: dict[tuple[tuple[str | tuple[str, ...], ...], tuple[str, ...]], Tensor] = {}
 
     def score(self, task: Task, block: Any) -> Scores:
-        """Reads and scores a block. ValueError for a scene that cannot be read."""
+        """Reads and scores a block. Raises ValueError for a scene that cannot be read."""
         scenes = list(task.dataset.read(block))
         total = Scores(num_scenes=len(scenes))
         for method in task.methods:
@@ -168,14 +168,14 @@ class Scorer:
         return Words.of(self._model, self._embeddings(task.dataset.words, templates), background, segmentation)
 
     def _embeddings(self, words: tuple[str | tuple[str, ...], ...], templates: tuple[str, ...]) -> Tensor:
-        """Class embeddings, made once."""
+        """Returns class embeddings, which are computed once."""
         if (words, templates) not in self._embedded:
             self._embedded[words, templates] = class_embeddings(self._model, self._tokenizer, words, templates)
         return self._embedded[words, templates]
 
 
 def mean_usage(usage: Mapping[int, Sequence[GroupUsage]], scenes: Sequence[int]) -> list[GroupUsage]:
-    """The means over scenes, in the order given: one per grouping stage."""
+    """Returns the mean over the scenes, in the given order, for each grouping stage."""
     return [GroupUsage.mean(stage) for stage in zip(*(usage[scene] for scene in scenes), strict=True)]
 
 

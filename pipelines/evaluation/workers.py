@@ -1,4 +1,4 @@
-"""Actors on a Ray cluster that each hold a copy of a model, and take pieces of work as they get free."""
+"""Actors on a Ray cluster. Each holds a copy of a model and takes the next piece of work when it is free."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,20 +16,20 @@ from groupvit.precision import emulation_warning, resolve_precision
 from pipelines.cluster.session import check_room, ray_cluster
 
 Worker = Callable[..., Any]
-"""A class whose instances do the work: `Worker(model, num_threads=..., device=...)`; `device` says where."""
+"""A class whose instances do the work: `Worker(model, num_threads=..., device=...)`. Instances have a `device`."""
 
 
 @dataclass(frozen=True)
 class ModelWorkers:
-    """The actors and the model they share. One that dies is replaced, and its piece done again."""
+    """The actors and the model that they share. An actor that dies is restarted, and its piece of work is repeated."""
 
     actors: Sequence[Any]
     model: ray.ObjectRef
 
     def each(self, method: Callable[..., Any], shared: Any, pieces: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """(index, `method(worker, shared, piece)`) of each piece, as they get done. `shared` is sent once.
+        """Yields (index, `method(worker, shared, piece)`) for each piece as it finishes. `shared` is sent once.
 
-        What a worker found wrong is raised as it is by the context of the workers.
+        The context of the workers raises the error of a worker unchanged.
         """
         pool: Any = ActorPool(list(self.actors))
         reference = ray.put(shared)
@@ -39,7 +39,7 @@ class ModelWorkers:
 
 
 def resolved_precision(workers: ModelWorkers, choice: PrecisionChoice) -> Precision:
-    """The precision that `choice` means where the workers compute; a warning is printed where it is emulated there."""
+    """Returns the precision that `choice` means on the workers' device. Prints a warning if that device emulates it."""
     [(_, (precision, warning))] = workers.each(_resolve, choice, [None])
     if warning is not None:
         print(warning, file=sys.stderr)
@@ -55,8 +55,10 @@ def _resolve(worker: Any, choice: PrecisionChoice, _: None) -> tuple[Precision, 
 def model_workers(
     worker: Worker, model: GroupViT, num_workers: int, *, cpus_per_worker: int = 1, gpus_per_worker: float = 0.0
 ) -> Iterator[ModelWorkers]:
-    """Workers for the time of the context. ValueError when there are more than the cluster can place, or for what
-    one of them found wrong."""
+    """Yields workers, which are killed at the end of the context.
+
+    Raises ValueError if the cluster has no room for them, and the ValueError of a worker.
+    """
     with ray_cluster():
         each = {"CPU": cpus_per_worker} | ({"GPU": gpus_per_worker} if gpus_per_worker else {})
         check_room("num_workers", num_workers, each, ray.cluster_resources(), "the Ray cluster")
@@ -65,7 +67,7 @@ def model_workers(
             num_gpus=gpus_per_worker,
             max_restarts=3,
             max_task_retries=3,
-            # Anywhere: not where the caller is held, which for a trial of a sweep has no room for others.
+            # Anywhere: in a sweep, the placement group of the calling trial has no room for other actors.
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # type: ignore[arg-type]
         )(_ModelWorker)
         device = "cuda" if gpus_per_worker else "cpu"
@@ -78,7 +80,7 @@ def model_workers(
 
 
 class _ModelWorker:
-    """A worker in an actor. The model comes with each piece and is read once, so a restarted actor gets it again."""
+    """A worker in an actor. Each call brings the model, which is read once, so a restarted actor gets it again."""
 
     def __init__(self, worker: Worker, num_threads: int, device: str) -> None:
         self._make, self._num_threads, self._device = worker, num_threads, device
@@ -87,7 +89,7 @@ class _ModelWorker:
     def do(
         self, model: list[ray.ObjectRef], method: Callable[..., Any], shared: Any, index: int, piece: Any
     ) -> tuple[int, Any]:
-        """`model` is a reference in a list, which Ray hands over without reading it."""
+        """Applies `method` to a piece. `model` is a reference in a list, because Ray does not resolve it there."""
         if self._worker is None:
             self._worker = self._make(ray.get(model[0]), num_threads=self._num_threads, device=self._device)
         return index, method(self._worker, shared, piece)

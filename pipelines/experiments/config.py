@@ -1,8 +1,8 @@
-"""Configuration of a pretraining run: what is trained, on which data, how, and where it is recorded.
+"""Configuration of a pretraining run: the model, its data, the training, and where it is recorded.
 
-An experiment is a function that returns an `ExperimentConfig` (pipelines/experiments/catalogue.py); flags of the
-command line override single fields. Configs are frozen; `validate` checks what spans several fields, once, on the
-driver, before Ray starts.
+An experiment is a function that returns an `ExperimentConfig` (pipelines/experiments/catalogue.py). Flags on the
+command line override single fields. Configs are frozen. `validate` checks the rules across fields once, on the driver,
+before Ray starts.
 """
 
 import dataclasses
@@ -24,131 +24,134 @@ from pipelines.local.folder_names import check_folder_name
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which samples, in which proportion and order."""
+    """The samples, their proportions and their order."""
 
     sources: tuple[str, ...] = ()
-    """Dataset folders (each holds dataset.json): local paths or s3:// URIs. In short, with the two fields below:
-    --data [NAME=]URI[:WEIGHT], once for each. An existing folder like year=2020/train has no NAME before it."""
+    """Dataset folders (each holds dataset.json): local paths or s3:// URIs. --data [NAME=]URI[:WEIGHT], once per
+    source, is short for this field, `weights` and `names`. An existing folder like year=2020/train is read as a URI
+    without a NAME."""
     weights: tuple[float, ...] | None = None
-    """Share of each source in the mixture, in the order of `sources`; any positive scale. None: by size, as the paper
-    does."""
+    """Weight of each source in the mixture, in the order of `sources`: positive numbers of any scale. None: by size, as
+    in the paper."""
     names: tuple[str, ...] | None = None
-    """What the sources are called in records. None: the last part of each URI."""
+    """Names of the sources in records. None: the last part of each URI."""
     seed: int = 0
-    """Fixes the order of samples and every draw of augmentation and prompts."""
+    """Seed of the sample order and of every random draw in augmentation and prompts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestConfig:
-    """How samples become slices: decoded, augmented, tokenised by Ray Data tasks."""
+    """How Ray Data tasks decode, augment and tokenise samples to make slices."""
 
     slice_size: int = 256
-    """Samples of one slice: the unit Ray Data ships and the micro-batch of a worker. Gradients are those of the whole
-    global batch whatever the slice size; it sets the memory a worker needs."""
+    """Number of samples in a slice, the unit that Ray Data ships and the micro-batch of a worker. It determines the
+    memory of a worker, but not the gradients: those are always of the global batch."""
     window_size: int = 1024
-    """Samples of one window of the sample order: one process reads, decodes and permutes it. A multiple of
-    `slice_size`."""
+    """Number of samples in a window of the sample order. One process reads, decodes and permutes a window. Must be a
+    multiple of `slice_size`."""
     augmentation: Literal["deit", "crop_flip"] = "deit"
-    """`deit`: RandAugment and random erasing (the paper); `crop_flip`: random resized crop and flip only."""
+    """`deit`: RandAugment and random erasing (the paper). `crop_flip`: random resized crop and flip only."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random crop, as a share of the image."""
+    """Smallest and largest area of the random crop, as a share of the image."""
     color_jitter: float = 0.0
-    """Largest change of brightness, contrast and saturation, with `crop_flip`. `deit` has RandAugment instead."""
+    """Largest change of brightness, contrast and saturation, with `crop_flip`. `deit` uses RandAugment instead."""
     prompt_templates: Literal["clip", "plain"] = "clip"
-    """`clip`: CLIP's 80 templates (the paper). `plain`: "a photo of a {}." alone; equal nouns then make equal prompts,
-    which are encoded once, and small text towers need not learn what the templates have in common."""
+    """`clip`: CLIP's 80 templates (the paper). `plain`: only "a photo of a {}.". Equal nouns then give equal prompts,
+    which are encoded once, and a small text tower need not learn what the templates have in common."""
     prompt_padding: Literal["caption", "nouns"] = "caption"
-    """What fills up where a caption has fewer nouns than there are prompts: the caption (the paper), or its nouns
-    again, which says nothing that is not in the image."""
+    """What to add if a caption has fewer nouns than there are prompts: the caption (the paper), or its nouns again,
+    which add nothing that is not in the image."""
     max_processes: int | None = None
-    """Processes that read, one CPU each; fewer while training is the slower part. None: as many as the cluster has CPUs
-    beside training and evaluation when the workers start."""
+    """Largest number of reading processes, one CPU each. Fewer run while training is slower than reading. None: the
+    number of CPUs that training and evaluation leave free when the workers start."""
     prefetch_slices: int = 2
-    """Slices held ready beside each worker."""
+    """Number of slices held ready for each worker."""
     max_corrupt_fraction: float = 0.01
-    """Share of corrupt images (counted, replaced by other samples of the window) above which the run stops."""
+    """Share of corrupt images above which the run stops. Each is counted, and replaced by another sample of its
+    window."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The run: length, workers, precision, checkpoints."""
+    """Length, workers, precision and checkpoints of the run."""
 
     num_steps: int = 209_910
     """Optimiser steps of the whole run."""
     global_batch_size: int = 4096
-    """Samples per optimiser step over all workers; every one is a negative for every other."""
+    """Number of samples per optimiser step over all workers. Each one is a negative for every other."""
     seed: int = 0
-    """Fixes the initial weights, and the model's noise (Gumbel, stochastic depth) at every step."""
+    """Seed of the initial weights and of the model's noise (Gumbel, stochastic depth) at every step."""
     num_workers: int = 1
-    """Training processes. Changing it changes neither the batches nor, beyond rounding, the result."""
+    """Number of training processes. It changes neither the batches nor, beyond rounding, the result."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: GPUs if the cluster has any. One worker uses one GPU (nccl) or `cpus_per_worker` CPUs (gloo)."""
     cpus_per_worker: int = 1
-    """CPUs reserved for, and threads used by, a worker."""
+    """Number of CPUs reserved for a worker, and of threads that it uses."""
     gpus_per_worker: float = 1.0
-    """GPUs reserved for a worker, where workers use GPUs. A share, like 0.25, puts several on one GPU, for small
-    models: they share its memory."""
+    """Number of GPUs reserved for a worker, if workers use GPUs. A fraction like 0.25 puts several workers of a small
+    model on one GPU, where they share its memory."""
     precision: PrecisionChoice = "auto"
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `auto`: bfloat16
-    where every worker's device computes it natively, else float32; chosen at the first start, and kept."""
+    if every worker's device computes it natively, else float32. The first start chooses, and later ones keep it."""
     compile: bool = False
-    """Compile the towers with torch.compile: minutes at the start, faster steps on GPUs."""
+    """Whether to compile the towers with torch.compile: it takes minutes at the start, and speeds up steps on GPUs."""
     ema_decay: float | None = None
-    """Keep an exponential moving average of the weights and save it as the model. None: off (the paper)."""
+    """Decay of an exponential moving average of the weights, which is saved as the model. None: off (the paper)."""
     runs_folder: str = "runs"
-    """Where runs are kept, one folder per run: a local path or s3:// URI; every worker must reach it."""
+    """Folder of the runs, with one folder per run: a local path or s3:// URI that every worker can reach."""
     run_name: str | None = None
-    """Name of the run. The same name continues the run where its last checkpoint left it. None: the experiment's
-    name."""
+    """Name of the run. The same name resumes the run from its last checkpoint. None: the experiment's name."""
     checkpoint_every_n_steps: int = 1000
     keep_checkpoints: int | None = 3
-    """Newest checkpoints kept. None: all."""
+    """Number of newest checkpoints to keep. None: all."""
     log_every_n_steps: int = 10
-    """Cadence of the progress line and of the metrics."""
+    """Number of steps between two progress lines and between two records of metrics."""
     max_failures: int = 3
-    """Times the workers are restarted from the last checkpoint after one died."""
+    """Largest number of restarts of the workers from the last checkpoint after one died."""
     show_ray_logs: bool = False
-    """Show what Ray's processes log, too: for finding out why something does not start."""
+    """Whether to show the logs of Ray's processes, too, to find out why something does not start."""
     record_samples: str | None = None
-    """Folder for the sample ids each worker consumed at each step (jsonl), to check the order of a run. None: off."""
+    """Folder for the ids of the samples that each worker consumes at each step (jsonl), to check a run's sample order.
+    None: off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where metrics go."""
+    """Where metrics are recorded."""
 
     uri: str | None = "default"
-    """MLflow server or database. `default`: MLFLOW_TRACKING_URI if set, else SQLite file mlflow.db in `runs_folder`.
-    None: off."""
+    """MLflow server or database. `default`: MLFLOW_TRACKING_URI if set, else the SQLite file mlflow.db in
+    `runs_folder`. None: off."""
     experiment: str = "groupvit"
-    """MLflow experiment the run belongs to."""
+    """MLflow experiment of the run."""
     system_metrics_every_n_seconds: float | None = 10.0
-    """Cadence of CPU, memory, disk, network and GPU metrics. None: off."""
+    """Number of seconds between records of CPU, memory, disk, network and GPU use. None: off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Evaluation while the run trains, by workers of its own: the training does not wait for it."""
+    """Evaluation while the run trains, on separate workers. The training does not wait for it."""
 
     every_n_steps: int | None = None
-    """Checkpoints of these steps and the last one are evaluated (`--evaluate-every-n-steps` is short for this flag).
-    None: off."""
+    """Number of steps between two evaluated checkpoints; the last one is evaluated, too. `--evaluate-every-n-steps` is
+    short for this flag. None: off."""
     benchmark: BenchmarkName = "scenes"
-    """As for `groupvit evaluate`, and so are the next fields."""
+    """Benchmark to evaluate, as for `groupvit evaluate`."""
     root: str = ""
     """Folder of the benchmark's data: a local path or s3:// URI that every node can read."""
     protocol: Protocol | None = None
+    """Evaluation protocol, as for `groupvit evaluate`."""
     calibration: str | None = None
-    """Scenes on which the background threshold is chosen, anew for every checkpoint."""
+    """Folder of scenes on which the background threshold is chosen, for every checkpoint again."""
     max_scenes: int | None = None
-    """Scenes used of each part. None: all."""
+    """Number of scenes used from each part. None: all."""
     num_pictures: int = 4
-    """Scenes drawn of each part."""
+    """Number of scenes drawn from each part."""
     num_workers: int = 1
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
     registered_model: str | None = "default"
-    """Name under which the best checkpoint is registered in MLflow when the run has ended. `default`: the experiment's
+    """Name under which the best checkpoint is registered in MLflow at the end of the run. `default`: the experiment's
     name. None: not registered."""
 
 
@@ -167,7 +170,7 @@ class ExperimentConfig:
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     segmentation: SegmentationConfig = dataclasses.field(default_factory=SegmentationConfig)
-    """How the model segments; kept in its checkpoints, used by `evaluate` and `segment`."""
+    """How the model segments. Stored in its checkpoints; used by `evaluate` and `segment`."""
 
     @property
     def run_name(self) -> str:
@@ -175,18 +178,18 @@ class ExperimentConfig:
 
     @property
     def slices_per_step(self) -> int:
-        """G of the sample order: slices of one optimiser step over all workers."""
+        """Number of slices per optimiser step over all workers: G of the sample order."""
         return self.training.global_batch_size // self.ingest.slice_size
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Slices one worker consumes per optimiser step."""
+        """Number of slices that one worker consumes per optimiser step."""
         return self.slices_per_step // self.training.num_workers
 
 
 def validate(config: ExperimentConfig) -> None:
-    """ValueError for the first rule that `config` breaks: one line that names the field, its value and what would be
-    right."""
+    """Raises ValueError for the first rule that `config` breaks: one line with the field, its value, and what to give
+    instead."""
     data, ingest, training, evaluation = config.data, config.ingest, config.training, config.evaluation
     for name, value, least in (
         ("training.num_steps", training.num_steps, 1),
@@ -269,7 +272,7 @@ def validate(config: ExperimentConfig) -> None:
 
 
 def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
-    """The fields that a run cannot change on the way; the others (workers, cadences, ...) may differ at every start."""
+    """Returns the fields that a run cannot change. The others (workers, cadences, ...) may differ at every start."""
     training = ("num_steps", "global_batch_size", "seed", "precision", "ema_decay")
     free_ingest = ("max_processes", "prefetch_slices", "max_corrupt_fraction")
     values = flatten(to_dict(config))
