@@ -1,1 +1,1 @@
-"""Checkpoints in and out: other formats, and MLflow's registry."""
+"""Imports and exports checkpoints: other formats, and MLflow's registry."""

@@ -1,4 +1,4 @@
-"""Gives a checkpoint away: to Hugging Face's transformers, as ONNX, or under the names of the released checkpoints.
+"""Exports a checkpoint: for Hugging Face's transformers, as ONNX, or with the names of the released checkpoints.
 
     groupvit export --checkpoint runs/demo --to hf --out exported/hf
     groupvit export --checkpoint runs/demo --to onnx --out exported/onnx
@@ -32,20 +32,20 @@ METADATA_FILE = "metadata.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Which checkpoint is exported, to what, and where it goes."""
+    """Exports a checkpoint to another format."""
 
     checkpoint: str
-    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""
     to: Literal["hf", "onnx", "official"]
     """`hf`: a folder for `transformers.GroupViTModel.from_pretrained`, with tokeniser and image processor. `onnx`: both
-    encoders as graphs of free batch and image size. `official`: the names of the released checkpoints, as .pth and as
+    encoders as graphs with any batch and image size. `official`: the names of the released checkpoints, as .pth and as
     .safetensors."""
     out: str
-    """Folder that is made, which must not exist yet: a local path or s3:// URI."""
+    """Folder to create. It must not exist yet: a local path or s3:// URI."""
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Writes the folder and returns a summary. ValueError for what the user got wrong."""
+    """Writes the folder and returns a summary. Raises ValueError for invalid arguments or an invalid checkpoint."""
     with new_folder(config.out, last=CARD_FILE) as folder:
         with local_checkpoint(config.checkpoint) as source:
             model, state = load(source), load_state(source)

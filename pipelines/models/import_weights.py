@@ -1,10 +1,10 @@
-"""Makes a checkpoint of weights from elsewhere.
+"""Imports weights: makes a checkpoint from released weights or from a Hugging Face folder.
 
     groupvit import-weights group_vit_gcc_yfcc_30e.pth --out checkpoints/released
     groupvit import-weights FOLDER_OF_HUGGING_FACE --out s3://models/groupvit
 
-The checkpoint is one like any other: `evaluate`, `segment` and `export` take it. The licence of the weights goes with
-it, in state.json and on its card.
+`evaluate`, `segment` and `export` accept the result like any other checkpoint. It holds the licence of the weights in
+state.json and on its card.
 """
 
 import dataclasses
@@ -30,42 +30,44 @@ from pipelines.models.new_folder import new_folder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportWeightsConfig:
-    """Whose weights become a checkpoint, and where it goes."""
+    """Makes a checkpoint from imported weights."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """A checkpoint file with the released names (.pth, or .safetensors), or a folder of Hugging Face's GroupViTModel
+    """File with the names of the released checkpoints (.pth or .safetensors), or folder of Hugging Face's GroupViTModel
     (config.json and model.safetensors or pytorch_model.bin): a local path or s3:// URI."""
     out: str
-    """Folder of the checkpoint, which must not exist yet: a local path or s3:// URI."""
+    """Folder of the new checkpoint. It must not exist yet: a local path or s3:// URI."""
     num_heads: tuple[int, ...] | None = None
-    """Attention heads per stage of the image encoder, like 6 6 6: a file with the released names does not tell. None:
-    one for every 64 channels."""
+    """Number of attention heads in each stage of the image encoder, e.g. 6 6 6. A file with the released names does not
+    contain it. None: one head per 64 channels."""
     license: Annotated[str | None, tyro.conf.arg(aliases=["--licence"])] = None
-    """Licence notice of the weights. None: what the source says of itself; where it says nothing, that of the released
-    weights, which is non-commercial."""
+    """Licence notice of the weights. None: the notice in the source, or else that of the released weights, which is
+    non-commercial."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-    """What was found at the source."""
+    """Weights that were read from the source."""
 
     model: GroupViT
     kind: Literal["official", "hugging_face"]
     file: Path
-    """The file of the weights, on this machine."""
+    """Local file of the weights."""
     license: str | None
-    """As the source states it."""
+    """Licence notice in the source, or None."""
 
 
 def import_weights(config: ImportWeightsConfig) -> dict[str, Any]:
-    """Reads the source, writes the checkpoint with its card, and returns a summary. ValueError for what the user got
-    wrong."""
+    """Reads the source, writes the checkpoint with its card, and returns a summary.
+
+    Raises ValueError for invalid arguments or invalid weights.
+    """
     with new_folder(config.out, last=checkpoint.STATE_FILE) as folder:
         with _local(config.source) as path:
             try:
                 source = _read(path, config.num_heads)
             except ValueError as error:
-                reason = str(error).replace(str(path), config.source)  # not the copy of what lies elsewhere
+                reason = str(error).replace(str(path), config.source)  # name the source, not its local copy
                 raise ValueError(reason if config.source in reason else f"{config.source}: {reason}") from None
             digest = _sha256(source.file)
         notice = config.license or source.license or RELEASED_NOTICE
@@ -105,7 +107,7 @@ def _read(path: Path, num_heads: tuple[int, ...] | None) -> _Source:
 
 @contextmanager
 def _local(source: str) -> Iterator[Path]:
-    """The source's file or folder on this machine, downloaded for the time of the context if it lies elsewhere."""
+    """Yields the local path of the source's file or folder. A remote one is downloaded for the time of the context."""
     if "://" not in source:
         path = Path(source).expanduser()
         if not path.exists():

@@ -1,11 +1,11 @@
-"""A checkpoint as an MLflow model: what goes in, what comes out, and which files the model is.
+"""A checkpoint as an MLflow model: its inputs, its outputs and its files.
 
-Input, a row per image: `image`, the bytes of a JPEG, PNG, WebP, GIF or BMP file, and `classes`, words with commas
-between them. Output, row by row: `labels_png`, a PNG of indexes into `names`; `names`, the words, after "background"
-where there is one; `shares`, the fraction of the pixels with each name. Parameters as of `groupvit segment`.
+Input, one row per image: `image`, the bytes of a JPEG, PNG, WebP, GIF or BMP file, and `classes`, words separated by
+commas. Output, one row per image: `labels_png`, a PNG of indexes into `names`; `names`, the words, after "background"
+if there is one; `shares`, the fraction of the pixels with each name. Parameters as in `groupvit segment`.
 
-The model's folder holds the weights, the state of the checkpoint, the `groupvit` package, and `served_model.py`,
-which puts them to use. Nothing is pickled, and neither this repository nor the training data is needed to load it.
+The model's folder holds the weights, the state of the checkpoint, the `groupvit` package, and `served_model.py`, which
+runs them. Nothing is pickled. Loading the model needs neither this repository nor the training data.
 """
 
 import io
@@ -43,7 +43,7 @@ SIGNATURE = ModelSignature(
     params=ParamSchema(
         [
             ParamSpec("background", DataType.boolean, True),
-            ParamSpec("background_threshold", DataType.double, None),  # None: as the model's protocol says
+            ParamSpec("background_threshold", DataType.double, None),  # None: as in the model's protocol
         ]
     ),
 )
@@ -65,7 +65,7 @@ labels = np.array(Image.open(io.BytesIO(found.labels_png)))  # [H, W]
 
 Licence of the weights: {license}.
 """
-"""Markdown that stands with a version."""
+"""Markdown description of a registered version."""
 
 _THIRD_PARTY = (
     "mlflow",
@@ -79,16 +79,16 @@ _THIRD_PARTY = (
     "simplejpeg",
     "scipy",
 )
-"""What `served_model.py` and the part of `groupvit` behind it import."""
+"""Packages that `served_model.py` and the parts of `groupvit` it uses import."""
 
 
 def requirements() -> list[str]:
-    """pip requirements of the model: what it was saved with, without the kind of machine (`+cpu`)."""
+    """Returns pip requirements of the model: the installed versions, without the kind of machine (`+cpu`)."""
     return [f"{name}=={version(name).partition('+')[0]}" for name in _THIRD_PARTY]
 
 
 def input_example() -> tuple[pd.DataFrame, dict[str, Any]]:
-    """A drawn image with its words, and a parameter."""
+    """Returns a drawn image with its words, and a parameter."""
     image = Image.new("RGB", (96, 64), (120, 170, 220))
     pen = ImageDraw.Draw(image)
     pen.rectangle((0, 44, 96, 64), fill=(70, 140, 60))
@@ -101,16 +101,17 @@ def input_example() -> tuple[pd.DataFrame, dict[str, Any]]:
 
 @contextmanager
 def saved_model(checkpoint: Path, model: Model, metadata: Mapping[str, str]) -> Iterator[Path]:
-    """The folder of an MLflow model made of a checkpoint's folder, for the time of the context.
+    """Yields the folder of an MLflow model made from a checkpoint's folder. It is deleted after the context.
 
-    `model` gets what MLflow records of it, `metadata` included. ValueError if it is no checkpoint, or damaged.
+    `model` receives MLflow's records of it, including `metadata`. Raises ValueError if the checkpoint is missing or
+    damaged.
     """
     state = load_state(checkpoint)
     segmentation = protocol_of("model", load(checkpoint), state)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
         folder.mkdir()
-        shutil.copyfile(checkpoint / MODEL_FILE, folder / MODEL_FILE)  # and not the optimiser's state
+        shutil.copyfile(checkpoint / MODEL_FILE, folder / MODEL_FILE)  # without the optimiser's state
         (folder / STATE_FILE).write_text(json.dumps(_without_credentials(state), indent=2) + "\n", encoding="utf-8")
         script = shutil.copy(Path(__file__).with_name("served_model.py"), temporary)  # MLflow records its path
         mlflow.pyfunc.save_model(
@@ -129,7 +130,7 @@ def saved_model(checkpoint: Path, model: Model, metadata: Mapping[str, str]) -> 
 
 
 def _without_credentials(value: Any) -> Any:
-    """JSON values with their texts redacted: a config may hold the URI of a tracking server with a password in it."""
+    """Redacts the strings in JSON values: a config may hold the URI of a tracking server with a password."""
     if isinstance(value, dict):
         return {key: _without_credentials(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A folder that a command makes: it appears whole, on disk or in object storage, and never over another one."""
+"""Creates a command's output folder, on disk or in object storage. It appears complete, and replaces no other one."""
 
 import errno
 import os
@@ -14,14 +14,14 @@ from pipelines.local.writable import check_writable
 
 @contextmanager
 def new_folder(uri: str, *, last: str) -> Iterator[Path]:
-    """A path on this machine where the caller makes a folder of files; after the context they are at `uri`.
+    """Yields a local path where the caller creates a folder of files. After the context, the files are at `uri`.
 
-    On disk the folder appears by a rename; in object storage the file `last` is uploaded after all others. If the
-    context is left by an exception, nothing appears.
+    On disk, the folder appears by a rename. In object storage, the file `last` is uploaded after all others. If the
+    context ends with an exception, nothing appears.
 
     Raises:
-        ValueError: there is a file at `uri`, or a folder that is not empty, or it cannot be written; also when another
-            command made it in the time of the context.
+        ValueError: `uri` is a file or a folder that is not empty, or it cannot be written, or another command created
+            it during the context.
     """
     uri = storage.absolute(uri)
     is_local = "://" not in uri

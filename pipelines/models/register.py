@@ -1,8 +1,8 @@
-"""Registers a checkpoint as a model in MLflow, by hand.
+"""Registers a checkpoint as a model in MLflow.
 
     groupvit register --checkpoint runs/demo --name groupvit --tracking-uri http://localhost:5000
 
-It is then there for everyone who knows the server: `mlflow.pyfunc.load_model("models:/groupvit@best")`.
+Everyone who can reach the server can then load it: `mlflow.pyfunc.load_model("models:/groupvit@best")`.
 """
 
 import contextlib
@@ -25,27 +25,27 @@ from pipelines.tracking.errors import one_line
 from pipelines.tracking.places import artifacts_beside, check_database
 
 WEIGHTS_TAG = "groupvit.weights_sha256"
-"""MLflow tag of runs that exist for a registered checkpoint alone: which weights those are."""
+"""MLflow tag of runs that hold only a registered checkpoint: the SHA-256 of its weights."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegisterConfig:
-    """Which checkpoint is registered, as what, and where. Doing it again registers nothing new."""
+    """Registers a checkpoint as a model in MLflow. A second call with the same weights registers nothing new."""
 
     checkpoint: str
-    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""
     name: str
-    """Registered model that gets a version; it is made if there is none."""
+    """Registered model that receives a version. It is created if it does not exist."""
     alias: str | None = "best"
-    """Name for this version from now on, as in models:/NAME@best. None: it has none but its number."""
+    """Alias that points to this version from now on, as in models:/NAME@best. None: no alias."""
     mlflow_run: str | None = None
-    """Id of the MLflow run the model belongs to, which `pretrain` reports. None: a run is made for it."""
+    """Id of the MLflow run of the model, as reported by `pretrain`. None: a run is created for it."""
     tracking_uri: str | None = None
     """MLflow server or database. None: MLFLOW_TRACKING_URI."""
 
 
 def register(config: RegisterConfig) -> dict[str, Any]:
-    """Registers the model, prints where it is, returns a summary. ValueError for what the user got wrong."""
+    """Registers the model, prints its URI, and returns a summary. Raises ValueError for invalid arguments."""
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise ValueError(
@@ -53,7 +53,7 @@ def register(config: RegisterConfig) -> dict[str, Any]:
             "http://localhost:5000 or sqlite:///runs/mlflow.db"
         )
     check_database(uri, "tracking_uri")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # seven take minutes, and someone waits
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, takes minutes, while a user waits
     with local_checkpoint(config.checkpoint) as folder:
         state = load_state(folder)
         step, notice = state.get("step"), license_of(state)
@@ -77,7 +77,7 @@ def register(config: RegisterConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _run(config: RegisterConfig, uri: str, folder: Path) -> Iterator[str]:
-    """The id of the run that is given; without one, of a run that exists for these weights alone, which ends here."""
+    """Yields the id of the given run. Without one, yields the id of a run for only these weights, and ends that run."""
     if config.mlflow_run is not None:
         yield config.mlflow_run
         return
@@ -94,7 +94,7 @@ def _run(config: RegisterConfig, uri: str, folder: Path) -> Iterator[str]:
 
 
 def _run_of(client: MlflowClient, uri: str, folder: Path, checkpoint: str) -> str:
-    """The run that exists for these weights; made if there is none."""
+    """Finds the run that holds only these weights, or creates it. Returns its id."""
     with (folder / MODEL_FILE).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     name = TrackingConfig.experiment

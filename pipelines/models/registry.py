@@ -1,6 +1,6 @@
 """Logs a checkpoint as an MLflow model under a run, and registers it.
 
-Nothing here makes a run active or ends one: the run may be written to by another process at the same time.
+No function here makes a run active or ends it, because another process may write to the run at the same time.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from pipelines.tracking.errors import one_line
 from pipelines.tracking.runs import LICENSE_TAG
 
 MIOU_TAG = "groupvit.miou"
-"""MLflow tag of versions: mIoU in percent, the mean over the parts of what was evaluated."""
+"""MLflow tag of versions: mIoU in percent, the mean over the parts of the benchmark."""
 STEP_TAG = "groupvit.step"
-"""MLflow tag of models and versions: the steps the weights were trained for."""
+"""MLflow tag of models and versions: number of training steps of the weights."""
 
 
 def log_model_to_mlflow(
@@ -42,29 +42,30 @@ def log_model_to_mlflow(
     metrics: Mapping[str, float] | None = None,
     license: str | None = None,
 ) -> str:
-    """Logs the model of a checkpoint under an existing run, and registers it if it is given a name for that.
+    """Logs the model of a checkpoint under an existing run, and registers it if `registered_name` is given.
 
-    A second call for the same run and step logs and registers nothing new; what it is given otherwise, metrics and
-    alias, replaces what was there.
+    A second call for the same run and step logs and registers nothing new. Its metrics and its alias replace the
+    earlier ones.
 
     Args:
-        checkpoint_folder: on this machine.
-        tracking_uri: server or database; None: MLFLOW_TRACKING_URI.
-        name: of the logged model, as in `runs:/RUN/NAME`.
-        registered_name: registered model that gets a version; None: none does.
-        alias: that points to this version from now on; None: none does.
-        step: the weights were trained for; None: not known.
-        metrics: of an evaluation, like `seen/miou`, in percent. They go to the run and the model under `evaluation/`;
-            every mIoU is also a tag of the version.
-        license: notice of the weights; None: the one in the checkpoint, if it has one.
+        checkpoint_folder: Local folder of the checkpoint.
+        run_id: Id of the existing run.
+        tracking_uri: MLflow server or database. None: MLFLOW_TRACKING_URI.
+        name: Name of the logged model, as in `runs:/RUN/NAME`.
+        registered_name: Registered model that receives a version. None: the model is not registered.
+        alias: Alias that points to this version from now on. None: no alias.
+        step: Number of training steps of the weights. None: unknown.
+        metrics: Metrics of an evaluation, like `seen/miou`, in percent. They are logged to the run and the model under
+            `evaluation/`. Every mIoU also becomes a tag of the version.
+        license: Licence notice of the weights. None: the one in the checkpoint, if any.
 
     Returns:
-        A URI that `mlflow.pyfunc.load_model` takes: `models:/REGISTERED_NAME/VERSION`, else `models:/MODEL_ID`.
+        A URI for `mlflow.pyfunc.load_model`: `models:/REGISTERED_NAME/VERSION`, else `models:/MODEL_ID`.
 
     Raises:
-        ValueError: no checkpoint, no such run, or MLflow refuses or cannot be reached.
+        ValueError: The checkpoint or the run does not exist, or MLflow refuses or cannot be reached.
     """
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its steps, and a bar for copying two local files
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # hide its progress messages, and a bar for two local files
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if alias is not None and registered_name is None:
         raise ValueError(f"alias={alias} needs a registered model: give registered_name")
@@ -91,9 +92,9 @@ def log_model_to_mlflow(
 
 
 def registered_miou(name: str, alias: str, tracking_uri: str | None) -> float | None:
-    """The mIoU in percent on the version that the alias points to; None if there is no such version, or it has none.
+    """Returns the mIoU in percent of the version that the alias points to. None: no such version, or no mIoU.
 
-    ValueError if MLflow cannot be reached.
+    Raises ValueError if MLflow cannot be reached.
     """
     with one_line(tracking_uri):
         try:
@@ -107,7 +108,7 @@ def registered_miou(name: str, alias: str, tracking_uri: str | None) -> float | 
 
 
 def _logged_model(client: MlflowClient, run: Run, name: str, step: int | None) -> LoggedModel | None:
-    """The complete model of the run and step, if there is one."""
+    """Returns the complete model of the run and step, or None."""
     query = f"source_run_id = '{run.info.run_id}'"
     query += "" if step is None else f" AND tags.`{STEP_TAG}` = '{step}'"
     for model in client.search_logged_models([run.info.experiment_id], query):
@@ -120,7 +121,7 @@ def _logged_model(client: MlflowClient, run: Run, name: str, step: int | None) -
 def _log(
     client: MlflowClient, run: Run, checkpoint: Path, name: str, step: int | None, tags: Mapping[str, str]
 ) -> LoggedModel:
-    """Uploads the model's folder. A model that was not uploaded whole is marked as failed."""
+    """Uploads the model's folder. A model with an incomplete upload is marked as failed."""
     run_id = run.info.run_id
     params = {} if step is None else {"step": str(step)}
     model = client.create_logged_model(
@@ -133,7 +134,7 @@ def _log(
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step or 0)])
         return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     except BaseException:
-        with contextlib.suppress(MlflowException):  # the server may be what failed
+        with contextlib.suppress(MlflowException):  # the server itself may have failed
             client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
         raise
 
@@ -141,8 +142,8 @@ def _log(
 def _log_metrics(
     client: MlflowClient, run_id: str, model: LoggedModel, metrics: Mapping[str, float], step: int
 ) -> None:
-    """Links metrics of the run to the model. Those the run has already are sent with the time they have there, by which
-    MLflow knows them again."""
+    """Links metrics of the run to the model. Existing metrics of the run are sent with the time that they have there,
+    so that MLflow recognises them."""
     now = time.time_ns() // 1_000_000
     linked = []
     for name, value in metrics.items():
@@ -153,7 +154,7 @@ def _log_metrics(
 
 
 def _version(client: MlflowClient, model: LoggedModel, name: str, notice: str | None) -> ModelVersion:
-    """The version of the registered model that is this model; made if there is none."""
+    """Finds the version of the registered model that holds this model, or creates it."""
     try:
         client.create_registered_model(name, description="GroupViT: segments images by words.")
     except MlflowException as error:
@@ -164,16 +165,16 @@ def _version(client: MlflowClient, model: LoggedModel, name: str, notice: str | 
             return version
     version = client.create_model_version(
         name,
-        source=model.artifact_location,  # as models:/ID it would be looked up at the process's tracking URI
+        source=model.artifact_location,  # models:/ID would be resolved at the process's own tracking URI
         run_id=model.source_run_id,
         model_id=model.model_id,
     )
-    # The notice itself could hold what Markdown hides; a tag shows all of it.
+    # Markdown could hide parts of the notice; a tag shows all of it.
     license = UNKNOWN if notice is None else f"see the tag `{LICENSE_TAG}`"
     client.update_model_version(
         name, version.version, DESCRIPTION.format(name=name, version=version.version, license=license)
     )
-    # A server notes on the model what it is registered as; a database that is written to directly does not.
+    # A server adds the registered version to the model's tags. With direct access to a database, nothing does.
     registered = json.loads(client.get_logged_model(model.model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
     if not any(entry["name"] == name and str(entry["version"]) == str(version.version) for entry in registered):
         registered.append({"name": name, "version": version.version})

@@ -1,8 +1,8 @@
-"""The model that MLflow loads: images and words in, a label per pixel out.
+"""The model that MLflow loads: it takes images and words, and returns a label per pixel.
 
-MLflow copies this file into every model and runs the copy wherever the model is loaded, with the `groupvit` package
-of the model's own folder. So it imports that package and MLflow, nothing else of this repository; and no object is
-pickled. `pipelines.models.mlflow_model` writes such models and says what goes in and comes out.
+MLflow copies this file into every model and runs the copy where the model is loaded, with the `groupvit` package in the
+model's own folder. This file therefore imports only that package and MLflow, and nothing else of this repository. No
+object is pickled. `pipelines.models.mlflow_model` writes such models and documents their inputs and outputs.
 """
 
 import threading
@@ -25,17 +25,17 @@ class ServedSegmenter(PythonModel):
     """Segments each row's image by the row's words."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads the checkpoint among the model's files; how images are segmented is the model's config."""
+        """Loads the checkpoint in the model's files. The model's config says how to segment images."""
         segmentation = from_dict(SegmentationConfig, context.model_config["segmentation"])
         self._segmenter = Segmenter(load(context.artifacts["checkpoint"]), segmentation, Tokenizer())
-        self._one_at_a_time = threading.Lock()  # MLflow's server asks from several threads
+        self._one_at_a_time = threading.Lock()  # MLflow's server calls it from several threads
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """A row with `labels_png`, `names` and `shares` for each row with `image` and `classes`.
+        """Returns a row with `labels_png`, `names` and `shares` for each row with `image` and `classes`.
 
-        ValueError, in one line that starts with the row's number, for a row that cannot be segmented.
+        Raises ValueError for a row that cannot be segmented: one line that starts with the row's number.
         """
         params = {"background": True, "background_threshold": None, **(params or {})}
         background, threshold = params["background"], params["background_threshold"]
@@ -56,7 +56,7 @@ class ServedSegmenter(PythonModel):
         )
 
     def _segment(self, image: bytes, classes: str, background: bool, threshold: float | None) -> Segmented:
-        if not isinstance(image, bytes):  # MLflow does not look into a column of objects
+        if not isinstance(image, bytes):  # MLflow does not check the type in a column of objects
             raise ValueError(f"image is {type(image).__name__}: give the bytes of an image file")
         pixels, words = decode_upright(image), parse_words(classes)
         with self._one_at_a_time:

@@ -1,1 +1,1 @@
-"""Images segmented by words, at the command line and in the browser."""
+"""Segments images by words, on the command line and in the browser."""

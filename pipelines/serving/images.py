@@ -1,4 +1,4 @@
-"""Reads the pictures that users point at: upright, of a bounded size, from a disk or object storage."""
+"""Reads the pictures that users name: upright, of a bounded size, from disk or object storage."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from groupvit.decode import decode_upright
 from pipelines import storage
 
 MAX_BYTES = 2**28
-"""Largest file that is read, 268 MB: more than an image of the largest size takes without compression."""
+"""Largest file that is read, 268 MB. An uncompressed image of the largest allowed size is smaller."""
 
 
 def read_picture(uri: str) -> NDArray[np.uint8]:
-    """RGB uint8 [H, W, 3] as a person sees it. ValueError, with the path, for what is no image or too large a one."""
+    """Reads a picture as upright RGB uint8 [H, W, 3]. Raises ValueError with the path if it is invalid or too large."""
     try:
         if "://" not in uri and Path(uri).is_dir():
             raise ValueError(f"image={uri} is a folder: give image files, like {uri.rstrip('/')}/*.jpg")

@@ -3,7 +3,7 @@
 groupvit segment photo.jpg --checkpoint runs/demo --classes "dog, grass" --out segmented
 groupvit segment photos/*.jpg --checkpoint runs/demo --classes "dog, grass" --out segmented --show-groups
 
-Of one image the files lie in `out` itself, of several in a folder each, named after the image.
+The files of a single image are in `out` itself. Several images get a folder each in it, named after the image.
 """
 
 import dataclasses
@@ -35,38 +35,39 @@ from pipelines.runs.checkpoints import local_checkpoint
 from pipelines.serving.images import read_picture
 
 LONGEST_DRAWN = 2048
-"""Pixels of the longer side of overlays and group pictures; labels have the image's own size."""
+"""Largest number of pixels of the longer side of overlays and group pictures. Labels have the image's own size."""
 MAX_TOLD = 5
-"""Images whose failure is told in the last line; all of them are told on the way, and in the result."""
+"""Number of failed images listed in the last line. All of them are printed when they fail, and are in the result."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentConfig:
-    """Which images are segmented by which words, and where pictures go.
+    """Segments images by words.
 
-    Of several images, one that cannot be read does not stop the others: it is told at the end, with exit code 1.
+    If one of several images cannot be read, the others are still segmented. The last line reports it, and the exit code
+    is 1.
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Image files, upright as their camera noted: local paths or s3:// URIs."""
+    """Image files: local paths or s3:// URIs. They are turned upright as their EXIF data says."""
     checkpoint: str
-    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""
     classes: str
-    """Words to look for, with commas between them, like "dog, frisbee, grass"."""
+    """Words to look for, separated by commas, e.g. "dog, frisbee, grass"."""
     out: str = "segmented"
     """Folder, local or s3://, for overlay.png (with a legend, at most 2048 pixels), labels.png (class indexes)
-    and segmentation.json. Several images get a folder each in it, named after the image (then -2, -3 ... where names
-    are equal)."""
+    and segmentation.json. Several images get a folder each in it, named after the image (with -2, -3 ... if names are
+    equal)."""
     protocol: Literal["model", "paper"] = "model"
-    """How images are segmented, as for `evaluate`."""
+    """Protocol of the segmentation, as for `evaluate`."""
     background: bool = True
-    """Whether pixels that suit no word are background. --no-background: every pixel gets one of the words."""
+    """Whether pixels that match no word are background. --no-background: every pixel gets one of the words."""
     background_threshold: float | None = None
-    """Pixels whose best word scores less are background, 0 to 1. None: as the protocol says."""
+    """Pixels are background if the score of their best word is lower than this, 0 to 1. None: the protocol's."""
     precision: PrecisionChoice = "auto"
-    """What the image tower computes in. `auto`: bfloat16 where this CPU has it natively, else float32."""
+    """Precision of the image tower. `auto`: bfloat16 if this CPU computes it natively, else float32."""
     show_groups: bool = False
-    """Also draw the groups the image fell into: groups_stage_1.png and so on, one per grouping stage."""
+    """Whether to draw the image's groups, too: groups_stage_1.png and so on, one per grouping stage."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -80,8 +81,8 @@ class SegmentConfig:
 def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = None) -> dict[str, Any]:
     """Segments the images, writes the folders, prints and returns each class's share of the pixels, in percent.
 
-    `segmentation` replaces the protocol. ValueError for what the user got wrong; PartlyDone, when all is written that
-    can be, if some of several images could not be segmented.
+    `segmentation` replaces the protocol. Raises ValueError for invalid arguments. If some of several images cannot be
+    segmented, raises PartlyDone after the others are written.
     """
     words = parse_words(config.classes)
     check_writable(config.out, "out")
@@ -122,7 +123,7 @@ def segment(config: SegmentConfig, segmentation: SegmentationConfig | None = Non
 
 
 def _folders(config: SegmentConfig) -> list[str]:
-    """Where the files of each image go. Names differ also where file systems do not tell cases apart."""
+    """Returns the output folder of each image. Names differ also on file systems that ignore case."""
     if len(config.images) == 1:
         return [config.out]
     taken: set[str] = set()
@@ -141,7 +142,7 @@ def _folders(config: SegmentConfig) -> list[str]:
 def _summary(
     uri: str, out: str, found: Segmented, config: SegmentConfig, used: SegmentationConfig, precision: Precision
 ) -> dict[str, Any]:
-    """What segmentation.json holds."""
+    """Returns the content of segmentation.json."""
     colours = label_palette(len(found.names), found.has_background)
     shares = (round(100 * share, 2) for share in found.shares)
     return {
@@ -182,7 +183,7 @@ def _print(found: Segmented, heading: str | None) -> None:
     shares: Sequence[tuple[str, float]] = list(zip(found.names, found.shares, strict=True))
     if heading is None:
         print("\n".join(f"{100 * share:6.2f} %  {name}" for name, share in shares))
-    else:  # a line per image
+    else:  # one line per image
         print(f"{heading}: {', '.join(f'{name} {share:.0%}' for name, share in shares if share > 0)}", flush=True)
 
 

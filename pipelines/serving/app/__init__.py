@@ -1,1 +1,1 @@
-"""The page on which images are segmented by words, on Ray Serve."""
+"""The web page that segments images by words, on Ray Serve."""

@@ -1,6 +1,6 @@
-"""What the page is told of an image: a `Segmented` as JSON, with its maps as PNGs that a canvas can read.
+"""Answers of the server to the page: a `Segmented` as JSON, with its maps as PNGs that a canvas can read.
 
-An answer to a request is a status and a JSON body, `{"error": one line}` for what is wrong with the request.
+An answer is an HTTP status and a JSON body. The body for an invalid request is `{"error": one line}`.
 """
 
 import base64
@@ -20,17 +20,17 @@ from groupvit.segmenter import Segmented, Segmenter, check_image
 from groupvit.visualize import encode_labels, label_palette, pixel_groups, ranks_by_size
 
 LONGEST_SIDE = 1024
-"""Of the maps of an answer, in pixels, also for smaller images: edges are then as fine as the page shows them."""
+"""Longer side of an answer's maps in pixels, also for smaller images, so that edges are as fine as the page shows."""
 MAX_SCORES = 2**26
-"""Words times pixels of an answer, a quarter of a GB: with many words its maps are smaller."""
+"""Largest number of words times pixels in an answer (a quarter of a GB). With many words, the maps are smaller."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a visitor asks."""
+    """A visitor's request."""
 
     image: bytes
-    """A whole image file."""
+    """Bytes of an image file."""
     words: tuple[str, ...]
     background: bool = True
     background_threshold: float | None = None
@@ -38,7 +38,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What they get: an HTTP status and a JSON body."""
+    """The answer to a question: an HTTP status and a JSON body."""
 
     status: int
     body: bytes
@@ -53,13 +53,13 @@ class Answer:
 
 
 def answer(segmenter: Segmenter, question: Question) -> Answer:
-    """Segments the image of a question; 400 for what is wrong with it."""
+    """Segments the image of a question. The status is 400 if the question is invalid."""
     started = time.perf_counter()
     try:
         with_background = question.background and (
             question.background_threshold is not None or segmenter.segmentation.background_threshold is not None
         )
-        segmenter.check(question.words, background=with_background)  # at once, before the image is decoded
+        segmenter.check(question.words, background=with_background)  # fails before the image is decoded
         image = decode_upright(question.image)
         check_image(image)
         found = segmenter.segment(
@@ -74,7 +74,7 @@ def answer(segmenter: Segmenter, question: Question) -> Answer:
 
 
 def describe(found: Segmented) -> dict[str, Any]:
-    """The JSON of `POST /api/segment`."""
+    """Returns the JSON of `POST /api/segment`."""
     height, width = found.labels.shape
     colours = label_palette(len(found.names), found.has_background)
     groups, affinities, shares = [], found.affinities, np.zeros(0)

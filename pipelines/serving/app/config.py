@@ -1,4 +1,4 @@
-"""What `groupvit app` can be told. Nothing heavy is imported here, so that help and mistakes are answered at once."""
+"""Arguments of `groupvit app`. Nothing heavy is imported here, so that help and error messages appear at once."""
 
 import dataclasses
 import ipaddress
@@ -11,33 +11,33 @@ MEGABYTE = 1_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AppConfig:
-    """Shows a page on which images are segmented by words, until Ctrl-C.
+    """Serves a web page that segments images by words, until Ctrl-C.
 
-    Ray is started on this machine for as long, unless RAY_ADDRESS names a cluster.
+    Ray runs on this machine during that time, unless RAY_ADDRESS names a cluster.
     """
 
     checkpoint: str
-    """Folder of a checkpoint, or of a run (its newest checkpoint is taken): a local path or s3:// URI."""
+    """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""
     host: str = "127.0.0.1"
-    """Address to listen at. Another one than that of this machine alone lets everybody in who can reach it: there is no
-    password."""
+    """Address to listen on. There is no password: with any address but a loopback one, everybody who can reach this
+    machine can use the page."""
     port: int = 8000
-    """Port to listen at. 0: any free one."""
+    """Port to listen on. 0: any free port."""
     num_replicas: int = 1
-    """Copies of the model, each segmenting one image at a time."""
+    """Number of copies of the model. Each segments one image at a time."""
     gpus_per_replica: float = 0.0
-    """GPUs (or a share of one) of a copy."""
+    """Number of GPUs of a copy, or a fraction of one."""
     examples: str | None = None
-    """Folder of images to try, or of scenes of `groupvit demo-data` (DIR/validation), which bring their class names
-    along: up to 12 are shown. None: visitors bring their own images."""
+    """Folder of images to try, or of scenes of `groupvit demo-data` (DIR/validation), which include class names. Up to
+    12 images are shown. None: visitors bring their own images."""
     protocol: Literal["model", "paper"] = "model"
-    """How images are segmented, as for `evaluate`."""
+    """Protocol of the segmentation, as for `evaluate`."""
     precision: PrecisionChoice = "auto"
-    """What the image tower computes in. `auto`: bfloat16 where the hardware has it natively, else float32."""
+    """Precision of the image tower. `auto`: bfloat16 if the hardware computes it natively, else float32."""
     max_upload_megabytes: int = 20
-    """Largest image file that is accepted."""
+    """Size of the largest accepted image file, in MB."""
     show_logs: bool = False
-    """Show what Ray's own processes have to say."""
+    """Whether to show the logs of Ray's processes."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

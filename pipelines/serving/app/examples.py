@@ -1,4 +1,4 @@
-"""The images a visitor can try without bringing one: read once at the start, made small, served by number."""
+"""Example images for visitors who bring none: read once at the start, scaled down, and served by number."""
 
 import dataclasses
 import io
@@ -16,13 +16,13 @@ from pipelines.benchmarks.scenes import open_scenes
 from pipelines.serving.images import read_picture
 
 MAX_EXAMPLES = 12
-LONGEST_SIDE = 1024  # pixels: more is not shown on the page, and not looked at by the model
+LONGEST_SIDE = 1024  # pixels: neither the page nor the model uses more
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image to try."""
+    """An image to try."""
 
     name: str
     jpeg: bytes
@@ -30,17 +30,17 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Images to try, and words that suit them."""
+    """Images to try, and words that match them."""
 
     images: tuple[Example, ...] = ()
     words: tuple[str, ...] = ()
-    """Words the page begins with; none where the folder does not say."""
+    """Words shown on the page at the start. Empty if the folder has none."""
 
 
 def read_examples(folder: str) -> Examples:
-    """Up to 12 images of a folder of images, by name, or of scenes, evenly spaced.
+    """Reads up to 12 images: from a folder of images, in order of name, or from scenes, evenly spaced.
 
-    ValueError if there is none. A file that is no image is left out, with a line on stderr.
+    Skips files that are not images, with a line on stderr. Raises ValueError if no image is left.
     """
     try:
         names = storage.list_files(folder)

@@ -1,4 +1,4 @@
-"""Starts the page on Ray Serve, says where it is, and stops it.
+"""Starts the page on Ray Serve, prints its URL, and stops it.
 
 groupvit app --checkpoint runs/demo [--examples data/stamps/validation] [--host 127.0.0.1] [--port 8000]
 """
@@ -31,7 +31,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1")
 
 
 def run_app(config: AppConfig) -> dict[str, Any]:
-    """Shows the page until Ctrl-C; returns where it was. ValueError for what the user got wrong."""
+    """Serves the page until Ctrl-C. Returns its URL and its checkpoint. Raises ValueError for invalid arguments."""
     checkpoint = newest_checkpoint(storage.absolute(config.checkpoint))
     examples = read_examples(config.examples) if config.examples is not None else Examples()
     settings = PageSettings(
@@ -62,7 +62,7 @@ def run_app(config: AppConfig) -> dict[str, Any]:
     if not config.show_logs:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a page for pictures reports nothing home
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to Ray
     own_cluster = starts_here()
     try:
         with ray_cluster(least_cpus=config.num_replicas + 1, show_logs=config.show_logs), _stopped_by_sigterm():
@@ -72,7 +72,7 @@ def run_app(config: AppConfig) -> dict[str, Any]:
                 print(f"GroupViT is at {url} (Ctrl-C stops it)", flush=True)
                 threading.Event().wait()
             finally:
-                if not own_cluster:  # an own one ends as a whole
+                if not own_cluster:  # our own cluster ends as a whole
                     serve.delete(APP_NAME)
     except KeyboardInterrupt:
         pass
@@ -81,7 +81,7 @@ def run_app(config: AppConfig) -> dict[str, Any]:
 
 
 def _describe(checkpoint: str, config: AppConfig, examples: Examples) -> dict[str, Any]:
-    """The JSON of /api/model. ValueError for a checkpoint that cannot be used."""
+    """Returns the JSON of /api/model. Raises ValueError for an invalid checkpoint."""
     with local_checkpoint(checkpoint) as folder:
         state, model = load_state(folder), load(folder)
     segmentation = protocol_of(config.protocol, model, state)
@@ -101,7 +101,7 @@ def _describe(checkpoint: str, config: AppConfig, examples: Examples) -> dict[st
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, or any free one for 0. ValueError if it cannot be had: Serve would say so in pages of its log."""
+    """Returns the port, or a free one for 0. Raises ValueError if it is unavailable: Serve would write pages of log."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -133,7 +133,7 @@ def _start(app: serve.Application, config: AppConfig, port: int) -> None:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the context as Ctrl-C does. Entered after Ray has started, which has a handler of its own."""
+    """Lets SIGTERM end the context as Ctrl-C does. Enter it after Ray has started, which sets a handler of its own."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The server behind the page: a model that answers questions, and the pages in front of it, both on Ray Serve.
+"""The server of the page: a model that answers questions, and the pages in front of it, both on Ray Serve.
 
     GET  /                    the page, with /page.css, /page.js and so on
     GET  /api/model           JSON: checkpoint, license, stages (groups of each), background (whether the protocol has
@@ -13,8 +13,8 @@
                               pixel, the largest group being 0, and colours), affinities (for each group of the last
                               stage how much it is of each word, 0 to 1), group_shares, seconds
 
-What is wrong with a request is answered by 4xx, or 503 when there is too much to do, with JSON {"error": one line}.
-Nothing that is sent is kept.
+The answer to an invalid request is 4xx, and 503 if the server is busy, with JSON {"error": one line}. The server does
+not store what visitors send.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ from pipelines.serving.app.uploads import RefusedError, read_question
 APP_NAME = "groupvit"
 MODEL_NAME = "model"
 MAX_WAITING = 4
-"""Questions that wait for each copy of the model; more are told to come back."""
+"""Largest number of questions that wait for each copy of the model. Further ones get the status 503."""
 PAGE_FILES = ("page.html", "page.css", "page.js", "result.js", "picture.js", "words.js", "address.js", "icon.svg")
 
 _HEADERS = {
@@ -66,20 +66,20 @@ _BUSY = Answer.error(503, "too many pictures at once: try again in a few seconds
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PageSettings:
-    """What the page's server has to know."""
+    """Settings of the page's server."""
 
     model: dict[str, Any]
     """The JSON of /api/model."""
     examples: tuple[Example, ...]
     allowed_hosts: tuple[str, ...]
-    """Host headers that are answered; a page elsewhere whose name is made to mean this machine then gets nothing."""
+    """Accepted Host headers. Others are refused, to stop sites whose name is made to resolve to this machine."""
     max_image_bytes: int
     max_at_once: int
-    """Questions being read or answered."""
+    """Largest number of questions that are being read or answered."""
 
 
 class Model:
-    """One copy of the model. Serve hands it one question at a time."""
+    """One copy of the model. Serve gives it one question at a time."""
 
     def __init__(self, checkpoint: str, protocol: Any, precision: PrecisionChoice, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -94,7 +94,7 @@ class Model:
 
 
 class SafeHeaders:
-    """ASGI middleware: every response says what a browser may do with it."""
+    """ASGI middleware that adds security headers for the browser to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -119,7 +119,7 @@ def application(
     gpus: float,
     num_threads: int,
 ) -> serve.Application:
-    """The Serve application: the pages in front of `num_replicas` copies of the model."""
+    """Returns the Serve application: the pages in front of `num_replicas` copies of the model."""
     model = serve.deployment(
         Model,
         name=MODEL_NAME,
@@ -140,7 +140,7 @@ def application(
 
 
 def _pages(settings: PageSettings) -> Callable[[], ASGIApp]:
-    """A builder, since Serve makes the ASGI application in the process where it runs."""
+    """Returns a builder, because Serve creates the ASGI application in the process where it runs."""
 
     def build() -> ASGIApp:
         return pages_app(settings, serve.get_deployment_handle(MODEL_NAME, app_name=APP_NAME).answer.remote)
@@ -149,7 +149,7 @@ def _pages(settings: PageSettings) -> Callable[[], ASGIApp]:
 
 
 def pages_app(settings: PageSettings, ask: Callable[[Question], Any]) -> Starlette:
-    """The pages as an ASGI application. `ask` gives an awaitable `Answer`."""
+    """Returns the pages as an ASGI application. `ask` returns an awaitable `Answer`."""
     under_way = 0
 
     async def segment(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Reads what a visitor sends: a form with an image and words, within bounds that hold while it is being read."""
+"""Reads the form that a visitor sends: an image and words. Limits on its size and time apply while it is read."""
 
 import asyncio
 
@@ -14,13 +14,13 @@ from pipelines.serving.app.config import MEGABYTE
 from pipelines.serving.app.examples import Example
 
 READING_SECONDS = 60
-"""An upload takes at most so long, so that slow ones cannot keep everybody else out."""
-FORM_OVERHEAD = 200_000  # bytes beside the image: words, names, boundaries
+"""Largest number of seconds that an upload may take, so that slow uploads cannot block other visitors."""
+FORM_OVERHEAD = 200_000  # bytes of the form beside the image: words, names, boundaries
 MAX_FIELDS = 8
 
 
 class RefusedError(Exception):
-    """What was sent is not accepted: an HTTP status, and one line that says why."""
+    """The request is not accepted. Holds an HTTP status, and the reason in one line."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class RefusedError(Exception):
 
 
 async def read_question(request: Request, examples: tuple[Example, ...], max_image_bytes: int) -> Question:
-    """The question in a `multipart/form-data` request. `RefusedError` for what is none, or too large a one."""
+    """Reads the question in a `multipart/form-data` request. Raises `RefusedError` if it is invalid or too large."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise RefusedError(415, "the request is no form: send multipart/form-data with an image and words")
     limit = max_image_bytes + FORM_OVERHEAD
@@ -60,7 +60,7 @@ async def read_question(request: Request, examples: tuple[Example, ...], max_ima
 
 
 def _check_length(request: Request, limit: int, max_image_bytes: int) -> None:
-    """Before a byte is read: a length has to be told, since what stands between would keep an endless body for us."""
+    """Checks the length before a byte is read. It is required, because a proxy would buffer an endless body for us."""
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
         raise RefusedError(411, "the request does not say how long it is: send a Content-Length")

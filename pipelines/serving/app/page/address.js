@@ -1,4 +1,4 @@
-// What can be shared: words and settings live in the address, after the #, so that they never reach the server's log.
+// The part of the page that can be shared: words and settings are in the address after the #, so no server logs them.
 
 export function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -24,6 +24,6 @@ export function writeAddress({ words, background, threshold, view, opacity, exam
   shared.set("view", view);
   shared.set("opacity", opacity);
   if (example !== null) shared.set("example", example);
-  // Commas are allowed there, and are what people read.
+  // Commas are allowed there, and are easier to read.
   history.replaceState(null, "", "#" + shared.toString().replaceAll("%2C", ","));
 }

@@ -1,4 +1,4 @@
-// Puts the page together: what the visitor chooses, the question to the server, what it answers.
+// Connects the parts of the page: the visitor's choices, the request to the server, and its answer.
 
 import { readAddress, writeAddress } from "./address.js";
 import { Picture } from "./picture.js";
@@ -42,7 +42,7 @@ async function choose(next, source, name) {
     shown = false;
     picture.image = null;
   }
-  if (chosen !== next) return; // another one was chosen meanwhile
+  if (chosen !== next) return; // the visitor has chosen another one meanwhile
   $("canvas").hidden = !shown;
   $("empty").hidden = shown;
   draw();

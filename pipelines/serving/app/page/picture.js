@@ -1,7 +1,7 @@
 // The picture: the image with the labels, or the groups of a stage, over it.
 
-const DARK = [14, 17, 23]; // what the background, and what is not looked at, is dimmed by
-const LONGEST_SIDE = 1024; // pixels, before an answer says its own size
+const DARK = [14, 17, 23]; // colour over the background and the parts that are not highlighted
+const LONGEST_SIDE = 1024; // pixels, until an answer gives its own size
 
 export class Picture {
   constructor(canvas) {
@@ -40,12 +40,12 @@ export class Picture {
     for (const canvas of [this.canvas, this.tint]) Object.assign(canvas, { width, height });
   }
 
-  // `lit`: the one index that is looked at, or null.
+  // `lit`: the index to highlight, or null.
   draw(view, opacity, lit) {
     if (!this.image) return;
     const { width, height } = this.canvas;
     const context = this.canvas.getContext("2d", { willReadFrequently: true });
-    context.fillStyle = "white"; // beneath what is transparent, as the model sees it
+    context.fillStyle = "white"; // under transparent pixels, as the model sees them
     context.fillRect(0, 0, width, height);
     context.drawImage(this.image, 0, 0, width, height);
     const layer = this.layers.get(view);

@@ -1,4 +1,4 @@
-// What stands around the picture: tabs above it, the legend and the table of groups and words below.
+// The parts around the picture: tabs above it, the legend and the table of groups and words below it.
 
 import { swatch } from "./words.js";
 
@@ -24,7 +24,7 @@ export function drawTabs(numStages, view, show) {
   $("picture").setAttribute("aria-labelledby", `tab-${view}`);
 }
 
-// `entries`: [name, colour, share] per index. `look(index or null)` while one is pointed at, `pin(index)` for a click.
+// `entries`: [name, colour, share] per index. Calls `look(index or null)` on hover, and `pin(index)` on a click.
 export function drawLegend(entries, { look, pin }) {
   const items = entries.map(([name, colour, share], index) => ({ name, colour, share, index }));
   items.sort((first, second) => second.share - first.share);
@@ -49,7 +49,7 @@ export function drawLegend(entries, { look, pin }) {
   }));
 }
 
-// The words that some group is come first.
+// Words that match a group come first.
 export function drawAffinities(answer) {
   const rows = answer?.affinities ?? [];
   $("affinities").hidden = !rows.length;

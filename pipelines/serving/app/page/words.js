@@ -1,4 +1,4 @@
-// The words to look for, as chips in front of a text field: a comma ends a word, Backspace takes the last one away.
+// The words to look for, as chips in front of a text field. A comma ends a word, and Backspace removes the last one.
 
 export class Words {
   constructor(box, list, field, changed) {
@@ -28,7 +28,7 @@ export class Words {
     });
   }
 
-  // What stands in the field becomes words.
+  // Turns the text in the field into words.
   commit() {
     const typed = this.field.value.split(/[,\n]/).map((word) => word.trim().replace(/\s+/g, " ")).filter(Boolean);
     this.field.value = "";
@@ -43,7 +43,7 @@ export class Words {
     this.draw();
   }
 
-  // Each word gets the colour its pixels have.
+  // Gives each word the colour of its pixels.
   colour(colours) {
     this.colours = colours;
     this.draw();
