@@ -1,1 +1,1 @@
-"""Checkpoints to zero-shot mIoU and accuracy."""
+"""Evaluates checkpoints: zero-shot mIoU and accuracy."""

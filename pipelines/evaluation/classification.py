@@ -40,7 +40,7 @@ TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig:
-    """Arguments of the classification."""
+    """Config of the classification."""
 
     checkpoint: str
     """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""

@@ -48,7 +48,7 @@ class SceneResult:
 
 @dataclasses.dataclass(kw_only=True)
 class Scores:
-    """Sums over scenes, by (part, method)."""
+    """Sums over scenes."""
 
     num_scenes: int = 0
     confusion: dict[tuple[str, str], NDArray[np.int64]] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Says in one line why MLflow refuses something, and how to fix it. A server that is away for a while is no refusal."""
+"""Describes in one line why MLflow refuses something and how to fix it. A server that is away is not a refusal."""
 
 import contextlib
 import os

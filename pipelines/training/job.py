@@ -157,7 +157,7 @@ def start_or_continue(
             "code_version": code_version(),
         }
         run.write_description(description)
-    added_since = fixes_the_result(ExperimentConfig(name=config.name))  # for fields newer than the run
+    added_since = fixes_the_result(ExperimentConfig(name=config.name))  # defaults of fields newer than the run
     for name, value in fixed.items():
         before = description["fixed"].get(name, added_since.get(name))
         if name == "training.precision":  # compare with what `auto` chose at the first start; `auto` keeps that choice

@@ -114,7 +114,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             totals.check(config.ingest.max_corrupt_fraction)
             values = {name: value.item() for name, value in metrics.items()}
             _check_finite("loss", values["loss"], done)
-            _check_finite("norm of the gradient", values["grad_norm"], done)  # finite: so are the weights
+            _check_finite("norm of the gradient", values["grad_norm"], done)  # if finite, so are the weights
 
             if log:
                 clock.lap()

@@ -105,5 +105,5 @@ def _work(
         raise
     finally:
         if tracker is not None:
-            tracker.close(None)  # the driver knows whether the run has ended
+            tracker.close(None)  # only the driver knows whether the run has ended
     return None
