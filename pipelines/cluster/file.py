@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,4 +160,4 @@ def _of_kuberay(path: str, manifest: Mapping[str, Any]) -> Iterator[Machine]:
         text = str(limits["cpu"])
         cpus = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
         for _ in range(int(group.get("maxReplicas", group.get("replicas", 0)))):
-            yield Machine(cpus=float(int(cpus)), gpus=float(limits.get("nvidia.com/gpu", 0)))
+            yield Machine(cpus=float(math.ceil(cpus)), gpus=float(limits.get("nvidia.com/gpu", 0)))

@@ -47,7 +47,7 @@ def submit(submission: Submission, config: SubmitConfig, runner: Sequence[str]) 
         "groupvit": submission.command,
         "groupvit_writes": submission.place,
         "groupvit_arguments": json.dumps(submission.arguments),
-        "groupvit_flags": json.dumps(_flags_to_repeat(config)),
+        "groupvit_flags": json.dumps(flags_to_repeat(config)),
     }
     words = [*runner, *waits_for, submission.command, *submission.arguments]
     with job_package(code=config.code, variables=variables, max_bytes=config.max_code_megabytes * 1e6) as folder:
@@ -105,10 +105,10 @@ def _check_room(submission: Submission, config: SubmitConfig) -> list[str]:
         return [MACHINES_FLAG, json.dumps({"bundles": bundles, "minutes": config.wait_minutes})]
 
 
-def _flags_to_repeat(config: SubmitConfig) -> list[str]:
+def flags_to_repeat(config: SubmitConfig) -> list[str]:
     """Return the flags with which `resume` submits again. They do not contain the values of variables."""
     flags = [part for name in config.env for part in ("--env", name)]
-    flags += ["--wait-minutes", str(config.wait_minutes)]
+    flags += ["--wait-minutes", str(config.wait_minutes), "--max-code-megabytes", str(config.max_code_megabytes)]
     flags += ["--cluster", config.cluster] if config.cluster else []
     flags += [] if config.code else ["--no-code"]
     return flags + (["--allow-local-paths"] if config.allow_local_paths else [])

@@ -40,8 +40,9 @@ def _locked(path: Path, what: str) -> int | None:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(file, 0)
-            os.write(file, str(os.getpid()).encode())
+            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                os.ftruncate(file, 0)
+                os.write(file, str(os.getpid()).encode())
         except OSError as error:
             holder = os.read(file, 20).decode(errors="replace")
             os.close(file)

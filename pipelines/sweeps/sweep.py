@@ -214,7 +214,7 @@ def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str
     }
     passing = [record for record in broken if record.name not in lasting]
     in_vain = bool(broken) and len(broken) == len(records)
-    end_parent(planned, task.parent_run_id, "FAILED" if passing or in_vain else "FINISHED", {})
+    end_parent(planned, task.parent_run_id, "FAILED" if passing or in_vain else "FINISHED")
     if passing:
         first = passing[0]
         raise PartlyDone(

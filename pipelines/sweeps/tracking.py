@@ -1,7 +1,6 @@
 """A sweep in MLflow: a parent run, and a nested run per trial. Each is found again by a tag, and created only once."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from mlflow import MlflowClient
@@ -54,15 +53,12 @@ def start_parent(sweep: Sweep, sweep_id: str) -> str | None:
     return run_id
 
 
-def end_parent(sweep: Sweep, run_id: str | None, status: str, tags: Mapping[str, str]) -> None:
+def end_parent(sweep: Sweep, run_id: str | None, status: str) -> None:
     """End the sweep's run. ValueError if MLflow cannot be reached."""
     if run_id is None:
         return
     with one_line(sweep.tracking_uri):
-        client = MlflowClient(tracking_uri=sweep.tracking_uri)
-        for name, value in tags.items():
-            client.set_tag(run_id, name, value)
-        client.set_terminated(run_id, status)
+        MlflowClient(tracking_uri=sweep.tracking_uri).set_terminated(run_id, status)
 
 
 def settle(task: TrialTask, folder: SweepFolder, known: Known, datasets: list[DatasetInfo]) -> str | None:

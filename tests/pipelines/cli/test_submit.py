@@ -16,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.flags import parse
 from pipelines.cli.main import main
 from pipelines.cli.submit import split_flags
 from pipelines.cli.submittable import SUBMITTABLE
 from pipelines.cluster import jobs as job_server
+from pipelines.cluster.config import SubmitConfig
 from pipelines.cluster.room import Demand, Machine, check_room
+from pipelines.cluster.submit import flags_to_repeat
 from pipelines.runs.folder import RunFolder
 from tests.support.small_run import write_noise
 
@@ -98,6 +101,23 @@ def test_flags_of_submit_may_stand_anywhere() -> None:
     own, others = split_flags([*line.split(), "--address", "http://x"])
     assert others == ["pretrain", "debug", "--training.num-steps", "3"]
     assert " ".join(own) == "--follow --no-code --allow-local-paths False --address http://x --env A B"
+
+
+def test_what_is_submitted_again_is_submitted_with_the_same_flags() -> None:
+    config = SubmitConfig(
+        env=("A", "B"),
+        cluster="cluster.yaml",
+        wait_minutes=3.0,
+        code=False,
+        max_code_megabytes=120.0,
+        allow_local_paths=True,
+    )
+    own, _ = split_flags([*flags_to_repeat(config), "resume"])
+    assert parse(SubmitConfig, own, prog="groupvit submit") == config
+    assert {name for name in vars(config) if getattr(config, name) == getattr(SubmitConfig(), name)} == {
+        "address",  # where the job is
+        "follow",
+    }
 
 
 @pytest.mark.parametrize("command", SUBMITTABLE)

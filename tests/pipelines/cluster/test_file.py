@@ -92,6 +92,11 @@ def test_how_far_a_cluster_grows(tmp_path: Path) -> None:
     )
     machines = machines_at_most(str(ROOT / "infra/kuberay/cluster/ray-cluster.yaml"), gpus_first=True)
     assert sorted((machine["cpus"], machine["gpus"]) for machine in machines) == [(15, 0)] * 8 + [(44, 4)] * 4
+    [manifest] = yaml.safe_load_all((ROOT / "infra/kuberay/cluster/ray-cluster.yaml").read_text())
+    group = manifest["spec"]["workerGroupSpecs"][0]
+    group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] = "2500m"  # KubeRay rounds up
+    (tmp_path / "kuberay.yaml").write_text(yaml.safe_dump(manifest))
+    assert machines_at_most(str(tmp_path / "kuberay.yaml"), gpus_first=True)[0]["cpus"] == 3
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump(changed("available_node_types/cpu/node_config/InstanceType", "m99.huge")))
     with pytest.raises(

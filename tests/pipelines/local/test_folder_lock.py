@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -36,6 +37,17 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     with only_one(str(tmp_path), "out"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_let_two_in(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as if no byte could be written any more
+    try:
+        again = pytest.raises(ValueError, match="another command works on it")
+        with only_one(str(tmp_path), "out"), again, only_one(str(tmp_path), "out"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def test_object_storage_is_not_held() -> None:
