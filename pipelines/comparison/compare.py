@@ -20,6 +20,7 @@ from pipelines.console.tables import aligned, csv_text
 from pipelines.experiments.config import TrackingConfig
 from pipelines.local.writable import check_writable
 from pipelines.tracking.places import artifacts_beside, check_database
+from pipelines.tracking.runs import experiment_id, retry_few_requests
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +43,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         check_writable(config.out, "out")
     if config.log:
         check_database(tracking_uri, "tracking_uri")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, takes minutes, while a user waits
+    retry_few_requests()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with tempfile.TemporaryDirectory() as temporary:
@@ -136,15 +137,10 @@ def _own_run(client: "MlflowClient", comparison: Comparison, tracking_uri: str) 
     """Finds the run that holds only the comparison of these evaluations, or creates it. Returns its id."""
     content = json.dumps([[run.source, dict(run.summary), len(run.image_iou)] for run in comparison.runs])
     digest = hashlib.sha256(content.encode()).hexdigest()
-    name = TrackingConfig.experiment
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        experiment_id = client.create_experiment(name, artifact_location=artifacts_beside(tracking_uri))
-    else:
-        experiment_id = experiment.experiment_id
-    found = client.search_runs([experiment_id], f"tags.`{COMPARISON_TAG}` = '{digest}'", max_results=1)
+    experiment = experiment_id(client, TrackingConfig.experiment, artifacts_beside(tracking_uri))
+    found = client.search_runs([experiment], f"tags.`{COMPARISON_TAG}` = '{digest}'", max_results=1)
     if found:
         return found[0].info.run_id
     names = " vs ".join(run.name for run in comparison.runs)
     tags = {COMPARISON_TAG: digest, "mlflow.source.name": "groupvit compare"}
-    return client.create_run(experiment_id, run_name=f"compare {names}"[:250], tags=tags).info.run_id
+    return client.create_run(experiment, run_name=f"compare {names}"[:250], tags=tags).info.run_id

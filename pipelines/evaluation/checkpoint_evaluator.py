@@ -60,6 +60,8 @@ class CheckpointEvaluator:
         self._on_score = on_score
         self._training_ended, self._stopped = threading.Event(), threading.Event()
         self._failed_once: set[int] = set()
+        self._error: BaseException | None = None
+        """What ended the thread early."""
         self._gauges = EvaluationGauges(config.run_name)
         self._thread = threading.Thread(target=self._work, name="evaluation", daemon=True)
         self._thread.start()
@@ -70,6 +72,8 @@ class CheckpointEvaluator:
         self._thread.join()
         if self._tracker is not None:
             self._tracker.close(None)
+        if self._error is not None:
+            raise self._error
         keep = self._config.training.keep_checkpoints
         if keep is not None:
             every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
@@ -82,23 +86,24 @@ class CheckpointEvaluator:
         self._training_ended.set()
 
     def _work(self) -> None:
-        while not self._stopped.is_set():
-            ended = self._training_ended.is_set()  # read before looking: no checkpoint comes after it
-            missing = self._missing()
-            if missing:
-                self._evaluate(missing[0])
-            elif ended:
-                return
-            else:
-                self._training_ended.wait(_LOOK_EVERY_SECONDS)
+        try:
+            while not self._stopped.is_set():
+                ended = self._training_ended.is_set()  # read before looking: no checkpoint comes after it
+                try:
+                    if step := next(iter(self._missing()), None):
+                        self._evaluate(step)
+                    elif ended:
+                        return
+                    else:
+                        self._training_ended.wait(_LOOK_EVERY_SECONDS)
+                except OSError as error:  # the store is away: the training waits for it, too
+                    self._say(f"evaluation: {error}; trying again")
+                    self._stopped.wait(_LOOK_EVERY_SECONDS)
+        except BaseException as error:  # `finish` raises it
+            self._error = error
 
     def _missing(self) -> list[int]:
-        every, num_steps = self._config.evaluation.every_n_steps, self._config.training.num_steps
-        try:
-            return missing_steps(self._run, every, num_steps)
-        except OSError as error:  # the store is away: the training waits for it, too
-            self._say(f"evaluation: {error}; trying again")
-            return []
+        return missing_steps(self._run, self._config.evaluation.every_n_steps, self._config.training.num_steps)
 
     def _evaluate(self, step: int) -> None:
         from pipelines.evaluation.evaluate import evaluate  # imports torch: the driver needs it only here

@@ -69,6 +69,8 @@ class EvaluateConfig:
             value, least = getattr(self, name), int(name != "num_pictures")
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} is too small: give at least {least}")
+        if not self.gpus_per_worker >= 0:
+            raise ValueError(f"gpus_per_worker={self.gpus_per_worker} is too small: give 0 or more")
         if self.background_threshold is not None and self.calibration is not None:
             raise ValueError(
                 f"background_threshold={self.background_threshold} is given and calibration={self.calibration} "

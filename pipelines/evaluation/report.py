@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipelines.benchmarks.published import PUBLISHED
 from pipelines.console.tables import aligned, count_of, csv_text, markdown, number
 from pipelines.evaluation.scoring import Scores
 from pipelines.tracking.errors import one_line
-from pipelines.tracking.runs import LICENSE_TAG
+from pipelines.tracking.runs import LICENSE_TAG, retry_few_requests
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +263,7 @@ def check_mlflow_run(run_id: str, tracking_uri: str | None) -> None:
     """Raises ValueError if MLflow has no such run, or if it cannot be written to."""
     from mlflow import MlflowClient
 
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, takes minutes, while a user waits
+    retry_few_requests()
     with one_line(tracking_uri):
         client = MlflowClient(tracking_uri=tracking_uri)
         # Writes the name that the run already has, to check that it can be written to.

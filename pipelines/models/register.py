@@ -23,6 +23,7 @@ from pipelines.provenance import code_version, redact
 from pipelines.runs.checkpoints import local_checkpoint
 from pipelines.tracking.errors import one_line
 from pipelines.tracking.places import artifacts_beside, check_database
+from pipelines.tracking.runs import experiment_id, retry_few_requests
 
 WEIGHTS_TAG = "groupvit.weights_sha256"
 """MLflow tag of runs that hold only a registered checkpoint: the SHA-256 of its weights."""
@@ -53,7 +54,7 @@ def register(config: RegisterConfig) -> dict[str, Any]:
             "http://localhost:5000 or sqlite:///runs/mlflow.db"
         )
     check_database(uri, "tracking_uri")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, takes minutes, while a user waits
+    retry_few_requests()
     with local_checkpoint(config.checkpoint) as folder:
         state = load_state(folder)
         step, notice = state.get("step"), license_of(state)
@@ -97,13 +98,8 @@ def _run_of(client: MlflowClient, uri: str, folder: Path, checkpoint: str) -> st
     """Finds the run that holds only these weights, or creates it. Returns its id."""
     with (folder / MODEL_FILE).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    name = TrackingConfig.experiment
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        experiment_id = client.create_experiment(name, artifact_location=artifacts_beside(uri))
-    else:
-        experiment_id = experiment.experiment_id
-    found = client.search_runs([experiment_id], f"tags.`{WEIGHTS_TAG}` = '{digest}'", max_results=1)
+    experiment = experiment_id(client, TrackingConfig.experiment, artifacts_beside(uri))
+    found = client.search_runs([experiment], f"tags.`{WEIGHTS_TAG}` = '{digest}'", max_results=1)
     if found:
         return found[0].info.run_id
     tags = {
@@ -112,4 +108,4 @@ def _run_of(client: MlflowClient, uri: str, folder: Path, checkpoint: str) -> st
         "mlflow.source.git.commit": code_version(),
     }
     run_name = f"register {checkpoint.rstrip('/').rpartition('/')[2]}"
-    return client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id
+    return client.create_run(experiment, run_name=run_name, tags=tags).info.run_id

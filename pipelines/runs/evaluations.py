@@ -58,16 +58,19 @@ def is_due(step: int, every_n_steps: int | None, num_steps: int) -> bool:
 
 def read_record(run: RunFolder) -> EvaluationRecord:
     """Reads the record of a run. It is empty before the first evaluation."""
+    uri = storage.join(run.uri, _FILE)
     try:
-        content: dict[str, Any] = json.loads(storage.read_bytes(storage.join(run.uri, _FILE)))
+        content: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        return EvaluationRecord(
+            scores={int(step): score for step, score in content["scores"].items()},
+            part_scores={int(step): scores for step, scores in content.get("part_scores", {}).items()},
+            metrics={int(step): record for step, record in content.get("metrics", {}).items()},
+            failures={int(step): reason for step, reason in content["failures"].items()},
+        )
     except FileNotFoundError:
         return EvaluationRecord()
-    return EvaluationRecord(
-        scores={int(step): score for step, score in content["scores"].items()},
-        part_scores={int(step): scores for step, scores in content.get("part_scores", {}).items()},
-        metrics={int(step): record for step, record in content.get("metrics", {}).items()},
-        failures={int(step): reason for step, reason in content["failures"].items()},
-    )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{uri} is corrupted ({error}): delete it, and the checkpoints are evaluated again") from None
 
 
 def missing_steps(run: RunFolder, every_n_steps: int | None, num_steps: int) -> list[int]:

@@ -1,8 +1,5 @@
 """A sweep in MLflow: a parent run, and a nested run per trial. Each is found again by a tag, and created only once."""
 
-import os
-from typing import Any
-
 from mlflow import MlflowClient
 from mlflow.entities import Param
 
@@ -15,7 +12,7 @@ from pipelines.sweeps.plan import Sweep
 from pipelines.sweeps.trainable import SPACE_TAG, SWEEP_TAG, TrialTask
 from pipelines.tracking.errors import one_line
 from pipelines.tracking.places import artifacts_beside
-from pipelines.tracking.runs import JOB_TAG, find_run
+from pipelines.tracking.runs import JOB_TAG, experiment_id, find_run, retry_few_requests
 from pipelines.training.job import start_or_continue
 
 RUNG_TAG, STOP_TAG = "groupvit.rung", "groupvit.stop_reason"
@@ -30,7 +27,7 @@ def start_parent(sweep: Sweep, sweep_id: str) -> str | None:
     """
     if sweep.tracking_uri is None:
         return None
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of seven takes minutes
+    retry_few_requests()
     base = sweep.space.base
     with one_line(sweep.tracking_uri):
         client = MlflowClient(tracking_uri=sweep.tracking_uri)
@@ -43,7 +40,8 @@ def start_parent(sweep: Sweep, sweep_id: str) -> str | None:
                 "mlflow.source.name": "groupvit sweep",
                 "mlflow.source.git.commit": code_version(),
             }
-            run = client.create_run(_experiment_id(client, sweep), run_name=sweep.name, tags=tags)
+            experiment = experiment_id(client, base.tracking.experiment, artifacts_beside(sweep.tracking_uri))
+            run = client.create_run(experiment, run_name=sweep.name, tags=tags)
         run_id = run.info.run_id
         client.update_run(run_id, status="RUNNING")
         values = _params(sweep)
@@ -82,11 +80,3 @@ def _params(sweep: Sweep) -> dict[str, str]:
     own = {f"sweep.{name}" if name not in of_base else name: value for name, value in fixed.items()}
     free = flatten({"sweep": to_dict(sweep.config)})
     return {name: redact(str(value))[:6000] for name, value in {**own, **free}.items()}
-
-
-def _experiment_id(client: Any, sweep: Sweep) -> str:
-    name, uri = sweep.space.base.tracking.experiment, sweep.tracking_uri or ""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    return client.create_experiment(name, artifact_location=artifacts_beside(uri))

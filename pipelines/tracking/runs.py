@@ -81,6 +81,11 @@ def _refusals_told(uri: str) -> Iterator[None]:
             raise ValueError(f"tracking.uri={reason}") from error
 
 
+def retry_few_requests() -> None:
+    """Lets MLflow retry a request twice in this process: its default of 7 takes minutes, while a user waits."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+
 def _client(identity: RunIdentity) -> Any:
     # MLflow's own retries take minutes per request, and the tracker retries anyway.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -114,7 +119,7 @@ class Sender:
             raise NoRunYetError
         if run is None:
             run = client.create_run(
-                _experiment_id(client, self._identity),
+                experiment_id(client, self._identity.experiment, self._identity.artifact_location),
                 run_name=self._identity.run_name,
                 tags={JOB_TAG: self._identity.job_id},
             )
@@ -228,16 +233,17 @@ def find_run(client: Any, experiment: str, job_id: str) -> Any:
     return runs[0] if runs else None
 
 
-def _experiment_id(client: Any, identity: RunIdentity) -> str:
+def experiment_id(client: Any, name: str, artifact_location: str | None) -> str:
+    """Finds the experiment of that name, or creates it. Returns its id."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(identity.experiment)
+    found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
     try:
-        return client.create_experiment(identity.experiment, artifact_location=identity.artifact_location)
+        return client.create_experiment(name, artifact_location=artifact_location)
     except MlflowException:  # another job created it meanwhile
-        found = client.get_experiment_by_name(identity.experiment)
+        found = client.get_experiment_by_name(name)
         if found is None:
             raise
         return found.experiment_id

@@ -27,8 +27,14 @@ class Spool:
         """Appends records. If they cannot be written (full disk), they stay in memory and are written with the next."""
         self._unwritten += [json.dumps(record) + "\n" for record in records]
         if self._unwritten:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._unwritten))
+            before = self._size()
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("".join(self._unwritten))
+            except OSError:
+                if self.path.exists():
+                    os.truncate(self.path, before)  # a part may be on disk; it is written again as a whole
+                raise
             self._unwritten = []
 
     def unsent_batches(self) -> Iterator[tuple[list[Record], int]]:
@@ -59,8 +65,10 @@ class Spool:
         temporary.replace(self._sent_path)
 
     def num_unsent_bytes(self) -> int:
-        size = self.path.stat().st_size if self.path.exists() else 0
-        return size - self._sent + sum(map(len, self._unwritten))
+        return self._size() - self._sent + sum(map(len, self._unwritten))
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def _cut_torn_line(self) -> None:
         """Removes the partial line that a process leaves when it is killed while writing. It would corrupt the next."""

@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines.cli.main import main
+from pipelines.evaluation.checkpoint_evaluator import CheckpointEvaluator
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.experiments.catalogue import debug
@@ -160,6 +161,18 @@ def test_an_evaluation_that_fails_does_not_end_the_training(folders: dict[str, s
     summary = pretrain(make_config(folders, "failing", every_n_steps=12, root=str(scenes)))
     assert summary["step"] == 12 and summary["evaluations"]["best_step"] is None
     assert rows[0]["sample_id"] in summary["evaluations"]["failures"][12]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"scores": {"x": 1}, "failures": {}}', '{"scores": 3}'])
+def test_what_ends_the_evaluations_ends_the_run(folders: dict[str, str], tmp_path: Path, content: str) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/evaluations.json").write_text(content)
+    (tmp_path / "run/checkpoints/step-00000004").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step-00000004/state.json").touch()
+    evaluator = CheckpointEvaluator(make_config(folders, "damaged"), run, tmp_path / "results", None, print)
+    with pytest.raises(ValueError, match=r"run/evaluations\.json is corrupted \(.*\): delete it"):
+        evaluator.finish()
 
 
 def test_waiting_and_best_checkpoints_are_kept() -> None:
