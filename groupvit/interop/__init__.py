@@ -1,4 +1,4 @@
-"""Weights of others, read and written: the released names, Hugging Face, ONNX, and the card that goes with a model."""
+"""Reads and writes weights in other formats: the released checkpoints, Hugging Face, ONNX; and writes model cards."""
 
 from groupvit.interop.official import from_hugging_face, from_official, to_hugging_face, to_official
 

@@ -1,7 +1,7 @@
-"""Reads files of weights that others made: the tensors, and nothing else of them.
+"""Reads the tensors of weight files from untrusted sources, and nothing else of them.
 
-No code of such a file is run: what a checkpoint holds beside its tensors (configs, optimisers, metrics, paths, of any
-class) is passed over by `groupvit.interop.inert_pickle`. What is read cannot be larger than the file.
+No code in such a file is run. `groupvit.interop.inert_pickle` skips everything else in a checkpoint: configs,
+optimisers, metrics and paths, of any class. The tensors cannot be larger than the file.
 """
 
 import dataclasses
@@ -17,36 +17,36 @@ from groupvit.interop.inert_pickle import StandIn, StoredTensor, UnsafeCallError
 from groupvit.interop.torch_files import ZIP_MAGIC, OtherFileError, TorchFile, num_bytes, open_torch_file
 
 MAX_NOTICE = 2000
-"""Characters of a licence notice that are taken over."""
+"""Largest number of characters that are kept of a licence notice."""
 
 _MAX_NAME = 300
 _MAX_NESTED = 3
-"""Dictionaries in which the weights lie."""
+"""Largest number of nested dictionaries around the weights."""
 _NAMED_PREFIX = "weights/"
 _KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "ema", "module", "net")
-"""Entries of a checkpoint that hold its weights; the first that is there is taken."""
+"""Entries of a checkpoint that can hold its weights. The first one present is used."""
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What wrappers put before all names: DistributedDataParallel, torch.compile, Lightning."""
+"""Prefixes that wrappers add to all names: DistributedDataParallel, torch.compile, Lightning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ForeignWeights:
-    """What a file of weights held."""
+    """Contents of a weight file."""
 
     tensors: dict[str, Tensor]
     license: str | None
-    """The licence notice in the file; None without one."""
+    """Licence notice in the file; None if there is none."""
 
 
 def read_weights(path: Path) -> ForeignWeights:
-    """The tensors of a safetensors file, or of a checkpoint that `torch.save` made; the suffix does not matter.
+    """Read the tensors of a safetensors file, or of a checkpoint by `torch.save`. The suffix of the file is ignored.
 
-    A checkpoint may hold its weights in an entry like `model` or `state_dict`. Prefixes that all names share, of
-    wrappers like DistributedDataParallel, are removed. If names begin with `weights/`, they lose it, and are the only
-    ones taken.
+    A checkpoint may hold its weights in an entry like `model` or `state_dict`. Prefixes of wrappers that all names
+    share are removed. If some names begin with `weights/`, only these tensors are read, and this prefix is removed.
 
     Raises:
-        ValueError: no such file, damaged, of another kind, or without weights; one line that names it.
+        ValueError: The file does not exist, is corrupted, of another kind, or has no weights. The message is one line
+            that names the file.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a file of weights")
@@ -96,19 +96,19 @@ def _read_torch(path: Path) -> ForeignWeights:
             f"{path} would call {_line(error)} if it were unpickled, which no weights need: get it from elsewhere, "
             "since it may be made to do harm"
         ) from None
-    except Exception as error:  # a damaged file fails in as many ways as a reader has lines
+    except Exception as error:  # a corrupted file can raise almost any exception
         reason = _line(error) or type(error).__name__
         raise ValueError(f"{path} is damaged or cut short ({reason}): fetch it again") from None
 
 
 def _line(error: Exception) -> str:
-    """A message in which texts of the file may stand, as one printable line."""
+    """Make one printable line of a message, which may quote text from the file."""
     text = " ".join(str(error).split())
     return "".join(character if character.isprintable() else "?" for character in text)[: 2 * _MAX_NAME]
 
 
 def _weights(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The dictionary of the weights in a checkpoint, where an entry holds them."""
+    """Find the dictionary of the weights in a checkpoint, which may be in one of its entries."""
     found = content
     for _ in range(_MAX_NESTED):
         keys = [key for key in _KEYS if key in found and not _is_tensor(found[key])]
@@ -133,7 +133,7 @@ def _tensors(weights: Mapping[Any, Any], file: TorchFile, num_bytes_of_file: int
                 f"has {name[:_MAX_NAME]!r}, which is not a tensor but of type {_kind(value)}: give a checkpoint of "
                 f"weights alone, or with them in one of the entries {', '.join(_KEYS)}"
             )
-    # A tensor can claim to be larger than the numbers it stands on.
+    # A tensor can claim a size larger than its storage.
     if sum(num_bytes(value) for value in weights.values()) > num_bytes_of_file:
         raise OtherFileError("claims more numbers than it holds: it is cut short, or made to do harm")
     tensors = {name: file.tensor(value) for name, value in weights.items()}
@@ -148,17 +148,17 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
-    """What a dictionary of any class holds; nothing for what is none."""
+    """Entries of a dictionary of any class; empty for other objects."""
     return value if isinstance(value, dict) else value.entries if isinstance(value, StandIn) else {}
 
 
 def _kind(value: Any) -> str:
-    """What an object of a checkpoint is, for people."""
+    """Type of an object of a checkpoint, for messages."""
     return value.name[:80] if isinstance(value, StandIn) else type(value).__name__
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES * 2:  # a compiled model may be wrapped, and a wrapped one compiled
+    for prefix in _PREFIXES * 2:  # twice: a compiled model may be wrapped, and a wrapped one compiled
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors

@@ -1,11 +1,11 @@
-"""A model as a folder that Hugging Face's `transformers` reads, and back.
+"""Writes and reads model folders of Hugging Face's `transformers`.
 
     config.json, model.safetensors            GroupViTModel
     preprocessor_config.json                  CLIPImageProcessor, with ImageNet's mean and standard deviation
     vocab.json, merges.txt, tokenizer_config.json   CLIPTokenizer
-    README.md, LICENSE                        the card; the licence notice, where there is one
+    README.md, LICENSE                        the card; the licence notice, if there is one
 
-Nothing here needs `transformers`: the files are plain JSON and text.
+`transformers` is not needed: the config, tokenizer and card files are plain JSON and text.
 """
 
 import json
@@ -25,17 +25,17 @@ from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
 SHARD_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 READ_FILES = (CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE, *SHARD_INDEXES, CARD_FILE, LICENSE_FILE)
-"""What `read_folder` looks at."""
+"""Files that `read_folder` uses."""
 
-_BILINEAR = 2  # of PIL, by which preprocessor_config.json counts
+_BILINEAR = 2  # PIL's number, as preprocessor_config.json expects
 _MAX_TEXT_BYTES = 2**20
 
 
 def write_folder(model: GroupViT, folder: Path, *, origin: str, license: str | None) -> None:
-    """Write the files above into an existing folder.
+    """Write the files listed above into an existing folder.
 
     Raises:
-        ValueError: the model uses an option that Hugging Face's has not.
+        ValueError: The model uses an option that Hugging Face's model does not have.
     """
     config, weights = official.to_hugging_face(model)
     document = {"architectures": ["GroupViTModel"], "model_type": "groupvit", "dtype": "float32", **config}
@@ -59,10 +59,10 @@ def write_folder(model: GroupViT, folder: Path, *, origin: str, license: str | N
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], ForeignWeights]:
-    """config.json and the weights of a folder, with the licence that its card or LICENSE states.
+    """Read config.json and the weights of a folder, and the licence from its card or LICENSE.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: A file is missing or corrupted.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
@@ -100,14 +100,14 @@ def _stated_license(folder: Path) -> str | None:
 
 
 def _front_matter(text: str) -> dict[str, str]:
-    """The plain `key: value` lines between the first two `---` of a card."""
+    """Parse the plain `key: value` lines between the first two `---` of a card."""
     block = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     pairs = (line.partition(":") for line in (block.group(1).splitlines() if block else []) if line[:1].strip())
     return {key.strip(): value.strip().strip("'\"") for key, _, value in pairs if value.strip()}
 
 
 def _text(path: Path) -> str:
-    """A small text file; empty if there is none."""
+    """Read a small text file; "" if it does not exist."""
     if not path.is_file():
         return ""
     if path.stat().st_size > _MAX_TEXT_BYTES:

@@ -1,7 +1,8 @@
-"""Reads pickles without running what they name: every class and function is replaced by a stand-in that does nothing.
+"""Reads pickles without running their code: every class and function is replaced by a stand-in that does nothing.
 
-A pickle is a program that makes objects by calling whatever it names. Here it can name stand-ins alone, so nothing is
-imported and nothing of the file is called; numbers, texts, lists, dictionaries and tensors' places in the file remain.
+A pickle is a program that makes objects by calling the classes and functions it names. Here all names are stand-ins, so
+nothing is imported and no code from the file is called. Numbers, texts, lists, dictionaries and the positions of
+tensors in the file are kept.
 """
 
 import pickle
@@ -13,20 +14,20 @@ from typing import Any, BinaryIO, ClassVar
 _OF_THE_MACHINE = frozenset(
     ("os", "posix", "nt", "sys", "subprocess", "commands", "shutil", "importlib", "runpy", "socket", "ctypes", "pickle")
 )
-"""Modules that no object of a training script is made by."""
+"""Modules with system access, which no checkpoint needs; nothing in them may be called."""
 _PARTLY_OF_THE_MACHINE = frozenset(("builtins", "io", "torch"))
-"""Packages whose classes may be named, and whose functions may not be called."""
+"""Packages of which classes may be used, but no functions may be called."""
 
 
 class UnsafeCallError(ValueError):
-    """A pickle calls a function that acts on the machine; the message is the function's name."""
+    """A pickle calls a function with system access. The message is the function's name."""
 
 
 class StandIn:
-    """Stands for an object of any class: keeps the entries and the state it is given, and does nothing."""
+    """Replaces an object of any class. It stores the entries and the state it is given, and does nothing else."""
 
     name: ClassVar[str] = "unknown"
-    """Module and name of the class, as the pickle gives them."""
+    """Module and name of the class, as in the pickle."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         made = object.__new__(cls)
@@ -36,7 +37,7 @@ class StandIn:
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.entries: dict[Any, Any]
-        """What it holds, if it is a dictionary of any kind."""
+        """Entries, if it is a dictionary of any class."""
         self.state: Any
         """Its attributes, if it has any."""
 
@@ -59,11 +60,11 @@ class StandIn:
 
 
 class StoredTensor(StandIn):
-    """A tensor that is not made yet."""
+    """A tensor that has not been read yet."""
 
     name = "tensor"
     place: tuple[Any, ...]
-    """Storage, offset, size, stride: unchecked, and maybe fewer."""
+    """Storage, offset, size, stride: not validated, and some may be missing."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         made = super().__new__(cls)
@@ -72,14 +73,14 @@ class StoredTensor(StandIn):
 
 
 class _Parameter(StandIn):
-    """Gives back the tensor that the parameter is made of."""
+    """Returns the tensor of the parameter."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         return arguments[0]
 
 
 class _TensorWithAttributes(StandIn):
-    """Gives back the tensor, made by the stand-in of the function that makes it."""
+    """Returns the tensor, made by the stand-in of its rebuild function."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         make, _, values = arguments[:3]
@@ -87,7 +88,7 @@ class _TensorWithAttributes(StandIn):
 
 
 class _Getattr(StandIn):
-    """How old protocols name a class within a class, and a way to any method: only the first is answered."""
+    """getattr: old protocols use it for nested classes, attackers for methods. Only nested classes are supported."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         owner, name = arguments[:2]
@@ -97,7 +98,7 @@ class _Getattr(StandIn):
 
 
 class _Refused(StandIn):
-    """May be named, but not be called."""
+    """May be named but not called."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
         raise UnsafeCallError(cls.name)
@@ -114,10 +115,10 @@ _REBUILT: dict[str, type[StandIn]] = {
 
 
 def load(file: BinaryIO, storage: Callable[[Any], Any]) -> Any:
-    """The next pickle of a file, with stand-ins for all objects but plain values; the file is left after it.
+    """Read the next pickle of a file, with stand-ins for all objects except plain values. The file is left at its end.
 
-    `storage` makes what stands for the numbers of a tensor, of the pickle's persistent id. Any exception may come of a
-    file that is damaged; UnsafeCallError of one that calls what acts on the machine.
+    `storage` converts a persistent id of the pickle to a stand-in for the storage of a tensor. A corrupted file can
+    raise any exception. A file that calls a function with system access raises UnsafeCallError.
     """
     start = file.tell()
     for operation, argument, place in pickletools.genops(file):
@@ -131,7 +132,7 @@ def load(file: BinaryIO, storage: Callable[[Any], Any]) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, storage: Callable[[Any], Any]) -> None:
-        super().__init__(file, encoding="latin1")  # texts of Python 2 are bytes
+        super().__init__(file, encoding="latin1")  # strings of Python 2 are bytes
         self._storage = storage
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:

@@ -1,6 +1,6 @@
-"""The card of a model (README.md beside its weights), and the licence notice that travels with the weights.
+"""Writes model cards (README.md beside the weights), and keeps the licence notice of weights.
 
-A notice is kept in a checkpoint's state.json under `license`. Weights trained here have none.
+A checkpoint stores the notice in state.json under `license`. Weights trained here have none.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 CARD_FILE, LICENSE_FILE = "README.md", "LICENSE"
 LICENSE_KEY = "license"
 UNKNOWN = "unknown"
-"""What stands in an exported file or card where there is no notice: not the same as a file that says nothing."""
+"""Licence in an exported file or card if there is no notice. A file that states no licence is a different case."""
 
 RELEASED_NOTICE = (
     "NVIDIA Source Code License-NC: the released GroupViT weights (copyright NVIDIA Corporation) and what is derived "
@@ -23,7 +23,7 @@ RELEASED_NOTICE = (
 
 
 def license_of(state: Mapping[str, Any]) -> str | None:
-    """The licence notice of a checkpoint, from its state.json; None without one."""
+    """Licence notice in a checkpoint's state.json; None if there is none."""
     notice = state.get(LICENSE_KEY)
     return notice if isinstance(notice, str) and notice.strip() else None
 
@@ -31,7 +31,7 @@ def license_of(state: Mapping[str, Any]) -> str | None:
 def card(
     model: GroupViT, *, title: str, origin: str, license: str | None, usage: str, hugging_face: bool = False
 ) -> str:
-    """The text of a model card; `origin` says where the weights are from, `usage` what can be done with the folder."""
+    """Write the text of a model card. `origin`: where the weights come from. `usage`: how to use the folder."""
     notice = license or "None was given with these weights."
     front_matter = ["---", *_front_matter(license), "---", ""] if hugging_face else []
     lines = [

@@ -1,6 +1,6 @@
-"""Weights from elsewhere and for elsewhere: the released checkpoints, and Hugging Face's `GroupViTModel`.
+"""Converts weights from and to the released checkpoints and Hugging Face's `GroupViTModel`.
 
-Only names and shapes are known of either; `weight_names` has the table of which tensor is which.
+This uses only the names and shapes of their tensors; `weight_names` has the table of names.
 """
 
 import math
@@ -22,18 +22,19 @@ _IF_NOT_FINITE = "fetch the weights again, or take those of an earlier step"
 def from_official(
     state_dict: Mapping[str, Tensor], num_heads: tuple[int, ...] | None = None, image_size: int | None = None
 ) -> GroupViT:
-    """A model with the weights of a released checkpoint, in evaluation mode, on the CPU.
+    """Make a model with the weights of a released checkpoint, in evaluation mode, on the CPU.
 
-    Depths, group tokens, outputs, widths, vocabulary, context and patch size are read off the shapes; text heads are
-    64 wide. Without `multi_label_logit_scale` (a model trained without prompts), `logit_scale` stands in for it.
+    Depths, group tokens, outputs, widths, vocabulary, context and patch size follow from the shapes; text heads have 64
+    channels. If `multi_label_logit_scale` is missing (a model trained without prompts), `logit_scale` is used for it.
 
     Args:
-        state_dict: names and shapes as in the released checkpoints' `model` entry.
-        num_heads: attention heads per stage of the image encoder, which no shape tells; None: 64 channels per head.
-        image_size: side of the training image, pixels; None: what the position table is for.
+        state_dict: Tensors with the names and shapes of the released checkpoints' `model` entry.
+        num_heads: Number of attention heads per stage of the image encoder, which shapes do not show. None: 64 channels
+            per head.
+        image_size: Side of the training image in pixels. None: the size that the position table is for.
 
     Raises:
-        ValueError: a tensor is missing, unknown, not finite, or its shape does not fit the others'.
+        ValueError: A tensor is missing, unknown or not finite, or its shape does not fit the others.
     """
     if any(name.startswith("vision_model.") for name in state_dict):
         raise ValueError("these are Hugging Face's names: their config.json is needed as well, so give its folder")
@@ -42,7 +43,7 @@ def from_official(
         config = _official_config(state_dict, num_heads, image_size)
     except KeyError as error:
         raise ValueError(f"not a GroupViT state dict: it lacks {error.args[0]}") from None
-    except (TypeError, IndexError):  # a shape of another rank than ours
+    except (TypeError, IndexError):  # a shape with another number of axes than ours
         raise ValueError("not a GroupViT state dict: some tensors have too few or too many axes") from None
     renamed = {row.official: row.ours for row in name_rows(config)}
     weights = {renamed.get(name, name): tensor for name, tensor in state_dict.items()}
@@ -50,16 +51,16 @@ def from_official(
 
 
 def from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> GroupViT:
-    """A model with the weights of `transformers.GroupViTModel`, in evaluation mode, on the CPU.
+    """Make a model with the weights of `transformers.GroupViTModel`, in evaluation mode, on the CPU.
 
-    Hugging Face's model has no multi-label logit scale: `logit_scale` stands in for it.
+    Hugging Face's model has no multi-label logit scale, so `logit_scale` is used for it.
 
     Args:
         state_dict: `hf_model.state_dict()`.
         config: `hf_model.config.to_dict()`.
 
     Raises:
-        ValueError: a tensor is missing, unknown, not finite, or does not fit the config.
+        ValueError: A tensor is missing, unknown or not finite, or does not fit the config.
     """
     ours = _config_from_hugging_face(config)
     check_finite(state_dict, source="Hugging Face state dict", advice=_IF_NOT_FINITE)
@@ -75,11 +76,11 @@ def from_hugging_face(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
 
 
 def to_official(model: GroupViT) -> dict[str, Tensor]:
-    """The weights under the names and in the shapes of the released checkpoints' `model` entry; `from_official` with
-    the same heads gives the model back. The tensors are copies.
+    """Copy the weights, with the names and shapes of the released checkpoints' `model` entry. `from_official` with the
+    same `num_heads` is the inverse.
 
     Raises:
-        ValueError: the model uses an option that the released checkpoints have not.
+        ValueError: The model uses an option that the released checkpoints do not have.
     """
     text = model.config.text
     _check_options(model.config, "in the released checkpoints")
@@ -94,12 +95,12 @@ def to_official(model: GroupViT) -> dict[str, Tensor]:
 
 
 def to_hugging_face(model: GroupViT) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments for `transformers.GroupViTConfig` and a state dict for `transformers.GroupViTModel(config)`.
+    """Make the arguments of `transformers.GroupViTConfig` and a state dict for `transformers.GroupViTModel(config)`.
 
-    The multi-label logit scale is left out: Hugging Face's model has none. The tensors are copies.
+    The multi-label logit scale is omitted: Hugging Face's model has none. The tensors are copies.
 
     Raises:
-        ValueError: the model uses an option that Hugging Face's has not.
+        ValueError: The model uses an option that Hugging Face's model does not have.
     """
     config, weights = _config_to_hugging_face(model.config), model.state_dict()
     exported: dict[str, Tensor] = {}
@@ -111,8 +112,8 @@ def to_hugging_face(model: GroupViT) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def _filled(config: ModelConfig, weights: dict[str, Tensor], *, source: str) -> GroupViT:
-    """A model with these weights; 1x1 convolutions are squeezed to matrices on the way."""
-    with torch.device("meta"):  # no memory is taken for a model that the tensors do not fill
+    """Make a model with these weights. 1x1 convolutions are squeezed to matrices."""
+    with torch.device("meta"):  # allocates no memory before the tensors are checked
         expected = GroupViT(config).state_dict()
     if "logit_scale" in weights:
         weights.setdefault("multi_label_logit_scale", weights["logit_scale"])
@@ -173,7 +174,7 @@ def _official_config(
 
 
 def _count(names: Mapping[str, Any], pattern: str) -> int:
-    """How many indices the pattern's group takes at the start of the names."""
+    """Number of different indices that the pattern's group matches at the start of the names."""
     return len({match.group(1) for match in (re.match(pattern, name) for name in names) if match})
 
 
@@ -215,12 +216,12 @@ def _config_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
         )
     except KeyError as error:
         raise ValueError(f"not the config of a Hugging Face GroupViTModel: it lacks {error.args[0]}") from None
-    except (TypeError, AttributeError, ZeroDivisionError) as error:  # a text where a number belongs, or the like
+    except (TypeError, AttributeError, ZeroDivisionError) as error:  # for example, text instead of a number
         raise ValueError(f"not the config of a Hugging Face GroupViTModel: {error}") from None
 
 
 def _check_config_is_plausible(config: ModelConfig, num_tensors: int) -> None:
-    """ValueError for a config, read from a file, of which not even an empty model should be made."""
+    """Raise ValueError for a config from a file whose sizes are absurd, before a model is made of it."""
     depth = sum(config.image.depths) + config.text.depth
     if depth > num_tensors:
         raise ValueError(f"Hugging Face config: {depth} blocks, but there are {num_tensors} tensors: the files differ")
@@ -250,7 +251,7 @@ def _config_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
             "num_hidden_layers": sum(image.depths),
             "num_attention_heads": image.num_heads[0],
             "num_group_tokens": list(image.num_group_tokens),
-            # Hugging Face wants an entry per stage; a stage without group tokens keeps the number it is given.
+            # Hugging Face needs one entry per stage; that of a stage without group tokens has no effect.
             "num_output_groups": [*image.num_output_groups, image.num_output_groups[-1]][: len(image.depths)],
             "assign_mlp_ratio": [image.token_mixing_ratio, image.mlp_ratio],
         },
@@ -267,7 +268,7 @@ def _config_to_hugging_face(config: ModelConfig) -> dict[str, Any]:
 
 
 def _check_options(config: ModelConfig, where: str) -> None:
-    """ValueError for an option of this project's own."""
+    """Raise ValueError if an option is set that only this project has."""
     for name, needed in (("stem", "patch"), ("assignment", "hard"), ("group_residual", True)):
         given = getattr(config.image, name)
         if given != needed:

@@ -1,8 +1,8 @@
-"""The two towers as ONNX graphs, for any runtime: batch, image size and text length stay free.
+"""Exports the two towers as ONNX graphs, with dynamic batch size, image size and text length.
 
-Two things differ from the modules they are made of, since a graph can't look at its data: positions are resized by
-matrices of cubic weights, of whatever size the image asks for, and texts are encoded row by row, as they come (packing,
-trimming and removing duplicates are exact, so nothing changes but the speed).
+The graphs differ from their modules in two ways, since a graph can't branch on its data. Positions are resized by
+matrices of cubic weights, which fit any image size. Texts are encoded one per row, without packing, trimming and
+deduplication. These are exact, so only the speed changes.
 
 Shapes: B images of H x W pixels, N texts of T token ids, G segment tokens, h x w image tokens, C channels of a tower, D
 channels of the shared space.
@@ -21,17 +21,17 @@ from groupvit.windows import group_maps
 
 IMAGE_GRAPH, TEXT_GRAPH = "image_encoder.onnx", "text_encoder.onnx"
 OPSET = 20
-"""The first with exact GELU as one operator; runtimes of 2024 and later have it."""
+"""The first version with exact GELU as one operator. Runtimes since 2024 support it."""
 
 _CUBIC = -0.75
-"""The free coefficient of the cubic kernel: the value `torch.nn.functional.interpolate` uses."""
+"""Coefficient of the cubic kernel, as in `torch.nn.functional.interpolate`."""
 
 
 class ImageGraph(nn.Module):
     """image [B,3,H,W] -> image_embedding [B,D], segment_embeddings [B,G,D], group_map [B,G,h,w].
 
-    H and W are multiples of the patch size: the graph fails for others. The embeddings are not L2-normalised. The group
-    map is the last stage's soft one: it sums to 1 over G.
+    H and W must be multiples of the patch size, else the graph fails. The embeddings are not L2-normalised. The group
+    map is the last stage's soft map, which sums to 1 over G.
     """
 
     def __init__(self, model: GroupViT) -> None:
@@ -43,7 +43,7 @@ class ImageGraph(nn.Module):
         side = encoder.config.grid_size
         stem = encoder.stem
         image = _in_whole_patches(image, encoder.config.patch_size)
-        # The same sums as the stem's own product over unfolded patches, whose reshapes would fix the image size.
+        # Gives the same sums as the stem's own product over patches, whose reshapes would make the size static.
         x = stem.convolution(image) if isinstance(stem, PatchStem) else stem.layers(image)
         rows, columns = x.shape[-2:]
         table = encoder.positions.reshape(side, side, -1).permute(2, 0, 1)  # [C,side,side]
@@ -78,17 +78,18 @@ class TextGraph(nn.Module):
 
 
 def _in_whole_patches(image: Tensor, patch_size: int) -> Tensor:
-    """The image [B,3,H,W] as it is. The graph's operator fails for sides that are not multiples of the patch size.
+    """Return the image [B,3,H,W] unchanged. In the graph, fail for sides that are not multiples of the patch size.
 
-    A convolution would drop the last rows and columns, or add some. A graph cannot raise an error, but an image cannot
-    be reshaped to the multiples below its sides if these are smaller; and the message gives both shapes.
+    A convolution would silently drop the last rows and columns, or add some. A graph cannot raise an error. So it
+    reshapes the image to its sides rounded down to multiples, which fails if these are smaller. The runtime's message
+    then has both shapes.
     """
     shape = torch.onnx.ops.symbolic("Shape", (image,), dtype=torch.int64, shape=(4,), version=OPSET)
     multiples = shape - shape % torch.tensor([1, 1, patch_size, patch_size])
     return torch.onnx.ops.symbolic(
         "Reshape",
         (image, multiples),
-        {"allowzero": 1},  # else a multiple of 0 would stand for any side
+        {"allowzero": 1},  # else a side of 0 would mean "keep this side"
         dtype=image.dtype,
         shape=image.shape,
         version=OPSET,
@@ -96,7 +97,7 @@ def _in_whole_patches(image: Tensor, patch_size: int) -> Tensor:
 
 
 def cubic_weights(num_out: int, num_in: int) -> Tensor:
-    """Bicubic resizing along one axis as a matrix float32 [num_out, num_in], pixel centres aligned, edges repeated."""
+    """Matrix float32 [num_out, num_in] for bicubic resizing along one axis: pixel centres aligned, edges repeated."""
     place = (torch.arange(num_out, dtype=torch.float32) + 0.5) * num_in / num_out - 0.5
     first = place.floor()
     taps = first[:, None] + torch.arange(-1, 3)  # [num_out, 4]
@@ -109,10 +110,10 @@ def cubic_weights(num_out: int, num_in: int) -> Tensor:
 
 
 def export_onnx(model: GroupViT, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write image_encoder.onnx and text_encoder.onnx into an existing folder; `metadata` goes into both files.
+    """Write image_encoder.onnx and text_encoder.onnx, both with `metadata`, into an existing folder.
 
     Raises:
-        ValueError: the packages that write ONNX are not installed, or the model does not group.
+        ValueError: The packages that write ONNX are not installed, or the model has no grouping.
     """
     try:
         import onnx
@@ -125,7 +126,7 @@ def export_onnx(model: GroupViT, folder: Path, metadata: Mapping[str, str]) -> N
     model = model.eval()
     size, side = image.patch_size, image.image_size
     batch = torch.export.Dim("batch")
-    # With a single token on a side, the exporter would have to fix which axes are broadcast; the graphs run with one.
+    # A side of one token would make the exporter specialise broadcasting. The graphs accept one nevertheless.
     height, width = (torch.export.Dim(name, min=2 * size) for name in ("height", "width"))
     length = torch.export.Dim("length", min=2, max=model.config.text.context_length)
     graphs: list[tuple[str, nn.Module, Tensor, list[str], dict[str, Any]]] = [
@@ -157,7 +158,7 @@ def export_onnx(model: GroupViT, folder: Path, metadata: Mapping[str, str]) -> N
         )
         assert program is not None
         for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # stack traces with the paths of this machine
+            node.metadata_props.clear()  # remove stack traces, which contain local paths
             if node.op_type == "Reshape" and node.inputs[0] in program.model.graph.inputs:
                 node.name = f"image_sides_must_be_multiples_of_{size}"  # runtimes name the operator that failed
         program.model.metadata_props.update(metadata)

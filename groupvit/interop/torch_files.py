@@ -1,7 +1,7 @@
-"""Reads files that `torch.save` wrote, without PyTorch's reader: what they hold, with tensors left in the file.
+"""Reads files by `torch.save` without PyTorch's reader. Tensors stay in the file until they are requested.
 
-Of both formats: the zip archive of PyTorch 1.6 and later (`NAME/data.pkl` and a file per storage in `NAME/data/`), and
-the older one (five pickles, then the storages). Pickles are read by `groupvit.interop.inert_pickle`.
+It supports both formats: the zip archive of PyTorch 1.6 and later (`NAME/data.pkl`, and one file per storage in
+`NAME/data/`), and the older one (five pickles, then the storages). `groupvit.interop.inert_pickle` reads the pickles.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _DTYPES = {
     "torch.BoolStorage": torch.bool,
     "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128,
-    # Of tensors that are not read; in the older format, what lies behind them is found by their size.
+    # Tensors of these are not read, but the older format needs their sizes to find the storages after them.
     "torch.storage.UntypedStorage": torch.uint8,
     "torch.QInt8Storage": torch.int8,
     "torch.QUInt8Storage": torch.uint8,
@@ -45,15 +45,15 @@ _DTYPES = {
 
 
 class OtherFileError(ValueError):
-    """The file is whole, and of another kind. The message goes on after the file's name."""
+    """The file is complete but of another kind. The message follows the file's name."""
 
 
 class _Storage(StandIn):
-    """The numbers that tensors are made of, in the file."""
+    """Numbers of tensors, in the file."""
 
     key: str
     kind: str
-    """The class that PyTorch gives it; those of `_DTYPES` are read."""
+    """PyTorch's class of the storage. Those in `_DTYPES` are supported."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -64,21 +64,21 @@ class _Storage(StandIn):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchFile:
-    """A file that is open."""
+    """An open file."""
 
     content: Any
-    """What was saved. Tensors are `StoredTensor`, other objects `StandIn`, dictionaries of other classes among them."""
+    """The saved object. Tensors are `StoredTensor`; other objects, including subclasses of dict, are `StandIn`."""
     tensor: Callable[[StoredTensor], Tensor]
-    """Makes a tensor, which may share memory with others. ValueError if its numbers are not all in the file."""
+    """Reads a tensor, which may share memory with others. ValueError if some of its numbers are not in the file."""
 
 
 @contextmanager
 def open_torch_file(path: Path) -> Iterator[TorchFile]:
-    """The file for the time of the context. Any exception may come of a damaged one, in the context as well.
+    """Open a file for the block. A corrupted file can raise any exception, here or in the block.
 
     Raises:
-        OtherFileError: `torch.save` did not write it, or not as a checkpoint.
-        UnsafeCallError: it calls a function that acts on the machine.
+        OtherFileError: `torch.save` did not write the file, or it is not a checkpoint.
+        UnsafeCallError: The file calls a function with system access.
     """
     with path.open("rb") as file:
         if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
@@ -90,7 +90,7 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
 
 
 def num_bytes(tensor: StoredTensor) -> int:
-    """Bytes of the tensor when it is made. ValueError if its storage or its shape is none."""
+    """Size of the tensor in bytes. ValueError if its storage or shape is invalid."""
     storage, _, size, _ = _place(tensor)
     return math.prod(size) * storage.dtype.itemsize
 
@@ -114,10 +114,10 @@ def _open_archive(archive: zipfile.ZipFile, path: Path) -> TorchFile:
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A file of an archive, checked by its checksum where there is one."""
+    """Read a file of an archive, and verify its checksum if there is one."""
     entry = archive.getinfo(name)
     if getattr(entry, "CRC", None) == 0:
-        del entry.CRC  # by torch.serialization.set_crc32_options(False), none is written
+        del entry.CRC  # torch.serialization.set_crc32_options(False) writes no checksum
     return archive.read(entry)
 
 
@@ -143,7 +143,7 @@ def _open_old(file: BinaryIO) -> TorchFile:
     def read(key: str) -> bytes:
         start, size = places[key]
         file.seek(start)
-        return file.read(size)  # fewer bytes, if the file is cut short
+        return file.read(size)  # fewer bytes if the file is truncated
 
     return TorchFile(content=content, tensor=_Maker(read))
 
@@ -158,7 +158,7 @@ def _storage_of(identifier: Any) -> _Storage:
 
 
 class _Maker:
-    """Makes tensors of stored ones; each storage is read once."""
+    """Reads stored tensors. Each storage is read once."""
 
     def __init__(self, read: Callable[[str], bytes]) -> None:
         self._read = read

@@ -1,6 +1,6 @@
-"""Which tensor is which: our names, the released checkpoints' names, and those of Hugging Face's `GroupViTModel`.
+"""Table of tensor names: ours, those of the released checkpoints, and those of Hugging Face's `GroupViTModel`.
 
-Only names and shapes are known of the other two. `interop` does everything else with this table.
+It uses only the names and shapes of the other two. `official` converts weights with this table.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 
 
 class NameRow(NamedTuple):
-    """One tensor under its three names. Hugging Face splits queries, keys and values, so there it may be several."""
+    """Names of one tensor. Hugging Face splits queries, keys and values, so it may have several names there."""
 
     ours: str
     official: str
@@ -18,7 +18,7 @@ class NameRow(NamedTuple):
 
 
 def name_rows(config: ModelConfig) -> Iterator[NameRow]:
-    """Every tensor of a model of this config, under its three names."""
+    """Yield the names of every tensor of a model with this config."""
     yield NameRow("logit_scale", "logit_scale", ("logit_scale",))
     yield NameRow("multi_label_logit_scale", "multi_label_logit_scale", ())
     yield from _image_rows(config.image)
