@@ -11,7 +11,7 @@ __all__ = ["interop", "load", "losses", "segmentation"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: a process that needs only a config or a tokenizer does not wait seconds for all of PyTorch.
+    # Imports on first use, so that a process that needs only a config or a tokenizer does not spend seconds on PyTorch.
     if name == "load":
         return importlib.import_module("groupvit.checkpoint").load
     if name in __all__:

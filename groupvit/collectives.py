@@ -1,7 +1,7 @@
-"""Collectives that carry gradients, over an explicit process group; with `group=None` each is the identity of one
-worker.
+"""Differentiable collectives over an explicit process group. With `group=None` there is one worker, and each returns
+its input.
 
-They work on gloo (CPU) and nccl alike, unlike torch's SyncBatchNorm, which refuses CPU tensors.
+They work with gloo (CPU) and with nccl. PyTorch's SyncBatchNorm does not: it rejects CPU tensors.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def world_size(group: dist.ProcessGroup | None) -> int:
-    """Workers in the group; 1 without one."""
+    """Number of workers in the group; 1 for None."""
     return 1 if group is None else dist.get_world_size(group)
 
 
 def rank(group: dist.ProcessGroup | None) -> int:
-    """This worker's place in the group; 0 without one."""
+    """Rank of this worker in the group; 0 for None."""
     return 0 if group is None else dist.get_rank(group)
 
 
@@ -54,13 +54,13 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def all_gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Rows of all workers in the order of their ranks: [B,...] -> [W*B,...]; every worker has the same B.
+    """Concatenate the rows of all workers in rank order: [B,...] -> [W*B,...]. Every worker must have the same B.
 
-    Differentiable: a worker's rows get the gradients of every worker's loss, summed.
+    Differentiable: the gradient of a worker's rows is the sum over the losses of all workers.
     """
     return local if group is None else _AllGather.apply(local, group)  # type: ignore[return-value]
 
 
 def all_reduce_sum(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Sum over workers, any shape; differentiable, the gradient is summed over workers as well."""
+    """Sum a tensor of any shape over workers. Differentiable: the gradient is summed over workers, too."""
     return local if group is None else _AllReduceSum.apply(local, group)  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""Configuration of the method: frozen dataclasses, and their plain-dict form for checkpoints and tracking.
+"""Configuration of the method: frozen dataclasses, and their conversion to plain dicts for checkpoints and tracking.
 
-Defaults are the paper's two-stage model (arXiv 2202.11094, section 4.1; numbers as released). Options that depart from
-the reference say so, and say why, in the string under the field.
+The defaults are the paper's two-stage model (arXiv 2202.11094, section 4.1) with the numbers of the released code. The
+string under a field says if the option differs from the reference, and why.
 """
 
 import dataclasses
@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 Precision = Literal["float32", "bfloat16"]
-"""Which arithmetic matrix products use; see groupvit/precision.py."""
+"""Number format of matrix products; see groupvit/precision.py."""
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
-"""What a user asks for. `auto`: bfloat16 where the device computes it natively, else float32."""
+"""What a user can choose. `auto`: bfloat16 if the device supports it natively, else float32."""
 Protocol = Literal["model", "paper", "unified"]
-"""How images are segmented: as suits the model, by the paper, or by later work; see groupvit/protocols.py."""
+"""Segmentation settings: those that suit the model, the paper's, or those of later work; see groupvit/protocols.py."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,45 +22,45 @@ class ImageEncoderConfig:
     """The grouping vision transformer (paper section 3.1)."""
 
     image_size: int = 224
-    """Side of the square training image, pixels."""
+    """Side of the square training image in pixels."""
     patch_size: int = 16
-    """Side of an image token, pixels: the stride of the stem."""
+    """Side of an image token in pixels: the stride of the stem."""
     stem: Literal["patch", "convolutional"] = "patch"
     """`patch`: one convolution with kernel = stride (the paper). `convolutional`: 3x3 convolutions of stride 2 down to
-    the patch size; learns much faster on small images and small data, where a patch embedding has too few views to
-    learn edges.
+    the patch size. It learns much faster on small images and small data, where a patch embedding sees too few examples
+    to learn edges.
     """
     width: int = 384
-    """Channels of every token."""
+    """Number of channels of every token."""
     depths: tuple[int, ...] = (6, 3, 3)
-    """Transformer blocks per grouping stage."""
+    """Number of transformer blocks per grouping stage."""
     num_heads: tuple[int, ...] = (6, 6, 6)
-    """Attention heads per grouping stage; each divides `width`."""
+    """Number of attention heads per grouping stage. Each must divide `width`."""
     num_group_tokens: tuple[int, ...] = (64, 8, 0)
-    """Group tokens per stage. 0: a stage without grouping block; only the last stage may have none."""
+    """Number of group tokens per stage. 0: no grouping block; allowed for the last stage only."""
     num_output_groups: tuple[int, ...] = (64, 8)
-    """Segment tokens each grouping block makes."""
+    """Number of segment tokens that each grouping block returns."""
     mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over `width`."""
+    """Hidden width of a block's MLP, divided by `width`."""
     token_mixing_ratio: float = 0.5
-    """Hidden width of the MLPs over the token axis, over `width`."""
+    """Hidden width of the MLPs over the token axis, divided by `width`."""
     assignment: Literal["hard", "soft"] = "hard"
-    """`hard`: straight-through Gumbel-softmax in training (the paper). `soft`: plain softmax (the paper's ablation);
-    collapses less on narrow data."""
+    """`hard`: straight-through Gumbel-softmax in training (the paper). `soft`: plain softmax (the paper's ablation),
+    which collapses less often on data with little variety."""
     tau: float = 1.0
-    """Temperature of the softmax over groups (the paper: 1). Smaller: segments decide for one group sooner; with hard
-    assignment it shapes the gradient alone, with soft assignment also what is segmented."""
+    """Temperature of the softmax over groups (the paper: 1). A smaller value makes assignments sharper. With hard
+    assignment it changes only the gradient, with soft assignment also the segments."""
     group_residual: bool = True
-    """Add the pre-assigned group tokens to what a group gathers (the paper). They have already looked at the whole
-    image, so a segment can carry a noun without owning its pixels; without them only owned pixels speak, and masks
-    sharpen on small data."""
+    """Whether to add the pre-assigned group tokens to the mean of a group's segments (the paper). These tokens have
+    attended to the whole image, so a segment can match a noun without owning its pixels. Without them only owned pixels
+    count, which makes masks sharper on small data."""
     initialisation: Literal["paper", "fan_in"] = "paper"
-    """`paper`: every Linear with std .02, which suits a width of 384. `fan_in`: std in_features^-0.5, halved where a
-    residual branch ends; in narrow towers .02 starts assignments nearly uniform, and the loss stalls."""
+    """`paper`: std 0.02 for every Linear, which suits a width of 384. `fan_in`: std in_features^-0.5, halved at the end
+    of residual branches. In narrow towers, 0.02 makes initial assignments nearly uniform, and the loss stalls."""
     stochastic_depth: float = 0.1
-    """Drop rate of the deepest block's residual branches; rises linearly from 0 over all blocks."""
+    """Drop rate of the residual branches of the last block. The rate rises linearly from 0 at the first block."""
     activation_checkpointing: bool = False
-    """Recompute the blocks in the backward pass: less memory for about a third more time."""
+    """Whether to recompute blocks in the backward pass, which saves memory and takes about a third more time."""
 
     def __post_init__(self) -> None:
         num_stages = len(self.depths)
@@ -68,7 +68,7 @@ class ImageEncoderConfig:
         for name, length in expected.items():
             value = getattr(self, name)
             if name == "num_output_groups" and len(value) == num_stages and self.num_group_tokens[-1:] != (0,):
-                continue  # the last stage groups as well
+                continue  # the last stage has a grouping block, too
             if len(value) != length:
                 raise ValueError(
                     f"image.{name}={value} has {len(value)} entries, but depths={self.depths} has {num_stages} stages: "
@@ -94,13 +94,13 @@ class ImageEncoderConfig:
 
     @property
     def grid_size(self) -> int:
-        """Image tokens per side of the training image."""
+        """Number of image tokens per side of the training image."""
         return self.image_size // self.patch_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """The CLIP-style causal text transformer, smaller (paper section 4.1)."""
+    """The causal text transformer: CLIP's, but smaller (paper section 4.1)."""
 
     context_length: int = 77
     vocab_size: int = 49_408
@@ -108,12 +108,14 @@ class TextEncoderConfig:
     depth: int = 12
     num_heads: int = 4
     trim: bool = True
-    """Cut a batch of texts to its longest before encoding. Exact, since attention is causal and the end token is read;
-    the reference always computes 77 positions."""
+    """Whether to cut a batch of texts to the length of its longest text. The result is the same, since attention is
+    causal and the end token is read; the reference always computes 77 positions."""
     pack: bool = True
-    """Put several texts in one row, kept apart by a mask, so that no padding is computed. Exact; prompts are short."""
+    """Whether to put several short texts into one row, kept apart by a mask, to compute no padding. The result is the
+    same."""
     deduplicate: bool = True
-    """Encode equal texts of a batch once. Exact, since the text tower has no noise; noun prompts repeat often."""
+    """Whether to encode equal texts of a batch once; noun prompts repeat often. The result is the same, since the text
+    tower has no noise."""
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.width % self.num_heads:
@@ -127,11 +129,11 @@ class ModelConfig:
     image: ImageEncoderConfig = dataclasses.field(default_factory=ImageEncoderConfig)
     text: TextEncoderConfig = dataclasses.field(default_factory=TextEncoderConfig)
     embedding_dim: int = 256
-    """Channels of the space in which images and texts are compared."""
+    """Number of channels of the shared space, in which images and texts are compared."""
     projector_width: int = 4096
     """Hidden width of the two projectors."""
     initial_temperature: float = 0.07
-    """Both logit scales start at ln(1 / this)."""
+    """Initial temperature of both losses: both logit scales start at ln(1 / initial_temperature)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,13 +145,13 @@ class LossConfig:
     multi_label_weight: float = 1.0
     """Weight of the multi-label contrastive loss in the sum."""
     shared_positives: bool = False
-    """Count every prompt of the global batch with the same noun as a positive. Off in the paper (a noun of two images
-    is a negative); needed where a batch repeats nouns, or the loss fights itself and stalls."""
+    """Whether all prompts of the global batch with the same noun are positives. Off in the paper, where the same noun
+    of another image is a negative. Turn it on if batches repeat nouns: else the loss contradicts itself and stalls."""
     multi_label_match: Literal["image", "segments", "mixture"] = "image"
-    """What a prompt is compared with. `image`: the image embedding (the paper). `segments`: the best of the image's
-    segments (a smooth maximum over segment embeddings), which teaches each segment one noun instead of their mean all
-    of them. `mixture`: each segment names one noun, and the image's nouns are their mixture, weighted by the pixels the
-    segments own, so that a noun must be found where it is; equal nouns share their positives."""
+    """What a prompt is compared with. `image`: the image embedding (the paper). `segments`: the image's best segment (a
+    smooth maximum over segment embeddings), so that each segment learns one noun instead of their mean learning all of
+    them. `mixture`: each segment predicts one noun, and the image's nouns are the mean of these predictions, weighted
+    by the pixels of each segment, so that the noun's own pixels must predict it. Equal nouns share their positives."""
 
     def __post_init__(self) -> None:
         if self.num_prompts < 0:
@@ -157,7 +159,7 @@ class LossConfig:
 
     @property
     def looks_at_segments(self) -> bool:
-        """Whether a loss compares segments with prompts; without prompts none does."""
+        """Whether the loss compares segments with prompts. False without prompts."""
         return self.num_prompts > 0 and self.multi_label_match != "image"
 
 
@@ -166,63 +168,63 @@ class OptimizerConfig:
     """AdamW and its schedule (section 7 of the released recipe)."""
 
     learning_rate: float = 1.6e-3
-    """Peak rate at `reference_batch_size`; the rates are scaled linearly with the global batch size."""
+    """Peak rate at `reference_batch_size`. All rates are scaled linearly with the global batch size."""
     warmup_learning_rate: float = 4e-6
     min_learning_rate: float = 4e-5
     reference_batch_size: int = 4096
     warmup_steps: int = 0
-    """Optimiser steps of linear warm-up, which overrides the first part of the (unshifted) cosine."""
+    """Number of optimiser steps of linear warm-up. It replaces the first part of the cosine and does not shift it."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_grad_norm: float | None = 5.0
-    """Largest L2 norm of the gradient; None: not clipped."""
+    """Largest L2 norm of the gradient. None: no clipping."""
     decay_logit_scales: bool = False
-    """The reference decays the two logit scales by oversight (they are 0-D, its rule spares 1-D); decaying a
-    temperature pulls it towards 1, so ours does not."""
+    """Whether weight decay applies to the two logit scales. The reference does so by mistake: its rule exempts 1-D
+    parameters, and these are 0-D. Decay would pull a temperature towards 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationConfig:
-    """How an image becomes a label per pixel. The defaults are the paper's protocol for PASCAL VOC."""
+    """How an image is segmented. The defaults are the paper's protocol for PASCAL VOC."""
 
     short_side: int | None = 448
-    """The image is resized to this short side, keeping its ratio; None leaves its size as it is."""
+    """Short side in pixels that the image is resized to, keeping its aspect ratio. None: not resized."""
     max_long_side: int = 2048
-    """The resize stops earlier where the long side would grow beyond this."""
+    """Largest long side in pixels. The image is resized to less than `short_side` if its long side would be larger."""
     window: int | None = 448
-    """Side of the sliding window whose scores are averaged; None segments the whole image at once."""
+    """Side of the sliding windows in pixels; their scores are averaged. None: the whole image is one window."""
     stride: int = 224
-    """Distance between windows."""
+    """Distance between windows in pixels."""
     templates: tuple[str, ...] = ("a photo of a {}.",)
-    """Prompt templates; a class embedding is the mean over them."""
+    """Prompt templates. A class embedding is the mean over them."""
     background_threshold: float | None = 0.95
-    """Pixels whose best class scores less are background. None: there is no background class."""
+    """Pixels whose best class score is lower are background. None: there is no background class."""
     background_rule: Literal["below_threshold", "constant"] = "below_threshold"
-    """below_threshold: in each window, but for its most certain group (the paper). constant: the background is a class
-    whose score is the threshold everywhere (the unified protocol)."""
+    """`below_threshold`: each window applies the threshold to all groups but its most certain one (the paper).
+    `constant`: the background is a class whose score is the threshold everywhere (the unified protocol)."""
     background_prompts: tuple[str, ...] = ()
-    """Words for the background (like "sky"): they compete as classes and count as background where they win."""
+    """Words for the background, like "sky". Each competes as a class; pixels it wins are background."""
     top_classes: int | None = 5
-    """Only this many classes, the best ones for the whole window, can appear in it; the affinity is the softmax over
-    all classes times the one over these. None: all can, and the affinity is the softmax over all classes."""
+    """Number of classes that can appear in a window: the best ones for the window as a whole. The affinity is the
+    softmax over all classes times the softmax over these. None: all classes, and the first softmax alone."""
     logit_scale: Literal["image_text", "multi_label"] = "image_text"
-    """Which of the model's scales multiplies the cosines. `multi_label` suits models whose nouns were matched with
-    segments in training: it is what those segments were scored by."""
+    """Which of the model's logit scales multiplies the cosine similarities. `multi_label` suits models trained with
+    `multi_label_match` `segments` or `mixture`, since training scored their segments with it."""
     masks: Literal["hard", "soft"] = "hard"
-    """hard: a pixel belongs to its best group alone. soft: its scores are the mean over groups by its assignment."""
+    """`hard`: a pixel has the scores of its best group. `soft`: the mean over groups, weighted by its assignment."""
     grouping: bool = True
-    """False compares each image token with the classes and ignores the groups: a baseline that shows what they add."""
+    """Whether to use the groups. False compares each image token with the classes: a baseline without grouping."""
     scales: tuple[float, ...] = (1.0,)
-    """Scores are averaged over the image resized by each of these, relative to `short_side`."""
+    """Factors of `short_side`. Scores are averaged over the image resized by each of them."""
     flip: bool = False
-    """Whether scores are also averaged with those of the mirrored image."""
+    """Whether to average scores with those of the mirrored image."""
     antialias: bool = False
-    """Whether an image that is made smaller is averaged over the pixels that fall together. The published numbers were
-    measured without (plain bilinear); models for small images see less noise with it."""
+    """Whether to use antialiasing when an image is made smaller. The published numbers were measured without it
+    (plain bilinear). It reduces noise for models with small images."""
     pamr_iterations: int | None = None
-    """Rounds of pixel-adaptive mask refinement: masks are averaged with those of neighbours of like colour (Araslanov
-    & Roth, CVPR 2020; `unified` with PAMR: 10). None: masks stay as they are."""
+    """Number of iterations of pixel-adaptive mask refinement, which averages masks over neighbours of similar colour
+    (PAMR: Araslanov & Roth, CVPR 2020; 10 in the unified protocol with PAMR). None: no refinement."""
 
     def __post_init__(self) -> None:
         if self.window is not None and not 0 < self.stride <= self.window:
@@ -242,7 +244,7 @@ class SegmentationConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON-safe types (tuples as lists); the inverse of `from_dict`."""
+    """Convert a config to plain JSON-safe types, with lists for tuples. The inverse of `from_dict`."""
     return {
         key: [_plain(item) for item in value] if isinstance(value, tuple) else _plain(value)
         for key, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
@@ -250,7 +252,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(config_type: type[Config], values: dict[str, Any]) -> Config:
-    """A config from `to_dict`'s result. ValueError on an unknown field: it was written by a newer version."""
+    """Make a config from the result of `to_dict`. ValueError on an unknown field: a newer version wrote it."""
     hints = get_type_hints(config_type)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -274,7 +276,7 @@ def _typed(hint: Any, value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted names."""
+    """Flatten nested dicts into one with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

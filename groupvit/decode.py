@@ -1,10 +1,10 @@
-"""Image files to pixels, within bounds: the one decoder for training, benchmarks, curation and pictures of users.
+"""Decodes image files, with a limit on their size. Training, benchmarks, curation and the app all use this decoder.
 
-A picture comes as a person sees it: turned as its camera noted, on white where it is transparent, in 8 bits, the first
-frame of several. Metadata that cannot be used is ignored (see `image_metadata`).
+The result looks as in an image viewer: rotated by its EXIF orientation, transparent parts on white, 8 bits per channel,
+and the first frame of an animation. Invalid metadata is ignored (see `image_metadata`).
 
-JPEG goes through libjpeg-turbo (`simplejpeg`: accurate integer DCT, smooth chroma upsampling), at full resolution: the
-same pixels as Pillow gives, a quarter faster. Everything else goes through Pillow.
+JPEG files are decoded by libjpeg-turbo (`simplejpeg`: accurate integer DCT, smooth chroma upsampling) at full
+resolution: the same pixels as Pillow's, 25 % faster. Pillow decodes all other formats.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from groupvit.image_metadata import block_orientation, file_orientation, is_jpeg
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 2**26
-"""Largest image that is decoded by default: 67 megapixels, 201 MB of pixels."""
+"""Default limit on the number of pixels: 67 megapixels, 201 MB when decoded."""
 
 FORMATS_SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What `decode_upright` reads: formats that a browser shows too, and few decoders for strangers' files to reach."""
+"""Formats that `decode_upright` reads: browsers show them, and they are few, so untrusted files reach few decoders."""
 FORMATS = (*FORMATS_SHOWN, "TIFF")
-"""What `decode_image` reads: the fewer decoders are open to what the web sends, the better."""
+"""Formats that `decode_image` reads. Few, so that files from the web reach few decoders."""
 
 _DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
 _MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "PA", "La", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", *_DEEP_GRAY)
@@ -37,7 +37,7 @@ _JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK"
 
 
 class ImageError(ValueError):
-    """An image file that cannot be decoded; `reason` says it in a word."""
+    """An image file cannot be decoded; `reason` is the category of the error."""
 
     def __init__(self, message: str, reason: Literal["unidentified", "damaged", "mode", "too_many_pixels"]) -> None:
         super().__init__(f"image: {message}")
@@ -46,21 +46,21 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says about itself before any pixel is decoded."""
+    """Properties of an image file that are known before its pixels are decoded."""
 
     format: str
     mode: str
-    """Pillow's name for what the pixels are."""
+    """Pillow's mode of the pixels."""
     width: int
-    """As stored, before it is put upright."""
+    """As stored, before rotation by `orientation`; so is `height`."""
     height: int
     orientation: int
-    """1 to 8, of EXIF; 1 is upright."""
+    """EXIF orientation, 1 to 8; 1 is upright."""
     animated: bool
 
 
 def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Header:
-    """Reads no pixels. `ImageError` for what is no image file of these formats, a damaged header or an absurd size."""
+    """Read only the header. `ImageError` for another format, a corrupted header or an absurd size."""
     if is_jpeg(data):
         height, width, mode = _jpeg_header(data)
         orientation = file_orientation(data)
@@ -88,22 +88,22 @@ def decode_image(
     """Decode an image file to uint8 [H,W,3] RGB.
 
     Args:
-        data: Content of the file.
-        max_pixels: Largest image that is decoded. The size is read off the header before any pixel is decoded.
-        formats: Formats that are read, by Pillow's names.
-        least_side: A JPEG much larger than this may come smaller, at no less than twice this side: every byte is
-            decoded all the same, and what shrinks it afterwards has enough to choose from.
-        upright: Whether to turn the picture as its camera noted; False: pixels as they lie in the file.
-        strict: Whether a JPEG in which the decoder has to guess is refused; False: only if it is truncated.
+        data: Contents of the file.
+        max_pixels: Largest number of pixels. It is checked against the header before any pixel is decoded.
+        formats: Accepted formats, by Pillow's names.
+        least_side: If given, a much larger JPEG may be decoded at a reduced size, with both sides at least twice this.
+            All bytes are decoded nevertheless, and a later resize still has enough pixels.
+        upright: Whether to rotate the image by its EXIF orientation. False: pixels as stored.
+        strict: Whether to reject a JPEG on any warning of the decoder. False: only if it is truncated.
 
     Raises:
-        ImageError: The image is too large, or the bytes are no image, a damaged one, or one of a mode that has no
-            obvious 8-bit pixels. A ValueError of one line.
+        ImageError: The image is too large, is in another format, is corrupted, or has a mode without an obvious
+            conversion to 8 bits. A ValueError with a one-line message.
     """
     if is_jpeg(data):
         height, width, mode = _jpeg_header(data)
         _check_size(height, width, max_pixels)
-        if mode != "CMYK" and strict:  # libjpeg-turbo does not turn CMYK into RGB
+        if mode != "CMYK" and strict:  # libjpeg-turbo does not convert CMYK to RGB
             with _explaining(formats, max_pixels):
                 if least_side is None:
                     pixels = simplejpeg.decode_jpeg(data)
@@ -119,13 +119,12 @@ def decode_image(
 
 
 def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """`decode_image` for a picture that somebody wants to see: a JPEG, PNG, WebP, GIF or BMP file, damaged ones too as
-    far as they are whole."""
+    """Decode a JPEG, PNG, WebP, GIF or BMP file for display. Corrupted files are decoded as far as possible."""
     return decode_image(data, max_pixels=max_pixels, formats=FORMATS_SHOWN, strict=False)
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Pixels [H,W,…] as stored, put upright by an orientation of EXIF, 1 to 8."""
+    """Rotate and mirror stored pixels [H,W,…] by their EXIF orientation, 1 to 8."""
     if orientation == 1:
         return pixels
     if orientation in (5, 6, 7, 8):
@@ -138,7 +137,7 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str]:
-    """(height, width, Pillow's mode)."""
+    """Returns (height, width, Pillow's mode)."""
     with _explaining((), MAX_PIXELS):
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
         return int(height), int(width), _JPEG_MODES[color_space]
@@ -152,9 +151,9 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
 
 @contextlib.contextmanager
 def _opened(data: bytes, formats: tuple[str, ...], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Pillow's image, for the block. ImageError for all that goes wrong with it."""
+    """Open an image with Pillow. All errors in the block become ImageError."""
     with _explaining(formats, max_pixels), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bombs, since the bounds here are the lower ones, and of damaged tags
+        warnings.simplefilter("ignore")  # about bombs, since our limit is lower, and about corrupted tags
         with Image.open(io.BytesIO(without_metadata(data)), formats=formats) as image:
             yield image
 
@@ -165,14 +164,14 @@ def _explaining(formats: tuple[str, ...], max_pixels: int) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except UnidentifiedImageError:  # whose message is an address in memory
+    except UnidentifiedImageError:  # its message is only a memory address
         *names, last = ("WebP" if name == "WEBP" else name for name in formats)
         message = f"cannot be decoded: it is no whole {', '.join(names)} or {last} file"
         raise ImageError(message, "unidentified") from None
     except Image.DecompressionBombError:
         message = f"more pixels than max_pixels={max_pixels} by far: shrink it"
         raise ImageError(message, "too_many_pixels") from None
-    except Exception as error:  # decoders raise errors of every kind on damaged files
+    except Exception as error:  # decoders raise many kinds of errors on corrupted files
         raise ImageError(f"cannot be decoded: {' '.join(str(error).split())}", "damaged") from error
 
 
@@ -180,14 +179,14 @@ def _orientation(data: bytes, image: Image.Image) -> int:
     if is_jpeg(data) or is_png(data):
         return file_orientation(data)
     if image.format == "TIFF":
-        return 1  # Pillow has turned it, in its size too
+        return 1  # Pillow has already rotated the pixels and the size
     exif, xmp = image.info.get("exif"), image.info.get("xmp")
     return block_orientation(exif, xmp)
 
 
 def _rgb(image: Image.Image, data: bytes) -> Pixels:
-    image.load()  # before the mode is looked at: decoding may change it
-    hidden = image.info.get("transparency")  # a palette's transparent entries, or the one value that is transparent
+    image.load()  # first, since decoding may change the mode
+    hidden = image.info.get("transparency")  # the transparent entries of a palette, or the transparent value
     if image.mode in _DEEP_GRAY:
         values = np.asarray(image)
         gray = (values >> 8).astype(np.uint8)
@@ -197,14 +196,14 @@ def _rgb(image: Image.Image, data: bytes) -> Pixels:
     if hidden is not None and is_png(data):
         image.info["transparency"] = _in_8_bits(hidden, image.mode, bits=data[24])
     if image.has_transparency_data:
-        # Pixels under full transparency hold whatever the program that wrote them left there.
+        # Fully transparent pixels can have any colour, so they are blended with white.
         colours = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
     return np.array(image.convert("RGB"))
 
 
 def _in_8_bits(value: int | bytes | tuple[int, ...], mode: str, bits: int) -> int | bytes | tuple[int, ...]:
-    """A PNG's transparent colour, which the file gives as it stores its samples, as Pillow decodes them."""
+    """Convert a PNG's transparent colour from the file's bit depth to the 8 bits that Pillow decodes to."""
     if isinstance(value, int) and mode == "L" and bits < 8:
         return value * 255 // (2**bits - 1)
     return tuple(part >> 8 for part in value) if isinstance(value, tuple) and bits == 16 else value

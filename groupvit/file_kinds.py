@@ -1,7 +1,7 @@
-"""Tells what people give by mistake in place of a checkpoint, by how the file begins."""
+"""Recognises files that users pass by mistake instead of a checkpoint, by their first bytes."""
 
 START_BYTES = 512
-"""What has to be known of a file."""
+"""Number of bytes of a file that `other_kind` needs."""
 
 _OTHER_FILES = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for: fetch that with git lfs pull"),
@@ -16,7 +16,7 @@ _OTHER_FILES = (
 
 
 def other_kind(start: bytes) -> str | None:
-    """What a file that begins so is, and what to do, to go on after its name; None if that cannot be told."""
+    """Name the kind of a file by its first bytes, and what to do; None if unknown. The text follows a file name."""
     if not start:
         return "is empty: it was cut short, so fetch it again"
     for magic, kind in _OTHER_FILES:

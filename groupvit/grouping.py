@@ -1,7 +1,7 @@
-"""Grouping: segments are assigned to groups, and merged (paper section 3.1, equations 2 to 5; released code where they
-differ).
+"""Grouping blocks: they assign segments to groups and merge them (paper section 3.1, equations 2 to 5). Where the
+released code differs from the paper, we follow the code.
 
-Shapes: B images, S segments that come in, M group tokens, G groups that go out, C channels.
+Shapes: B images, S input segments, M group tokens, G output groups, C channels.
 """
 
 import torch
@@ -12,28 +12,26 @@ from groupvit.precision import at_least_float32
 from groupvit.transformer import CrossAttention, Mlp
 
 EMPTY_GROUP_MASS = 1.0
-"""Added to each group's total assignment before dividing by it: an empty group's update is about 0, a group of n
-segments averages them with weight n / (n + 1). A full 1 in the released code, not a small epsilon."""
+"""Added to each group's total assignment before dividing by it. So the update of an empty group is about 0, and that of
+n segments is their mean times n / (n + 1). The released code uses 1, not a small epsilon."""
 
 
 def sample_gumbel(shape: torch.Size, noise: torch.Generator) -> Tensor:
-    """I.i.d. Gumbel(0, 1) noise, float32, on the generator's device."""
+    """Draw i.i.d. Gumbel(0, 1) noise, float32, on the generator's device."""
     uniform = torch.rand(shape, generator=noise, device=noise.device)
     limits = torch.finfo(torch.float32)
     return -torch.log(-torch.log(uniform.clamp(limits.tiny, 1 - limits.eps)))
 
 
 def straight_through_assignment(logits: Tensor) -> Tensor:
-    """One-hot of the arg max over groups whose gradient is the softmax's (equation 4): [B,G,S] -> [B,G,S]."""
+    """One-hot arg max over groups with the gradient of the softmax (equation 4): [B,G,S] -> [B,G,S]."""
     soft = logits.softmax(dim=1)
     hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
     return hard - soft.detach() + soft
 
 
 class AssignmentAttention(nn.Module):
-    """One-headed attention in which each segment distributes itself over the groups, and groups average their
-    segments.
-    """
+    """Single-head attention: each segment is distributed over the groups, each group is the mean of its segments."""
 
     def __init__(self, width: int, *, hard: bool, tau: float = 1.0) -> None:
         super().__init__()
@@ -44,9 +42,9 @@ class AssignmentAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, groups: Tensor, segments: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Groups [B,G,C] and segments [B,S,C] -> update of the groups [B,G,C], noise-free assignment logits [B,G,S]."""
-        # Keys and values of all segments are never made: with S much larger than G it is cheaper to project the groups
-        # back, q (K x + b) = (q K) x + q b, and to average before projecting, A (V x + b) = V (A x) + b sum(A).
+        """Groups [B,G,C], segments [B,S,C] -> update of the groups [B,G,C], noise-free assignment logits [B,G,S]."""
+        # Keys and values of the segments are not computed. Since S is much larger than G, it is cheaper to project the
+        # queries, q (K x + b) = (q K) x + q b, and to average before projecting, A (V x + b) = V (A x) + b sum(A).
         queries = self.query(groups)
         logits = (queries @ self.key.weight) @ segments.transpose(1, 2) + (queries @ self.key.bias)[..., None]
         logits = at_least_float32(logits) * self.scale
@@ -63,7 +61,7 @@ class AssignmentAttention(nn.Module):
 
 
 class PreAssignment(nn.Module):
-    """Cross-attention by which the groups look at the segments before assignment. Neither input is normalised first."""
+    """Cross-attention from groups to segments before the assignment. Its inputs are not normalised."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -90,7 +88,7 @@ class TokenMixing(nn.Module):
 
 
 class GroupingBlock(nn.Module):
-    """Merges S segments into G, guided by M group tokens."""
+    """Merges S segments into G, using M group tokens."""
 
     def __init__(
         self,
@@ -119,7 +117,7 @@ class GroupingBlock(nn.Module):
     def forward(self, segments: Tensor, group_tokens: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Segments [B,S,C], group tokens [B,M,C] -> new segments [B,G,C], noise-free assignment logits [B,G,S].
 
-        `noise` draws the Gumbel noise of the hard assignment; None: no noise (evaluation).
+        `noise` draws the Gumbel noise of the hard assignment. None: no noise (evaluation).
         """
         segments = self.segment_norm(segments)
         groups = self.mixed_norm(self.token_mixing(self.group_norm(group_tokens)))
@@ -129,12 +127,12 @@ class GroupingBlock(nn.Module):
         return groups + self.mlp(self.mlp_norm(groups)), logits
 
     def ungrouped(self, segments: Tensor) -> Tensor:
-        """What a group would be that gathered one segment alone, group tokens left aside: [B,S,C] -> [B,S,C]."""
+        """The output for a group of one segment, without group tokens, for each segment: [B,S,C] -> [B,S,C]."""
         gathered = self.assignment.out(self.assignment.value(self.segment_norm(segments)))
         return gathered + self.mlp(self.mlp_norm(gathered))
 
 
 def hard_assignment(soft_assignment: Tensor) -> Tensor:
-    """One-hot of the arg max over groups: [B,G,S] -> [B,G,S], same dtype."""
+    """One-hot arg max over groups: [B,G,S] -> [B,G,S], same dtype."""
     winners = soft_assignment.argmax(dim=1)
     return F.one_hot(winners, soft_assignment.shape[1]).transpose(1, 2).to(soft_assignment.dtype)

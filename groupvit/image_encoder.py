@@ -1,6 +1,6 @@
 """The image tower: image tokens, then stages of transformer blocks and grouping (paper section 3.1).
 
-Shapes: B images of H x W pixels, N image tokens, S segments into and G groups out of a stage, M group tokens, C
+Shapes: B images of H x W pixels, N image tokens, S input segments and G output groups of a stage, M group tokens, C
 channels.
 """
 
@@ -19,30 +19,28 @@ from groupvit.transformer import Block
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFeatures:
-    """What the image tower makes of a batch, before the projector."""
+    """Output of the image tower for a batch, before the projector."""
 
     pooled: Tensor
     """[B,C]: mean of the segment tokens."""
     segment_tokens: Tensor
-    """[B,G,C], after the final norm; without grouping, the image tokens."""
+    """[B,G,C] after the final norm; the image tokens if there is no grouping."""
     image_tokens: Tensor
-    """[B,N,C]: the image tokens as they enter the first grouping block; without grouping, before the final norm."""
+    """[B,N,C]: input of the first grouping block or, if there is none, of the final norm."""
     assignment_logits: tuple[Tensor, ...]
-    """One noise-free [B,G_l,S_l] per grouping block, float32."""
+    """Noise-free, one [B,G_l,S_l] float32 per grouping block."""
     grid: tuple[int, int]
     """Rows and columns of image tokens; N = rows * columns."""
 
     def to_float32(self) -> "ImageFeatures":
-        """The same, whatever precision the tower ran in."""
+        """Convert all tokens to float32, from any precision."""
         tokens = (self.pooled, self.segment_tokens, self.image_tokens)
         pooled, segment_tokens, image_tokens = (at_least_float32(tensor) for tensor in tokens)
         return dataclasses.replace(self, pooled=pooled, segment_tokens=segment_tokens, image_tokens=image_tokens)
 
     @property
     def segment_masses(self) -> Tensor:
-        """[B,G] float32: the share of the image tokens that each final segment owns, by the noise-free soft
-        assignments.
-        """
+        """[B,G] float32: share of the image tokens in each final segment, by the noise-free soft assignments."""
         owned = self.assignment_logits[0].softmax(dim=1).mean(dim=2)
         for logits in self.assignment_logits[1:]:
             owned = (logits.softmax(dim=1) @ owned[..., None]).squeeze(-1)
@@ -58,7 +56,7 @@ class PatchStem(nn.Module):
         self.convolution = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        # As a matrix product over unfolded patches: the same sums, several times faster on CPUs than the convolution.
+        # A matrix product over unfolded patches gives the same sums, several times faster on CPUs than the convolution.
         batch, channels, height, width = images.shape
         size = self.patch_size
         patches = images.reshape(batch, channels, height // size, size, width // size, size)
@@ -67,7 +65,7 @@ class PatchStem(nn.Module):
 
 
 class ConvolutionalStem(nn.Module):
-    """3x3 convolutions of stride 2, one per halving, then a 1x1: images [B,3,H,W] -> tokens [B,N,C]."""
+    """3x3 convolutions of stride 2, each of which halves the image, then a 1x1: images [B,3,H,W] -> tokens [B,N,C]."""
 
     def __init__(self, width: int, patch_size: int) -> None:
         super().__init__()
@@ -85,7 +83,7 @@ class ConvolutionalStem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Transformer blocks over [segments ; group tokens], then a grouping block, if the stage groups."""
+    """Transformer blocks over [segments ; group tokens], then a grouping block if the stage has group tokens."""
 
     def __init__(self, config: ImageEncoderConfig, stage: int) -> None:
         super().__init__()
@@ -103,7 +101,7 @@ class Stage(nn.Module):
         if num_tokens > 0:
             self.group_tokens = nn.Parameter(torch.zeros(1, num_tokens, width))
             if previous > 0:
-                # The projector feeds these tokens, so they start at zero; the first stage's start random.
+                # The projector's output is added to these tokens, so they start at zero, unlike the first stage's.
                 self.group_projector = nn.Sequential(nn.LayerNorm(width), TokenMixing(previous, hidden, num_tokens))
             else:
                 nn.init.trunc_normal_(self.group_tokens, std=0.02)
@@ -126,10 +124,10 @@ class Stage(nn.Module):
         keeps: list[Tensor | None],
         noise: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Segments [B,S,C] -> segments out [B,G,C], segments before grouping [B,S,C], group tokens [B,M,C], logits
+        """Segments [B,S,C] -> output segments [B,G,C], segments before grouping [B,S,C], group tokens [B,M,C], logits
         [B,G,S].
 
-        The last two are None for a stage without grouping block, whose segments out are those before grouping.
+        Without a grouping block the last two are None, and the output segments are those before grouping.
         """
         batch, num_segments, _ = segments.shape
         x = segments
@@ -173,10 +171,10 @@ class ImageEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor, noise: torch.Generator | None = None) -> ImageFeatures:
-        """Images [B,3,H,W], normalised, sides multiples of the patch size (else ValueError) -> features.
+        """Encode images [B,3,H,W], normalised. ValueError if a side is not a multiple of the patch size.
 
-        `noise` draws stochastic depth and Gumbel noise, in this order, the same for the same generator state; None:
-        neither. Positions are resized bicubically when the grid differs from the training image's.
+        `noise` draws stochastic depth and then Gumbel noise; equal generator states give equal draws. None: neither.
+        Positions are resized bicubically if the grid differs from that of the training image.
         """
         height, width = images.shape[-2:]
         size = self.config.patch_size
@@ -188,7 +186,7 @@ class ImageEncoder(nn.Module):
         return self.encode_tokens(self.stem_norm(self.stem(images)) + self._resized_positions(grid), grid, noise)
 
     def encode_tokens(self, x: Tensor, grid: tuple[int, int], noise: torch.Generator | None = None) -> ImageFeatures:
-        """Image tokens [B,N,C], positions added, of a grid of rows x columns -> features; `noise` as for `forward`."""
+        """Encode image tokens [B,N,C] with positions added; grid: (rows, columns). `noise` as in `forward`."""
         keeps = self._draw_stochastic_depth(x.shape[0], noise)
         image_tokens: Tensor | None = None
         group_tokens: Tensor | None = None

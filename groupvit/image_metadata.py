@@ -1,7 +1,7 @@
-"""What image files carry beside their pixels: how to turn the picture, and what is left out before it is decoded.
+"""Reads the orientation from the metadata of image files, and removes all metadata before decoding.
 
-Only the orientation is read. Nothing else in the metadata can make a picture unusable: comments, profiles and camera
-data of any size and content are skipped, where Pillow checks them and refuses the whole file for some.
+So invalid comments, profiles or camera data of any size cannot make an image unusable. Pillow would check them and
+reject the whole file for some.
 """
 
 import re
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 _ORIENTATION = 274  # EXIF tag
 _SHORT, _LONG = 3, 4  # EXIF types
-_MAX_PROFILE = 2**20  # bytes of an EXIF block that was written as text; the orientation is among the first
+_MAX_PROFILE = 2**20  # bytes of an EXIF block stored as text that are read; the orientation is near its start
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 _JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
-_LEAST_BYTES = {_APP0: 14, _APP14: 12}  # of the segments that tell a JPEG's colours; shorter ones tell nothing
+_LEAST_BYTES = {_APP0: 14, _APP14: 12}  # of the segments that define a JPEG's colours; shorter ones are invalid
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
-"""What a PNG's pixels, transparency and animation are made of."""
+"""Chunks that hold a PNG's pixels, transparency and animation."""
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -30,7 +30,7 @@ def is_png(data: bytes) -> bool:
 
 
 def file_orientation(data: bytes) -> int:
-    """Orientation of a JPEG or PNG file, 1 to 8 as in EXIF; 1, upright, where it has none that is valid."""
+    """EXIF orientation of a JPEG or PNG file, 1 to 8; 1 (upright) if it has no valid one."""
     if is_jpeg(data):
         found = _jpeg_orientations(data)
     elif is_png(data):
@@ -41,13 +41,13 @@ def file_orientation(data: bytes) -> int:
 
 
 def block_orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """The same, of the EXIF and XMP blocks of a file of any other format."""
+    """EXIF orientation from the EXIF and XMP blocks of a file in any other format; 1 if there is no valid one."""
     found = (exif and exif_orientation(exif), xmp and xmp_orientation(xmp))
     return next((value for value in found if value), 1)
 
 
 def exif_orientation(block: bytes) -> int | None:
-    """Of an EXIF block (a TIFF header and directory, after any "Exif\\0\\0"); None where it has none that is valid."""
+    """Orientation in an EXIF block (a TIFF header and directory, maybe after "Exif\\0\\0"); None if none is valid."""
     while block.startswith(b"Exif\0\0"):
         block = block[6:]
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
@@ -73,7 +73,7 @@ def xmp_orientation(packet: bytes) -> int | None:
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A JPEG or PNG file with what its pixels need and nothing else; any other file as it is."""
+    """Remove everything from a JPEG or PNG file that its pixels do not need. Other files are returned unchanged."""
     if is_jpeg(data):
         return _kept(
             data, [(start, end) for marker, start, end in _segments(data) if not _is_jpeg_pixels(marker, end - start)]
@@ -98,7 +98,7 @@ def _is_jpeg_pixels(marker: int, size: int) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of the segments of a JPEG before its first scan, as far as they are whole."""
+    """Yield (marker, start, end) of the complete segments of a JPEG before its first scan."""
     place = 2
     while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
         marker = data[place + 1]
@@ -117,7 +117,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start, end) of the chunks of a PNG, as far as they are whole."""
+    """Yield (type, start, end) of the complete chunks of a PNG."""
     place = len(_PNG_START)
     while place + 12 <= len(data):
         kind = data[place + 4 : place + 8]
@@ -142,7 +142,7 @@ def _png_orientations(data: bytes) -> Iterator[int | None]:
 
 
 def _profile(kind: bytes, block: bytes) -> bytes:
-    """The EXIF block that ImageMagick writes as a text of hexadecimal digits; empty where this text is another one."""
+    """Decode an EXIF block that ImageMagick stores as hexadecimal text. Empty if the chunk is another text."""
     name, _, text = block.partition(b"\0")
     if name != b"Raw profile type exif":
         return b""

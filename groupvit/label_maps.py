@@ -1,12 +1,14 @@
-"""From what the windows of an image say to one label per pixel, without holding every class for every pixel.
+"""Combines the scores of an image's windows into one label per pixel, without storing every class for every pixel.
 
-Scores of overlapping windows are averaged, the average is resized to the image (bilinear), the scores of several views
-are added, and the best class wins. `combined_hard` and `combined_soft` give what that gives. The first is for one view
-in which a pixel's scores are those of its group: then few different scores exist, and only pixels between two labels
-need arithmetic of their own. The second goes through the image in strips.
+Scores of overlapping windows are averaged. The average is resized to the image (bilinear), the scores of all views are
+added, and the best class wins. Two functions compute exactly this:
+
+- `combined_hard` is for a single view in which a pixel has the scores of its group. Then there are few distinct score
+  vectors, and only pixels between two labels need their own computation.
+- `combined_soft` is for all other cases. It processes the image in strips.
 
 Shapes: *layers* are the C classes followed by the background at each of T thresholds, L = C + T; H x W pixels of the
-image, h x w of a view.
+image, h x w pixels of a view.
 """
 
 import itertools
@@ -19,16 +21,17 @@ from torch import Tensor
 from groupvit.windows import Box, View, Window
 
 STRIP_NUMBERS = 2**24
-"""Scores held at a time by `combined_soft`: 64 MB."""
+"""Number of scores that `combined_soft` holds at a time: 64 MB."""
 EDGE_PIXELS_AT_ONCE = 2**15
 
 Decide = Callable[[Tensor], Tensor]
-"""Layers [L, ...] → the label at each threshold, uint8 [T', ...]."""
+"""Layers [L, ...] → label at each threshold, uint8 [T', ...]."""
 
 
 def decide(layers: Tensor, num_classes: int, thresholds: Sequence[float | None]) -> Tensor:
-    """Layers [L, ...] → labels uint8 [len(thresholds), ...]: 0 is the background and class i is i + 1; at a threshold
-    of None, which has no layer, class i is i.
+    """Layers [L, ...] → labels uint8 [len(thresholds), ...]: 0 is the background and class i has label i + 1.
+
+    A threshold of None has no layer, and there class i has label i.
     """
     best, labels = layers[:num_classes].max(dim=0)
     backgrounds = iter(layers[num_classes:])
@@ -39,16 +42,16 @@ def decide(layers: Tensor, num_classes: int, thresholds: Sequence[float | None])
 def combined_hard(
     view: View, groups: Sequence[Tensor], layers: Sequence[Tensor], size: tuple[int, int], decide: Decide
 ) -> Tensor:
-    """Labels uint8 [T', H, W] of a view whose pixels have the scores of their groups.
+    """Label a single view whose pixels have the scores of their groups: uint8 [T', H, W].
 
-    groups, layers: per window the group of each pixel [h, w] and the layers of each group [L, G].
+    groups, layers: for each window, the group of each pixel [h, w] and the layers of each group [L, G].
     """
     codes, table = _codes(view, groups, layers)
     decided = decide(table)
     rows, columns = _Taps.of(view.size[0], size[0], codes.device), _Taps.of(view.size[1], size[1], codes.device)
     corners = [codes[y][:, x] for y in (rows.low, rows.high) for x in ((columns.low, columns.high))]
     labels = decided[:, corners[0]]
-    # A class that wins at all four neighbours wins between them, so only the pixels between two labels are mixed.
+    # A class that wins at all four neighbours also wins between them. So only pixels between labels are interpolated.
     mixed = torch.zeros(size, dtype=torch.bool, device=codes.device)
     for corner in corners[1:]:
         mixed |= (corner != corners[0]) & (decided[:, corner] != labels).any(dim=0)
@@ -71,9 +74,9 @@ def combined_soft(
     size: tuple[int, int],
     decide: Decide,
 ) -> Tensor:
-    """Labels uint8 [T', H, W] of any views.
+    """Label any views: uint8 [T', H, W].
 
-    layers_of_rows: (view, window, top, bottom) → the layers [L, bottom - top, width] of these rows of a window.
+    layers_of_rows: (view, window, top, bottom) → layers [L, bottom - top, width] of these rows of the window.
     """
     height, width = size
     strip = max(STRIP_NUMBERS // (num_layers * max(width, *(view.size[1] for view in views))), 1)
@@ -94,19 +97,19 @@ def combined_soft(
 
 
 def resized_rows(maps: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Rows `top` to `bottom` of maps [K, h, w] resized to `size` (bilinear): [K, bottom - top, W]."""
+    """Resize maps [K, h, w] to `size` (bilinear) and return rows `top` to `bottom` only: [K, bottom - top, W]."""
     rows = _Taps.of(maps.shape[1], size[0], maps.device).part(top, bottom).mix(maps, dim=1)
     return _Taps.of(maps.shape[2], size[1], maps.device).mix(rows, dim=2)
 
 
 @dataclass(frozen=True)
 class _Taps:
-    """Bilinear resizing along one axis: which two source positions a target position lies between."""
+    """Bilinear resizing along one axis: the two source positions on either side of each target position."""
 
     low: Tensor
     high: Tensor
     weight: Tensor
-    """Of `high`."""
+    """Weight of `high`; that of `low` is the rest to 1."""
 
     @classmethod
     def of(cls, source: int, target: int, device: torch.device) -> "_Taps":
@@ -127,7 +130,7 @@ class _Taps:
 
 
 def _codes(view: View, groups: Sequence[Tensor], layers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The different scores that pixels of a view have: which each has [h, w], and all of them [L, number]."""
+    """Distinct score vectors of a view's pixels: the index of each pixel's [h, w], and all of them [L, number]."""
     num_groups = layers[0].shape[1]
     codes = torch.empty(view.size, dtype=torch.long, device=layers[0].device)
     tables: list[Tensor] = []
@@ -149,7 +152,7 @@ def _codes(view: View, groups: Sequence[Tensor], layers: Sequence[Tensor]) -> tu
 
 
 def _cells(view: View) -> Iterator[tuple[Box, list[int]]]:
-    """The rectangles into which the windows' edges cut a view, each with the windows that cover it."""
+    """Yield the rectangles into which the windows' edges divide a view, each with the windows that cover it."""
     boxes = [window.box for window in view.windows]
     rows = sorted({edge for box in boxes for edge in box[:2]})
     columns = sorted({edge for box in boxes for edge in box[2:]})
@@ -171,7 +174,7 @@ def _averaged_rows(
     first: int,
     last: int,
 ) -> Tensor:
-    """The mean over windows of their layers in the view's rows `first` to `last`: [L, last - first, w]."""
+    """Mean of the windows' layers in rows `first` to `last` of the view: [L, last - first, w]."""
     device = view.windows[0].segments.device
     total = torch.zeros(num_layers, last - first, view.size[1], device=device)
     times = torch.zeros(last - first, view.size[1], device=device)
@@ -186,14 +189,14 @@ def _averaged_rows(
 
 
 def pixel_groups(window: Window) -> Tensor:
-    """The group of the last stage that each pixel of a window belongs to: [h, w]."""
+    """Group of the last stage for each pixel of a window: [h, w]."""
     return best_groups(full_maps(window))
 
 
 def best_groups(maps: Tensor) -> Tensor:
-    """The first of the groups that own most of a pixel: maps [G, h, w] → [h, w].
+    """Group with the largest value for each pixel, the first of several: maps [G, h, w] → [h, w].
 
-    What `argmax(dim=0)` gives, which on CPUs takes ten times as long.
+    Equal to `argmax(dim=0)`, which is ten times slower on CPUs.
     """
     best, groups = maps[0].clone(), torch.zeros(maps.shape[1:], dtype=torch.long, device=maps.device)
     for group in range(1, len(maps)):
@@ -203,7 +206,7 @@ def best_groups(maps: Tensor) -> Tensor:
 
 
 def full_maps(window: Window) -> Tensor:
-    """The last stage's group maps at the window's size: [G, h, w]."""
+    """Group maps of the last stage, resized to the window: [G, h, w]."""
     size = window.pixels.shape[-2:]
     resized = torch.nn.functional.interpolate(
         window.group_maps[-1][None], size=tuple(size), mode="bilinear", align_corners=False

@@ -1,8 +1,8 @@
 """The contrastive losses (paper section 3.2, released numbers where they differ from its equations).
 
-Embeddings are normalised here. The process group is an argument; without one, the worker is alone. Every worker
-computes its own rows against the embeddings of all workers, gathered with gradient, so the mean of the workers' losses
-is the loss of the global batch. No label tensor is ever built: memory is the logits', local batch x global batch (x
+These functions normalise the embeddings. The process group is an argument; None means a single worker. Every worker
+compares its own rows with the embeddings of all workers, gathered with gradient. So the mean of the workers' losses is
+the loss of the global batch. No label tensor is built: memory is that of the logits, local batch x global batch (x
 prompts).
 
 Shapes: B images per worker, W workers, K prompts per image, G segments, D channels.
@@ -17,13 +17,13 @@ from groupvit import collectives
 from groupvit.precision import at_least_float32
 
 MAX_LOGIT_SCALE = 100.0
-"""Upper bound of exp(logit scale), as in CLIP."""
+"""Upper limit of exp(logit scale), as in CLIP."""
 FULL_VOICE_MASS = 0.05
-"""Share of the image from which on a segment has a full voice: small objects speak as loudly as large backgrounds."""
+"""Share of the image from which a segment has full weight, so that small objects count as much as large backgrounds."""
 
 
 def clamped_scale(logit_scale: Tensor) -> Tensor:
-    """exp of a log-space scale, at most 100."""
+    """exp(logit_scale), at most 100."""
     return logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
 
@@ -36,8 +36,16 @@ def image_text_contrastive_loss(
 ) -> Tensor:
     """Half the sum of image-to-text and text-to-image cross-entropy over the global batch, for this worker's rows.
 
-    image_embeddings, text_embeddings [B,D] float; logit_scale 0-D, log space. `text_keys` [B] int64: texts of equal key
-    are positives of each other's images; None: only a pair's own (the paper). Returns a 0-D float32.
+    Args:
+        image_embeddings: [B,D] float.
+        text_embeddings: [B,D] float.
+        logit_scale: 0-D, in log space.
+        group: Workers of the global batch; None: this one alone.
+        text_keys: [B] int64. Texts with equal keys are positives of each other's images. None: only the pair itself is
+            positive (the paper).
+
+    Returns:
+        0-D float32.
     """
     images = F.normalize(at_least_float32(image_embeddings), dim=-1)
     texts = F.normalize(at_least_float32(text_embeddings), dim=-1)
@@ -58,13 +66,22 @@ def multi_label_contrastive_loss(
     group: dist.ProcessGroup | None = None,
     prompt_keys: Tensor | None = None,
 ) -> Tensor:
-    """Half the sum of image-to-prompt soft cross-entropy (1/K on each own prompt) and prompt-to-image cross-entropy.
+    """Half the sum of image-to-prompt cross-entropy (target 1/K for each own prompt) and prompt-to-image cross-entropy.
 
-    image_embeddings [B,D], or segment embeddings [B,G,D]: then an image and a prompt are as similar as the smooth
-    maximum over the image's segments says (`multi_label_match="segments"`); prompt_embeddings [B,K,D]; logit_scale 0-D,
-    log space. `prompt_keys` [B,K] int64: prompts of equal key share their positives; None: only a prompt's own image
-    (the paper; its equation 7 puts the logarithm outside the sum over k, the released code averages logarithms: that is
-    followed here). Returns a 0-D float32.
+    The paper's equation 7 has the logarithm outside the sum over k. We follow the released code, which averages
+    logarithms.
+
+    Args:
+        image_embeddings: [B,D], or segment embeddings [B,G,D] (`multi_label_match="segments"`): then the similarity of
+            an image and a prompt is the smooth maximum over the image's segments.
+        prompt_embeddings: [B,K,D].
+        logit_scale: 0-D, in log space.
+        group: Workers of the global batch; None: this one alone.
+        prompt_keys: [B,K] int64. Prompts with equal keys share their positives. None: only a prompt's own image is
+            positive (the paper).
+
+    Returns:
+        0-D float32.
     """
     batch, num_prompts = prompt_embeddings.shape[:2]
     images = F.normalize(at_least_float32(image_embeddings), dim=-1)
@@ -83,7 +100,7 @@ def multi_label_contrastive_loss(
         return 0.5 * (image_loss + F.cross_entropy(prompt_to_image, own_images))
     all_keys = collectives.all_gather(prompt_keys, group)  # [WB,K]
     classes, class_of_prompt, class_sizes = all_keys.unique(return_inverse=True, return_counts=True)
-    # Each own prompt's 1/K is shared evenly by all prompts of its class: the mean logit of the class stands for it.
+    # The target 1/K of each own prompt is divided among all prompts of its class, so the class's mean logit is used.
     class_logits = images.new_zeros(batch, len(classes)).index_add(1, class_of_prompt.flatten(), image_to_prompt)
     own_classes = class_of_prompt[first : first + batch]
     own_logits = (class_logits / class_sizes).gather(1, own_classes)
@@ -101,21 +118,29 @@ def segment_mixture_loss(
     prompt_keys: Tensor,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """The multi-label loss in which each segment names one noun, and speaks by the pixels it owns (not in the paper).
+    """Multi-label loss in which each segment predicts one noun, weighted by its share of the pixels (not in the paper).
 
-    segment_embeddings [B,G,D]; segment_masses [B,G]: share of the image each segment owns, summing to 1 over G;
-    prompt_embeddings [B,K,D]; logit_scale 0-D, log space; prompt_keys [B,K] int64, equal for equal nouns.
+    Let w be the masses clipped at `FULL_VOICE_MASS` and normalised. The probability of noun c in image b is
+    sum_g w[b,g] softmax_c(z[b,g,c]) over the distinct nouns of the global batch. Its logarithm is averaged over the
+    image's own nouns. In the other direction, each noun is classified among the images by logsumexp_g(z + log w), and
+    the target is divided equally among the images that have it. The loss is half the sum.
 
-    With w the masses cut off at `FULL_VOICE_MASS` and normalised, the probability of noun c in image b is
-    sum_g w[b,g] softmax_c(z[b,g,c]) over the distinct nouns of the global batch; its logarithm is averaged over the
-    image's own nouns. In the other direction, each noun is classified among the images by logsumexp_g(z + log w), with
-    the target spread over the images that have it. Half the sum; a 0-D float32.
+    Args:
+        segment_embeddings: [B,G,D].
+        segment_masses: [B,G], the share of the image in each segment; sums to 1 over G.
+        prompt_embeddings: [B,K,D].
+        logit_scale: 0-D, in log space.
+        prompt_keys: [B,K] int64, equal for equal nouns.
+        group: Workers of the global batch; None: this one alone.
+
+    Returns:
+        0-D float32.
     """
     segments = F.normalize(at_least_float32(segment_embeddings), dim=-1)
     prompts = collectives.all_gather(at_least_float32(prompt_embeddings), group)  # [WB,K,D]
     keys = collectives.all_gather(prompt_keys, group)
     nouns, noun_of_prompt = keys.unique(return_inverse=True)
-    # Prompts of one noun (in several templates, perhaps) stand for it together.
+    # A noun's embedding is the mean over its prompts, which may have different templates.
     sums = prompts.new_zeros(len(nouns), prompts.shape[-1])
     embeddings = F.normalize(
         sums.index_add(0, noun_of_prompt.flatten(), F.normalize(prompts, dim=-1).flatten(0, 1)), dim=-1
@@ -131,7 +156,7 @@ def segment_mixture_loss(
     log_probability = ((scale * segments @ embeddings.T).log_softmax(dim=-1) + log_voices).logsumexp(dim=1)  # [B,U]
     image_loss = -((log_probability * own).sum(dim=1) / own.sum(dim=1)).mean()
 
-    pairs = own.sum(dim=0)  # of own images and nouns
+    pairs = own.sum(dim=0)  # number of this worker's images per noun
     present = pairs.nonzero().flatten()
     all_segments, all_log_voices = collectives.all_gather(segments, group), collectives.all_gather(log_voices, group)
     noun_logits = (scale * all_segments @ embeddings[present].T + all_log_voices).logsumexp(dim=1).T  # [P,WB]
@@ -143,13 +168,13 @@ def segment_mixture_loss(
 
 
 def _similarity(images: Tensor, prompts: Tensor, scale: Tensor) -> Tensor:
-    """Scaled cosines of images [B,D] or segments [B,G,D] with prompts [P,D] -> [B,P]."""
+    """Scaled cosine similarities of images [B,D] or segments [B,G,D] with prompts [P,D] -> [B,P]."""
     if images.ndim == 2:
         return scale * images @ prompts.T
     return (scale * images @ prompts.T).logsumexp(dim=1)  # over segments; [B,G,P] -> [B,P]
 
 
 def _uniform_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
-    """Cross-entropy with the target spread evenly over each row's positives: logits, positive (bool) [R,C] -> 0-D."""
+    """Cross-entropy with a uniform target over each row's positives: logits, positive (bool) [R,C] -> 0-D."""
     own = (logits * positive).sum(dim=1) / positive.sum(dim=1)
     return (logits.logsumexp(dim=1) - own).mean()

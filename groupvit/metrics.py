@@ -1,6 +1,6 @@
-"""Segmentation metrics on label maps, and how evenly a model uses its groups. NumPy and SciPy only.
+"""Segmentation metrics of label maps, and statistics on how a model uses its groups. Needs only NumPy and SciPy.
 
-Everything about accuracy comes from one confusion matrix of whole pixels. Matrices of parts of a data set add up, so
+All accuracy metrics come from one confusion matrix of pixel counts. The matrices of parts of a data set are added, so
 the result does not depend on how the data set was divided among workers.
 """
 
@@ -19,10 +19,19 @@ IGNORE_INDEX = 255
 def confusion_matrix(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], num_classes: int, ignore_index: int = IGNORE_INDEX
 ) -> NDArray[np.int64]:
-    """Counts pixels by (true class, predicted class).
+    """Count pixels by (true class, predicted class).
 
-    truth, prediction: integers of equal shape; pixels whose truth is `ignore_index` do not count. Returns int64
-    [num_classes, num_classes], rows are the truth. Raises ValueError when shapes differ or a label is out of range.
+    Args:
+        truth: Integer labels, any shape. Pixels labelled `ignore_index` are not counted.
+        prediction: Integer labels, same shape.
+        num_classes: Number of classes.
+        ignore_index: Label of the pixels to ignore.
+
+    Returns:
+        int64 [num_classes, num_classes]; rows are the truth.
+
+    Raises:
+        ValueError: The shapes differ, or a label is out of range.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {truth.shape} and prediction {prediction.shape}: they must have equal shapes")
@@ -38,20 +47,20 @@ def confusion_matrix(
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationMetrics:
-    """Fractions in [0, 1]. A class that is neither in the truth nor predicted is NaN and left out of the means."""
+    """Fractions in [0, 1]. A class that is neither in the truth nor predicted is NaN and excluded from means."""
 
     class_iou: NDArray[np.float64]
-    """[C]: intersection over union, over all pixels of the data set."""
+    """[C]: intersection over union of all pixels of the data set."""
     class_accuracy: NDArray[np.float64]
-    """[C]: fraction of the class's pixels found (recall); NaN where the truth has none."""
+    """[C]: fraction of the class's pixels that were found (recall); NaN for a class without any."""
     mean_iou: float
     pixel_accuracy: float
 
 
 def segmentation_metrics(matrix: NDArray[np.int64]) -> SegmentationMetrics:
-    """Metrics of a confusion matrix [C, C] (rows are the truth): data-set-level IoU, then the mean.
+    """Compute metrics from a confusion matrix [C, C] (rows are the truth): IoU over the data set, then its mean.
 
-    Raises ValueError when the matrix holds no pixel.
+    ValueError if the matrix counts no pixel.
     """
     if matrix.sum() == 0:
         raise ValueError("the confusion matrix is empty: no pixel has a label other than 'ignore'")
@@ -75,7 +84,7 @@ def best_classes(
     num_classes: int,
     ignore_index: int = IGNORE_INDEX,
 ) -> NDArray[np.int64]:
-    """The true class with which the pixels of each group have the highest IoU: [H, W] twice → [num_groups].
+    """Find the true class with the highest IoU for each group: two maps [H, W] → [num_groups].
 
     A group without counted pixels gets class 0.
     """
@@ -87,17 +96,17 @@ def best_classes(
 
 
 BOUNDARY_WIDTH = 0.02
-"""Share of the image's diagonal within which a pixel counts as boundary (Cheng et al., CVPR 2021)."""
+"""Width of a boundary as a fraction of the image's diagonal (Cheng et al., CVPR 2021)."""
 
 
 def boundary_counts(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], num_classes: int, ignore_index: int = IGNORE_INDEX
 ) -> NDArray[np.int64]:
-    """Pixels that count for boundary IoU: int64 [num_classes, 2], intersection and union per class.
+    """Count pixels for boundary IoU: int64 [num_classes, 2], intersection and union per class.
 
-    As IoU, but of each mask only the pixels within `BOUNDARY_WIDTH` of its edge count (of the image's edge, too). Where
-    the truth is ignored nothing counts. Summed over images, their ratio is a class's boundary IoU, and the mean over
-    classes boundary mIoU (paper table 3; of a data set, as its mIoU).
+    Boundary IoU counts only those pixels of a mask that are within `BOUNDARY_WIDTH` of its edge or of the image's edge.
+    Ignored pixels are not counted. The ratio of the sums over all images is a class's boundary IoU; its mean over
+    classes is boundary mIoU (paper table 3), which is over a data set, like mIoU.
     """
     reach = max(round(BOUNDARY_WIDTH * math.hypot(*truth.shape)), 1)
     counted = truth != ignore_index
@@ -113,13 +122,13 @@ def boundary_counts(
 
 
 def mean_boundary_iou(counts: NDArray[np.int64]) -> float:
-    """Boundary mIoU of summed `boundary_counts`, a fraction; classes without any boundary are left out."""
+    """Compute boundary mIoU, a fraction, from summed `boundary_counts`. Classes without a boundary are excluded."""
     with np.errstate(invalid="ignore"):
         return float(np.nanmean(counts[:, 0] / counts[:, 1]))
 
 
 def _near_edge(labels: NDArray[np.integer], reach: int) -> NDArray[np.bool_]:
-    """Pixels that a square of this reach around them shows another label or the image's edge."""
+    """Whether another label or the image's edge is within `reach` pixels of each pixel, in a square."""
     size, wide = 2 * reach + 1, labels.astype(np.int16)
     low = ndimage.minimum_filter(wide, size, mode="constant", cval=-1)
     high = ndimage.maximum_filter(wide, size, mode="constant", cval=-1)
@@ -128,24 +137,24 @@ def _near_edge(labels: NDArray[np.integer], reach: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupUsage:
-    """How one image uses the groups of a stage; collapsed grouping shows as low entropy and many empty groups."""
+    """How one image uses the groups of a stage. Collapsed grouping has low entropy and many empty groups."""
 
     entropy: float
-    """Of the distribution of image tokens over groups, in nats: 0 if one has all, ln(G) if all have equal shares."""
+    """Entropy of the distribution of image tokens over groups, in nats: 0 for one group, ln(G) for equal shares."""
     empty_rate: float
     """Fraction of groups that no image token chose."""
     overlap: float
-    """Mean cosine similarity of two groups' soft maps: 0 if disjoint, 1 if all are the same. 0 for a single group."""
+    """Mean cosine similarity of the soft maps of two groups: 0 if disjoint or if there is one group, 1 if identical."""
 
     @classmethod
     def mean(cls, usages: Sequence["GroupUsage"]) -> "GroupUsage":
-        """The mean of each number, summed in the order given."""
+        """Mean of each number, summed in the order given."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: float(np.mean([getattr(usage, name) for usage in usages])) for name in names})
 
 
 def group_usage(group_map: NDArray[np.floating]) -> GroupUsage:
-    """Usage of a soft map [G, N] that gives each of N image tokens a distribution over G groups."""
+    """Compute the usage from a soft map [G, N]: for each of N image tokens, a distribution over G groups."""
     num_groups, num_tokens = group_map.shape
     shares = np.bincount(group_map.argmax(axis=0), minlength=num_groups) / num_tokens
     used = shares[shares > 0]

@@ -1,4 +1,4 @@
-"""GroupViT: the image tower, the text tower, their projectors, and the logit scales.
+"""The GroupViT model: image tower, text tower, their projectors, and the logit scales.
 
 Shapes: B images, N texts, G segment tokens, C channels of a tower, D channels of the shared space.
 """
@@ -22,14 +22,14 @@ from groupvit.text_encoder import TextEncoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageEncoding:
-    """An image batch in the shared space. Embeddings are not L2-normalised."""
+    """A batch of images in the shared space. Embeddings are not L2-normalised."""
 
     embedding: Tensor
-    """[B,D], of the mean segment token."""
+    """[B,D]: embedding of the mean segment token."""
     segment_embeddings: Tensor
-    """[B,G,D], of each segment token."""
+    """[B,G,D]: embedding of each segment token."""
     features: ImageFeatures
-    """The tower's own output, before the projector."""
+    """Output of the tower, before the projector."""
 
     @cached_property
     def soft_assignments(self) -> tuple[Tensor, ...]:
@@ -43,10 +43,10 @@ class ImageEncoding:
 
 
 class SharedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation whose statistics run over the rows of every worker in the group, on CPUs as well."""
+    """Batch normalisation with statistics over the rows of all workers in the group; also works on CPUs."""
 
     def forward(self, input: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """[N,C] -> [N,C]; every worker has the same N. In evaluation, the running statistics are used."""
+        """[N,C] -> [N,C]. Every worker must have the same N. Evaluation uses the running statistics."""
         if not self.training or group is None:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
@@ -64,7 +64,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
 
 
 class Projector(nn.Module):
-    """Linear, batch norm, ReLU, Linear: a tower's features into the shared space."""
+    """Projects a tower's features into the shared space: Linear, batch norm, ReLU, Linear."""
 
     def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
         super().__init__()
@@ -73,15 +73,15 @@ class Projector(nn.Module):
         self.out = nn.Linear(hidden_width, out_width)
 
     def forward(self, x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """[...,C] -> [...,D] float32. Batch statistics run over all leading axes and all workers of the group."""
+        """[...,C] -> [...,D] float32. Batch statistics are over all leading axes and all workers of the group."""
         hidden = self.hidden(x).flatten(0, -2)
-        with torch.autocast(x.device.type, enabled=False):  # statistics of thousands of rows want float32
+        with torch.autocast(x.device.type, enabled=False):  # statistics over thousands of rows need float32
             hidden = F.relu(self.norm(at_least_float32(hidden), group))
         return at_least_float32(self.out(hidden)).unflatten(0, x.shape[:-1])
 
 
 class GroupViT(nn.Module):
-    """The two towers and the space they share."""
+    """The two towers and their projectors into the shared space."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -95,9 +95,9 @@ class GroupViT(nn.Module):
         self.multi_label_logit_scale = nn.Parameter(torch.tensor(initial_scale))
 
     def encode_image(self, images: Tensor, noise: torch.Generator | None = None) -> ImageEncoding:
-        """Images [B,3,H,W], normalised, sides multiples of the patch size -> their encoding.
+        """Encode images [B,3,H,W], normalised, with sides that are multiples of the patch size.
 
-        `noise` as for the image encoder; None: neither Gumbel noise nor stochastic depth.
+        `noise` draws Gumbel noise and stochastic depth. None: neither.
         """
         features = self.image_encoder(images, noise)
         return ImageEncoding(
@@ -107,14 +107,15 @@ class GroupViT(nn.Module):
         )
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Token ids [N,T], zero padded, the largest id the end token -> [N,D], not L2-normalised."""
+        """Encode token ids [N,T] -> [N,D], not L2-normalised. Padding is 0; the largest id is the end token."""
         return self.text_projector(self.text_encoder(token_ids))
 
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
-        """The towers without grouping: every image token [...,N,C] as a segment of its own, [...,N,D].
+        """Embed every image token as a segment of its own, without grouping: [...,N,C] -> [...,N,D].
 
-        What grouping is compared with: patch-text similarity (paper table 4, "pixel-wise"). Each token takes the path
-        of a segment's content through the grouping blocks, since that is what training has matched with texts.
+        This is the baseline for grouping: patch-text similarity (paper table 4, "pixel-wise"). Each token goes through
+        the layers that a segment's content goes through in the grouping blocks, since training matched their output
+        with texts.
         """
         for stage in self.image_encoder.stages:
             assert isinstance(stage, Stage)

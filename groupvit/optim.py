@@ -1,4 +1,4 @@
-"""The optimiser: which parameters decay, and the learning rate of every step (released recipe, section 7 of the
+"""The optimiser: weight decay per parameter, and the learning rate of every step (released recipe, section 7 of the
 method).
 """
 
@@ -13,11 +13,10 @@ LOGIT_SCALES = ("logit_scale", "multi_label_logit_scale")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over two parameter groups. 1-D parameters and biases never decay; the logit scales only if the config says
-    so.
+    """Make AdamW with two parameter groups, with and without weight decay.
 
-    Position tables, group tokens and token embeddings do decay, as in the reference. The learning rate is set by the
-    caller before every step.
+    1-D parameters and biases never decay, the logit scales only with `decay_logit_scales`. Position tables, group
+    tokens and token embeddings decay, as in the reference. The caller sets the learning rate before every step.
     """
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
@@ -32,10 +31,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def learning_rate(step: int, config: OptimizerConfig, *, num_steps: int, global_batch_size: int) -> float:
-    """Rate of optimiser step `step` (from 0) out of `num_steps`.
+    """Learning rate of optimiser step `step` (from 0) of `num_steps`.
 
-    A cosine over all steps from peak to floor, its first part overridden by linear warm-up (so after warm-up the cosine
-    has already begun); all three rates are scaled with global batch size / reference batch size.
+    A cosine over all steps from the peak rate to the minimum. Linear warm-up replaces its first part, so the cosine has
+    already begun when warm-up ends. All three rates are scaled by global batch size / reference batch size.
     """
     batch_scale = global_batch_size / config.reference_batch_size
     if step < config.warmup_steps:
@@ -48,6 +47,6 @@ def learning_rate(step: int, config: OptimizerConfig, *, num_steps: int, global_
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group this rate."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

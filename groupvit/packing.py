@@ -1,7 +1,7 @@
-"""Several short texts in one row of tokens, so that no padding is computed.
+"""Packs several short texts into one row of tokens, so that no padding is computed.
 
-Captions and noun prompts have 5 to 30 tokens of a context of 77. A mask keeps the texts of a row apart, so packing is
-exact.
+Captions and noun prompts have 5 to 30 tokens, and the context has 77. A mask separates the texts of a row, so packing
+does not change results.
 Shapes: N texts, R rows, L tokens per row.
 """
 
@@ -14,28 +14,28 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedTexts:
-    """Where each token of N texts lies in R rows. All on the device of the lengths."""
+    """Positions of the tokens of N texts in R rows. All tensors are on the device of the lengths."""
 
     texts: Tensor
-    """[R,L] int64: the text whose token lies here; -1 where none does."""
+    """[R,L] int64: index of the token's text; -1 where there is no token."""
     positions: Tensor
-    """[R,L] int64: the token's place in its text; 0 where there is none."""
+    """[R,L] int64: position of the token in its text; 0 where there is no token."""
     ends: Tensor
-    """[N] int64: the place of each text's last token in the flattened rows."""
+    """[N] int64: index of each text's last token in the flattened rows."""
 
     @property
     def mask(self) -> Tensor:
-        """[R,1,L,L] bool: True where a token may look at another: at itself and what precedes it in the same text."""
+        """[R,1,L,L] bool: True where a token may attend to another: itself and its predecessors in the same text."""
         same_text = self.texts[:, None, :, None] == self.texts[:, None, None, :]
         return same_text.tril()
 
     def take(self, token_ids: Tensor) -> Tensor:
-        """Token ids [N,T] -> [R,L]; where no token lies, some other one stands."""
+        """Pack token ids [N,T] -> [R,L]. Positions without a token hold an arbitrary id."""
         return token_ids[self.texts.clamp(min=0), self.positions]
 
 
 def pack(lengths: Tensor, row_length: int, *, share_rows: bool = True) -> PackedTexts:
-    """Lay out texts of these lengths ([N] int64, 1 to `row_length`) in rows; not `share_rows`: one text per row."""
+    """Assign texts of these lengths ([N] int64, 1 to `row_length`) to rows. Without `share_rows`: one text per row."""
     as_list = lengths.tolist()
     rows = _fill_rows(as_list, row_length) if share_rows else [[text] for text in range(len(as_list))]
     starts_list = [0] * len(as_list)
@@ -45,7 +45,7 @@ def pack(lengths: Tensor, row_length: int, *, share_rows: bool = True) -> Packed
             starts_list[text] = start
             start += as_list[text]
     starts = torch.tensor(starts_list, device=lengths.device)
-    token_texts = torch.repeat_interleave(lengths)  # [tokens]: 0 as often as the first text has tokens, and so on
+    token_texts = torch.repeat_interleave(lengths)  # [tokens]: index 0 once for each token of the first text, and so on
     token_positions = torch.arange(len(token_texts), device=lengths.device)
     token_positions = token_positions - (lengths.cumsum(0) - lengths)[token_texts]
     slots = starts[token_texts] + token_positions
@@ -57,7 +57,7 @@ def pack(lengths: Tensor, row_length: int, *, share_rows: bool = True) -> Packed
 
 
 def _fill_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Texts per row: the longest one left, then as many of the shortest as fit beside it."""
+    """Choose the texts of each row: the longest that remains, then as many of the shortest as fit."""
     by_length = sorted(range(len(lengths)), key=lambda text: -lengths[text])
     rows: list[list[int]] = []
     longest, shortest = 0, len(by_length) - 1

@@ -1,7 +1,7 @@
-"""Pixel-adaptive mask refinement (Araslanov & Roth, CVPR 2020, section 4.3): masks follow the edges of the image.
+"""Pixel-adaptive mask refinement (Araslanov & Roth, CVPR 2020, section 4.3): fits masks to the edges of the image.
 
-Each round, a pixel's mask values become the mean of its neighbours', weighted by how alike the colours are. The
-neighbours are the eight of a 3 x 3 kernel at each of six dilations.
+In each iteration, the mask values of a pixel become the mean of its neighbours' values, weighted by the similarity of
+colours. The neighbours are the eight of a 3 x 3 kernel at each of six dilations.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from torch import Tensor
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 SHARPNESS = 0.1
-"""Share of the local standard deviation by which a colour difference is divided."""
+"""Colour differences are divided by this times the local standard deviation."""
 
 
 def refined(image: Tensor, masks: Tensor, num_iterations: int) -> Tensor:
-    """Masks [K, H, W] averaged `num_iterations` times within the image [3, H, W] (any scale of colours).
+    """Refine masks [K, H, W] by the image [3, H, W] for `num_iterations` iterations. Colours can have any scale.
 
-    The map from masks to masks is linear, so refining the maps of groups and mixing them by class scores gives the same
-    as refining the maps of classes.
+    Refinement is linear in the masks. So to refine the maps of groups and weight them by class scores gives the same
+    result as to refine the maps of classes.
     """
     weights = _weights(image)
     for _ in range(num_iterations):
@@ -31,10 +31,10 @@ def refined(image: Tensor, masks: Tensor, num_iterations: int) -> Tensor:
 
 
 def _weights(image: Tensor) -> Tensor:
-    """How much each of the 48 neighbours counts at each pixel: [48, H, W], summing to 1.
+    """Weight of each of the 48 neighbours of each pixel: [48, H, W], summing to 1.
 
-    The softmax over neighbours of -|difference| / (0.1 x standard deviation), averaged over colours; the deviation is
-    that of all neighbours and, once per dilation, the pixel itself.
+    The softmax over neighbours of -|difference| / (0.1 x standard deviation), averaged over colours. The standard
+    deviation is that of all neighbours and of the pixel itself, which counts once per dilation.
     """
     neighbours = torch.stack(list(_neighbours(image)))
     around = torch.cat([neighbours, image.expand(len(DILATIONS), *image.shape)])
@@ -43,7 +43,7 @@ def _weights(image: Tensor) -> Tensor:
 
 
 def _neighbours(maps: Tensor) -> Iterator[Tensor]:
-    """Maps [K, H, W] moved by each of the 48 offsets; what would come from outside repeats the edge."""
+    """Yield maps [K, H, W] shifted by each of the 48 offsets. Beyond the image, its edge is repeated."""
     height, width = maps.shape[-2:]
     reach = max(DILATIONS)
     padded = F.pad(maps[None], (reach, reach, reach, reach), mode="replicate")[0]

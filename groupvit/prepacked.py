@@ -1,8 +1,8 @@
-"""The image tower with its largest weights laid out for the processor beforehand: inference in float32 on x86 CPUs.
+"""Prepacks the largest weights of the image tower for faster inference in float32 on x86 CPUs.
 
-oneDNN multiplies by such weights 10 to 15 % faster than by plain ones, and applies GELU to what it stores. PyTorch has
-this as the operators that torch.compile makes of linear layers; they are no public interface, so where one is missing
-the tower stays as it is.
+oneDNN multiplies by prepacked weights 10 to 15 % faster, and applies GELU while it stores the result. PyTorch offers
+this through operators that torch.compile uses for linear layers. They are not a public interface, so the tower stays
+unchanged if one of them is missing.
 """
 
 from typing import TypeVar
@@ -18,10 +18,10 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def prepacked(encoder: ImageEncoder) -> ImageEncoder:
-    """The same tower, with the weights that `encoder` has now; `encoder` itself where nothing is gained.
+    """Return the tower with its present weights prepacked, or `encoder` itself where this is not supported.
 
-    Only the blocks that see all image tokens are laid out anew: the work of the others is small. What comes out for an
-    image differs in the last bits (1e-5).
+    Only the blocks of the first stage are prepacked, which process all image tokens: the others take little time.
+    Outputs differ in the last bits (1e-5).
     """
     weight = encoder.stem_norm.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _is_available():
@@ -32,7 +32,7 @@ def prepacked(encoder: ImageEncoder) -> ImageEncoder:
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer, and what follows it: [..., in] -> [..., out]. Not for training, saving or another device."""
+    """A linear layer and its activation: [..., in] -> [..., out]. It cannot be trained, saved or moved to a device."""
 
     def __init__(self, linear: nn.Linear, then: str = "none") -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def _packed(module: nn.Module) -> nn.Module:
 
 
 def _with_children(module: Kind, children: dict[str, nn.Module]) -> Kind:
-    """A module that shares everything with `module` but these children."""
+    """Copy a module, replace these children, and share everything else."""
     copy = module.__new__(type(module))
     copy.__dict__ = module.__dict__ | {"_modules": module._modules | children}
     return copy

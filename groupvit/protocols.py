@@ -1,4 +1,4 @@
-"""How images are segmented: by the settings of the paper, by those of later work, or by those that suit the model."""
+"""Segmentation protocols: the settings of the paper, those of later work, and those that suit the model."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from groupvit.model import GroupViT
 def protocol_of(
     protocol: Protocol, model: GroupViT, state: dict[str, Any], *, with_pamr: bool = False
 ) -> SegmentationConfig:
-    """How images are segmented: the paper's settings, those of later work, or those that suit the model."""
+    """Settings of a protocol. `state` is the checkpoint's: `model` uses the settings stored there, or derives some."""
     if protocol == "paper":
         return SegmentationConfig()
     if protocol == "unified":
@@ -22,8 +22,8 @@ def protocol_of(
 
 
 def unified_protocol(*, with_pamr: bool = False) -> SegmentationConfig:
-    """One protocol for all benchmarks (TCL, CVPR 2023): the paper's sizes and windows, every class may appear, and the
-    background is a class of constant score, the same for all data sets: 0.5, with mask refinement 0.4.
+    """The same protocol for all benchmarks (TCL, CVPR 2023): the paper's sizes and windows, and all classes can appear.
+    The background is a class with a constant score, the same for all data sets: 0.5, or 0.4 with mask refinement.
     """
     return SegmentationConfig(
         top_classes=None,

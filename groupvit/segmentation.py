@@ -1,9 +1,10 @@
-"""Zero-shot segmentation: the groups of an image give the masks, the similarity of their embeddings to the class
-embeddings gives the labels.
+"""Zero-shot segmentation: the groups of an image are its masks, labelled by the similarity of group embeddings to class
+embeddings.
 
-`SegmentationConfig()` is the protocol of the paper (appendix and released evaluation) for PASCAL VOC,
-`unified_protocol` that of later work. Shapes: C classes, G groups of the last stage, N image tokens, H x W pixels, T
-thresholds, P background prompts.
+`SegmentationConfig()` is the paper's protocol for PASCAL VOC (appendix and released evaluation), `unified_protocol()`
+that of later work.
+
+Shapes: C classes, G groups of the last stage, N image tokens, H x W pixels, T thresholds, P background prompts.
 """
 
 import math
@@ -27,14 +28,14 @@ from groupvit.zero_shot import classify
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """What an image is searched for, as the model sees it, and how its scores are made."""
+    """Embeddings of the classes to find in an image, and the scale of their scores."""
 
     classes: Tensor
-    """[C, D], of unit length, without the background."""
+    """[C, D] of unit length, without the background."""
     background: Tensor | None
     """[P, D]: embeddings of the background prompts; None without them."""
     logit_scale: Tensor
-    """0-D, log space."""
+    """0-D, in log space."""
 
     @classmethod
     def of(cls, model: GroupViT, classes: Tensor, background: Tensor | None, config: SegmentationConfig) -> "Words":
@@ -44,26 +45,26 @@ class Words:
 
 @dataclass(frozen=True)
 class PixelScores:
-    """What one window says of pixels, or of groups, before the background rule."""
+    """Scores of one window's pixels or groups, before the background rule."""
 
     classes: Tensor
     """[C, ...] in [0, 1]."""
     background: Tensor | None
-    """[P, ...]: the scores of the background prompts; None without them."""
+    """[P, ...]: scores of the background prompts; None without them."""
     ceiling: Tensor
-    """0-D: the best class score of any group, also of groups that own no pixel."""
+    """0-D: best class score of any group, including groups without pixels."""
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "PixelScores":
-        """The scores of something else, made of these by a function of scores [C, ...]."""
+        """Apply a function of scores [C, ...] to the scores of classes and background."""
         background = None if self.background is None else function(self.background)
         return PixelScores(function(self.classes), background, self.ceiling)
 
     def backgrounds(self, thresholds: Sequence[float], config: SegmentationConfig) -> Tensor:
-        """What competes with the classes as the background, at each of T thresholds: [T, ...].
+        """Compute the score of the background, which competes with the classes, at each of T thresholds: [T, ...].
 
-        By the rule `below_threshold` it is 1 where the best class stays below min(threshold, ceiling), so that the most
-        certain group of a window always keeps its label; elsewhere it is 0, or the score of the background prompts. By
-        the rule `constant` it is the threshold, or that score where it is higher.
+        Rule `below_threshold`: 1 where the best class score is below min(threshold, ceiling), so that the most certain
+        group of a window always keeps its label; elsewhere 0, or the best score of the background prompts. Rule
+        `constant`: the threshold, or the best score of the background prompts if that is higher.
         """
         elsewhere = torch.zeros_like(self.classes[0]) if self.background is None else self.background.amax(dim=0)
         limits = self.classes.new_tensor(thresholds).view(-1, *[1] * elsewhere.dim())
@@ -73,7 +74,7 @@ class PixelScores:
         return torch.where(uncertain, 1.0, elsewhere)
 
     def layers(self, thresholds: Sequence[float], config: SegmentationConfig) -> Tensor:
-        """The classes, then the background at each threshold: [C + T, ...]."""
+        """Stack the scores of the classes and of the background at each threshold: [C + T, ...]."""
         return torch.cat([self.classes, self.backgrounds(thresholds, config)])
 
 
@@ -84,10 +85,10 @@ def affinity(
     logit_scale: Tensor,
     top_classes: int | None,
 ) -> Tensor:
-    """How much each segment is of each class: [G, D], [D], [C, D] → [G, C] in [0, 1].
+    """Affinity of each segment to each class: [G, D], [D], [C, D] → [G, C] in [0, 1].
 
-    The softmax over all classes times the softmax over the classes that are best for the whole image; the others get 0.
-    Without `top_classes`, the first softmax alone.
+    The softmax over all classes times the softmax over the `top_classes` best classes for the whole image; all other
+    classes get 0. If `top_classes` is None, the first softmax alone.
     """
     logits = classify(segment_embeddings, class_embeddings, logit_scale)
     scores = logits.softmax(dim=-1)
@@ -100,9 +101,9 @@ def affinity(
 
 
 def segment_scores(window: Window, words: Words, config: SegmentationConfig) -> PixelScores:
-    """The scores of a window's segments (its groups; without grouping, its image tokens): [C, G] and [P, G].
+    """Score a window's segments (its groups, or its image tokens without grouping): [C, G] and [P, G].
 
-    ValueError if a score or a mask of the groups is not finite.
+    ValueError if a score or a group mask is not finite.
     """
     if window.group_maps and not window.group_maps[-1].isfinite().all():
         raise ValueError("the masks of the groups are not finite: use another checkpoint")
@@ -124,9 +125,9 @@ def label(
     config: SegmentationConfig,
     thresholds: Sequence[float | None],
 ) -> list[NDArray[np.uint8]]:
-    """Labels every pixel of an image of this size: a label map uint8 [H, W] per background threshold.
+    """Label every pixel of an image of this size: one label map uint8 [H, W] per background threshold.
 
-    Label 0 is the background and class i has label i + 1; without a threshold class i has label i.
+    Label 0 is the background, and class i has label i + 1. With a threshold of None, class i has label i.
     """
     num_classes = len(words.classes)
     limits = [threshold for threshold in thresholds if threshold is not None]
@@ -161,11 +162,17 @@ def segment_logits(
     *,
     config: SegmentationConfig | None = None,
 ) -> Tensor:
-    """Scores of one image taken as a single window.
+    """Compute the scores of one image as a single window.
 
-    image: float [1, 3, H, W], normalised, H and W multiples of the patch size. class_embeddings: unit length [C, D],
-    without the background. Returns [C, H, W] without a threshold, else [C + 1, H, W], background first. Of `config`
-    only the options of a window are used.
+    Args:
+        model: The model.
+        image: float [1, 3, H, W], normalised, with H and W multiples of the patch size.
+        class_embeddings: [C, D] of unit length, without the background.
+        background_threshold: Threshold of the background rule; None: no background.
+        config: Only the options for a single window are used; None: the paper's.
+
+    Returns:
+        [C, H, W] without a threshold, else [C + 1, H, W] with the background first.
     """
     config = config or SegmentationConfig()
     window = encode_window(model, image[0], grouping=config.grouping)
@@ -179,16 +186,16 @@ def segment_logits(
 
 @torch.inference_mode()
 def oracle(view: View, truth: NDArray[np.uint8], num_classes: int) -> NDArray[np.uint8]:
-    """The best labels that the groups of an image allow (paper table C.3): uint8 [H, W] for a truth of that size.
+    """Label the groups of an image as well as possible, by the truth [H, W] (paper table C.3): uint8 [H, W].
 
-    In each window each group takes the true class with which its pixels have the highest IoU there; where windows
-    overlap, the mean decides. What is wrong with these labels is wrong with the masks, not with the words.
+    Each group of a window gets the true class with which its pixels have the highest IoU in the window. Where windows
+    overlap, the mean decides. Errors that remain are errors of the masks, not of their classification.
     """
     rows, columns = (
         ((np.arange(target) + 0.5) * source / target).astype(np.int64)
         for source, target in zip(truth.shape, view.size, strict=True)
     )
-    seen = truth[rows][:, columns]  # the nearest label, at the size of the view
+    seen = truth[rows][:, columns]  # nearest labels at the view's size
     groups = [pixel_groups(window) for window in view.windows]
     layers = []
     for window, of_pixel in zip(view.windows, groups, strict=True):
@@ -202,7 +209,7 @@ def oracle(view: View, truth: NDArray[np.uint8], num_classes: int) -> NDArray[np
 
 
 def usage(view: View) -> list[GroupUsage]:
-    """How an image uses the groups of each stage: means over its windows."""
+    """Measure how an image uses the groups of each stage: means over its windows."""
     stages = zip(*(window.group_maps for window in view.windows), strict=True)
     return [
         GroupUsage.mean([group_usage(of_window.flatten(1).cpu().numpy()) for of_window in stage]) for stage in stages
@@ -219,11 +226,21 @@ def predict(
     thresholds: Sequence[float | None] | None = None,
     precision: Precision = "float32",
 ) -> list[NDArray[np.uint8]]:
-    """Labels every pixel of an RGB image uint8 [H, W, 3]: one label map uint8 [H, W] per background threshold.
+    """Label every pixel of an RGB image uint8 [H, W, 3].
 
-    Label 0 is the background and class i has label i + 1; without a threshold class i has label i. `thresholds`
-    (default: the config's) share one pass through the model, as choosing among them on calibration images needs.
-    `precision`: what the image tower computes in.
+    Args:
+        model: The model.
+        image: RGB image uint8 [H, W, 3].
+        class_embeddings: [C, D] of unit length, without the background.
+        config: The protocol.
+        background_embeddings: [P, D], embeddings of the background prompts.
+        thresholds: Background thresholds; None: the config's. They share one pass through the model, which makes it
+            cheap to choose one on calibration images.
+        precision: Precision of the image tower.
+
+    Returns:
+        One label map uint8 [H, W] per threshold. Label 0 is the background, and class i has label i + 1. With a
+        threshold of None, class i has label i.
     """
     [views] = encode_views(model, [image], config, precision=precision)
     words = Words.of(model, class_embeddings, background_embeddings, config)
@@ -232,13 +249,13 @@ def predict(
 
 
 def predict_groups(model: GroupViT, image: NDArray[np.uint8], config: SegmentationConfig) -> list[NDArray[np.float32]]:
-    """The soft group maps of the whole image, for pictures: per stage float32 [G_l, h, w] on the token grid."""
+    """Compute soft group maps of the whole image, for pictures: float32 [G_l, h, w] per stage, on the token grid."""
     [[view]] = encode_views(model, [image], replace(config, window=None, scales=(1.0,), flip=False))
     return [stage.cpu().numpy() for stage in view.windows[0].group_maps]
 
 
 def _masks(window: Window, config: SegmentationConfig) -> Tensor | None:
-    """The groups' share of each pixel, [G, H, W]; None without groups."""
+    """Share of each pixel in each group, [G, H, W]; None without groups."""
     if not window.group_maps:
         return None
     maps = full_maps(window)
@@ -250,11 +267,11 @@ def _masks(window: Window, config: SegmentationConfig) -> Tensor | None:
 
 
 def _mixed(scores: PixelScores, masks: Tensor) -> PixelScores:
-    """Scores of segments → scores of pixels, which belong to segments by the masks [G, H, W]."""
+    """Scores of segments → scores of pixels, by the masks of the segments [G, H, W]."""
     return scores.mapped(lambda of_segments: torch.einsum("cg,ghw->chw", of_segments, masks))
 
 
 def _scores_of_tokens(scores: PixelScores, window: Window, top: int, bottom: int) -> PixelScores:
-    """Scores of image tokens → scores of the pixels in these rows of the window, bilinear."""
+    """Scores of image tokens → scores of the pixels in these rows of the window (bilinear)."""
     size = (window.pixels.shape[-2], window.pixels.shape[-1])
     return scores.mapped(lambda of_tokens: resized_rows(of_tokens.unflatten(1, window.grid), size, top, bottom))

@@ -1,7 +1,7 @@
-"""A model put to use: an image and words in, a label per pixel, the groups and what each group is, out.
+"""Segments an image by words with a trained model: returns a label per pixel, the groups, and each group's affinities.
 
-What the commands `segment` and `app` and a served model share. Shapes: C words, G groups of the last stage, h x w the
-grid of image tokens, H x W pixels.
+The commands `segment` and `app` and a served model use this. Shapes: C words, G groups of the last stage, h x w image
+tokens, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -20,27 +20,27 @@ from groupvit.words import BACKGROUND, check_lengths, check_words
 from groupvit.zero_shot import Tokenize, class_embeddings
 
 MIN_SIDE = 16
-"""Pixels of the shorter side of an image: less has no object to find, and 1 x N is nearly always a mistake."""
+"""Smallest side of an image in pixels. A smaller image shows no object, and is nearly always a mistake (1 x N)."""
 MAX_RATIO = 20
-"""Longer side over shorter side: beyond it, an image at the model's size is a line of a few patches."""
+"""Largest ratio of the longer to the shorter side. Beyond it, a resized image is a line of a few patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """What was found in one image."""
+    """Result of the segmentation of one image."""
 
     labels: NDArray[np.uint8]
-    """[H, W]: an index into `names` for every pixel."""
+    """[H, W]: index into `names` for every pixel."""
     names: tuple[str, ...]
-    """A name per label: the words, after "background" where there is one."""
+    """Name of each label: the words, preceded by "background" if there is a background."""
     shares: tuple[float, ...]
-    """Fraction of the pixels with each label; they sum to 1."""
+    """Fraction of the pixels with each label. They sum to 1."""
     group_maps: tuple[NDArray[np.float32], ...]
-    """Per grouping stage [G_l, h, w]: how the image tokens are shared among its groups, summing to 1 over the first
-    axis. Empty for a model without groups."""
+    """[G_l, h, w] per grouping stage: share of each image token in each group. Sums to 1 over the first axis. Empty for
+    a model without groups."""
     affinities: NDArray[np.float32]
-    """[G, C]: how much each group of the last stage is of each word, in [0, 1], for the image as a whole. Labels come
-    from windows, where the protocol has them, so the two need not agree everywhere. [0, C] without groups."""
+    """[G, C] in [0, 1]: affinity of each group of the last stage to each word, for the image as a single window. The
+    protocol may compute labels from several windows, so labels and affinities can differ. [0, C] without groups."""
 
     @property
     def has_background(self) -> bool:
@@ -48,7 +48,7 @@ class Segmented:
 
 
 class Segmenter:
-    """Holds a model with its protocol and tokeniser. Not for several threads at once."""
+    """Segments images with a model, its protocol and its tokeniser. Not thread-safe."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Segmenter:
         *,
         precision: PrecisionChoice = "auto",
     ) -> None:
-        """`precision`: what the image tower computes in; `auto`: bfloat16 where the model's device has it natively."""
+        """`precision`: precision of the image tower. `auto`: bfloat16 if the model's device supports it natively."""
         self.model = model.eval()
         self.precision: Precision = resolve_precision(precision, model.logit_scale.device)
         self.segmentation = segmentation
@@ -72,10 +72,16 @@ class Segmenter:
         background: bool = True,
         background_threshold: float | None = None,
     ) -> Segmented:
-        """Labels every pixel of an RGB image uint8 [H, W, 3] with one of the words, or as background.
+        """Label every pixel of an image with one of the words or as background.
 
-        Without `background` every pixel gets a word. `background_threshold`: pixels whose best word scores less are
-        background; None: as the protocol says. ValueError for what cannot be segmented (`check`).
+        Args:
+            image: RGB image uint8 [H, W, 3].
+            words: Words to find.
+            background: Whether pixels can be background. False: every pixel gets a word.
+            background_threshold: Pixels whose best word has a lower score are background. None: the protocol's.
+
+        Raises:
+            ValueError: The words or the image are invalid; see `check` and `check_image`.
         """
         config = self.protocol(background=background, background_threshold=background_threshold)
         self.check(words, background=config.background_threshold is not None)
@@ -91,7 +97,7 @@ class Segmenter:
         return Segmented(labels=labels, names=names, shares=shares, group_maps=maps, affinities=affinities)
 
     def protocol(self, *, background: bool, background_threshold: float | None) -> SegmentationConfig:
-        """How an image is segmented with these choices. ValueError where they do not go together."""
+        """Apply these options to the protocol. ValueError if the threshold is out of range."""
         if background_threshold is not None and not 0 <= background_threshold <= 1:
             raise ValueError(f"background_threshold={background_threshold} is out of range: give a number from 0 to 1")
         if not background:
@@ -101,7 +107,7 @@ class Segmenter:
         return self.segmentation
 
     def check(self, words: Sequence[str], *, background: bool) -> None:
-        """ValueError unless these words can be looked for: see `groupvit.words`."""
+        """Raise ValueError if a word is invalid; see `groupvit.words`."""
         check_words(words, background=background)
         check_lengths(words, self.segmentation.templates, self._tokenize, self.model.config.text.context_length)
 
@@ -109,7 +115,7 @@ class Segmenter:
     def _groups(
         self, image: NDArray[np.uint8], words: Words, config: SegmentationConfig
     ) -> tuple[tuple[NDArray[np.float32], ...], NDArray[np.float32]]:
-        """The group maps of the whole image, and the affinities of the last stage's groups."""
+        """Compute the group maps of the whole image, and the affinities of the last stage's groups."""
         [[view]] = encode_views(
             self.model,
             [image],
@@ -124,7 +130,7 @@ class Segmenter:
 
 
 def check_image(image: NDArray[np.uint8]) -> None:
-    """ValueError unless this is an RGB image uint8 [H, W, 3] of a form that can be segmented."""
+    """Raise ValueError unless this is an RGB image uint8 [H, W, 3] that is neither too small nor too long."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3] is needed")
     height, width = image.shape[:2]

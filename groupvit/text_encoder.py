@@ -1,4 +1,4 @@
-"""The text tower: a causal transformer in CLIP's style, read off at the end token (paper section 4.1).
+"""The text tower: a causal transformer like CLIP's, whose output is read at the end token (paper section 4.1).
 
 Shapes: N texts, T token ids, C channels.
 """
@@ -26,7 +26,7 @@ class TextEncoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """CLIP's initialisation; the residual branches shrink with depth."""
+        """Initialise as CLIP does: the deeper the tower, the smaller the residual branches."""
         width = self.config.width
         branch_std = width**-0.5 * (2 * self.config.depth) ** -0.5
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        """Token ids [N,T] int64, zero padded; the largest id is the end token -> features [N,C].
+        """Token ids [N,T] int64 -> features [N,C]. Ids are padded with zeros; the largest id is the end token.
 
         ValueError if T exceeds the context length.
         """

@@ -1,8 +1,7 @@
 """CLIP's byte pair encoding, on the `tokenizers` library.
 
-Gives the ids of the reference tokeniser (https://github.com/openai/CLIP, MIT) for every caption, with one difference:
-text that spells out a special token ("<end_of_text>") is encoded as ordinary characters, so that a caption from the
-web cannot inject one.
+It gives the same ids as the reference tokeniser (https://github.com/openai/CLIP, MIT), with one exception: text like a
+special token ("<end_of_text>") is encoded as ordinary characters, so that a caption from the web cannot inject one.
 """
 
 import gzip
@@ -25,32 +24,32 @@ _VOCABULARY_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 _VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 _NUM_MERGES = 49152 - 256 - 2
 
-# The reference compiles its pattern with IGNORECASE; text is lower case by then, but for the long s (U+017F), which
-# folds to s and has no lower case of its own.
+# The reference compiles its pattern with IGNORECASE. Text is lower case by then, except for the long s (U+017F), which
+# matches s but has no lower case of its own.
 _WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def mend(text: str) -> str:
-    """Mend broken unicode, undo HTML escapes, collapse white space."""
+    """Fix broken unicode, undo HTML escapes and collapse white space."""
     if not (text.isascii() and text.isprintable() and "&" not in text):  # else ftfy and unescape change nothing
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split())
 
 
 def clean(text: str) -> str:
-    """`mend` and lower-case: what CLIP does before encoding."""
+    """Apply `mend` and convert to lower case, as CLIP does before encoding."""
     return mend(text).lower()
 
 
 class Tokenizer:
-    """Turns texts into the token ids of CLIP's vocabulary of 49,408 entries."""
+    """Converts texts to token ids of CLIP's vocabulary of 49,408 entries."""
 
     def __init__(self) -> None:
-        """`ValueError` if the vocabulary file is not the published one."""
+        """Load the vocabulary. `ValueError` if its file is not the published one."""
         vocabulary, merges = byte_pairs()
         self._encoder = tokenizers.Tokenizer(
             models.BPE(
-                # The two special tokens complete the numbering but are not entries: no text can become one.
+                # Without the two special tokens, so that no text can be encoded as one; their ids come last.
                 vocab=vocabulary,
                 merges=merges,
                 end_of_word_suffix="</w>",
@@ -67,7 +66,7 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str], context_length: int = 77) -> npt.NDArray[np.int32]:
         """Encode texts as int32 [N, context_length]: start of text, the text, end of text, zeros.
 
-        A text that is too long is cut so that its last id is the end of text, at which the text encoder pools.
+        A text that is too long is truncated. Its last id is then the end of text, where the text encoder reads.
         """
         if isinstance(texts, str):
             raise ValueError(f"texts: {texts!r} is one string; pass a list of strings")
@@ -84,7 +83,7 @@ class Tokenizer:
 
 
 def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary that ships with the package: ids of all entries but the two special tokens, and the merges.
+    """Read the packaged vocabulary: ids of all entries except the two special tokens, and the merges.
 
     `ValueError` if the file is not the published one.
     """
@@ -100,7 +99,7 @@ def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _byte_symbols() -> list[str]:
-    """One printable character per byte, in the order in which CLIP numbers them (GPT-2's byte alphabet)."""
+    """One printable character per byte, in CLIP's order of ids (GPT-2's byte alphabet)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     num_others = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(num_others)]

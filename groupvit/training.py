@@ -1,9 +1,9 @@
 """One step of contrastive pretraining, on one worker or many.
 
-Accumulation keeps all negatives: the towers' outputs of every micro-batch are cached without graph, projectors and
-losses run once over all of them (so the batch statistics are the global batch's too), and the gradients at the towers'
-outputs are then replayed through the towers, micro-batch by micro-batch, with the same noise. So the gradient does not
-depend on how a global batch is cut into micro-batches and workers.
+Gradient accumulation keeps all negatives. First, the towers' outputs for every micro-batch are cached without a graph.
+Then projectors and losses run once over all of them, so the batch statistics are those of the global batch. Last, the
+towers run again on each micro-batch with the same noise, to backpropagate the gradients of their outputs. So the
+gradient does not depend on how a global batch is divided into micro-batches and workers.
 
 Shapes: b images per micro-batch, B per worker, K prompts, T token ids, G segments, C channels of a tower.
 """
@@ -35,9 +35,9 @@ class Batch:
     images: Tensor
     """[b,3,H,W] float32, normalised."""
     token_ids: Tensor
-    """[b,1+K,T] int64, zero padded: the caption, then its prompts."""
+    """[b,1+K,T] int64, padded with zeros: the caption, then its prompts."""
     prompt_keys: Tensor | None = None
-    """[b,K] int64, equal for prompts of the same noun; used by `shared_positives`."""
+    """[b,K] int64, equal for prompts of the same noun. Needed by `shared_positives` and by `mixture`."""
 
 
 def train_step(
@@ -52,10 +52,11 @@ def train_step(
     clip_grad_norm: float | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
-    """Update the model once from this worker's micro-batches; every worker calls it with equally many of equal size.
+    """Update the model once from this worker's micro-batches. All workers need the same number and size of them.
 
-    Returns 0-D metrics, the same on every worker: `loss`, its parts, `grad_norm` (before clipping), the logit scales,
-    and `groups_used_l`, the mean number of groups of stage l that win a segment (this worker's first micro-batch).
+    Returns 0-D metrics: `loss`, its parts, `grad_norm` (before clipping) and the logit scales, which are the same on
+    every worker; and `groups_used_l`, the mean number of groups of stage l that win a segment in this worker's first
+    micro-batch.
     """
     optimizer.zero_grad(set_to_none=True)
     metrics = compute_gradients(model, micro_batches, loss=loss, seed=seed, step=step, precision=precision, group=group)
@@ -77,12 +78,12 @@ def compute_gradients(
     precision: Precision = "float32",
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
-    """Leave in `.grad` the gradient of the global batch's loss, equal on all workers; metrics as for `train_step`."""
+    """Store the global batch's gradient in `.grad`, equal on all workers. Returns the metrics of `train_step`."""
     device = model.logit_scale.device
     rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
     def noise(index: int) -> torch.Generator:
-        # By the micro-batch's place in the global batch, so that it does not depend on the number of workers.
+        # Seeded by the micro-batch's index in the global batch, so that it does not depend on the number of workers.
         entropy = np.random.SeedSequence((seed, step, index * world_size + rank)).generate_state(1, np.uint64)
         return torch.Generator(device).manual_seed(int(entropy[0] >> 1))
 
@@ -106,7 +107,7 @@ def compute_gradients(
         for index, gradient in enumerate(gradients):
             torch.autograd.backward(towers(index).tensors, gradient)
     if group is not None:
-        _average(  # the parts of the loss with the gradients: one collective
+        _average(  # gradients and losses in one collective
             [parameter.grad for parameter in model.parameters() if parameter.grad is not None] + list(metrics.values()),
             group,
         )
@@ -118,8 +119,8 @@ def compute_gradients(
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """torch.compile every transformer block in place: most of the gain, one small graph, nothing recompiled for the
-    noise.
+    """Apply torch.compile to every transformer block in place. This gives most of the speed-up with one small graph,
+    which noise does not recompile.
     """
     for module in model.modules():
         if isinstance(module, Block):
@@ -128,16 +129,16 @@ def compile_blocks(model: nn.Module) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _TowerFeatures:
-    """What the losses need of the towers, for a micro-batch or, concatenated, for all of a worker."""
+    """Outputs of the towers that the losses need: of one micro-batch, or of all of a worker's, concatenated."""
 
     tensors: tuple[Tensor, ...]
-    """Image rows [b,R,C]: the pooled token, then the segment tokens where the loss looks at segments; text rows
-    [b,1+K,C]; and segment masses [b,G] where the loss weighs by them."""
+    """Image rows [b,R,C]: the pooled token and, if the loss uses segments, the segment tokens. Text rows [b,1+K,C]. If
+    the loss uses them, segment masses [b,G]."""
     groups_used: tuple[Tensor, ...] = ()
 
     @classmethod
     def concatenate(cls, parts: Sequence["_TowerFeatures"]) -> "_TowerFeatures":
-        """All parts as leaves whose gradients are wanted."""
+        """Concatenate parts into leaves that require gradients."""
         return cls(tuple(torch.cat(same).requires_grad_() for same in zip(*(p.tensors for p in parts), strict=True)))
 
 
@@ -190,14 +191,14 @@ def _prompt_keys(micro_batches: Sequence[Batch]) -> Tensor:
 
 @torch.no_grad()
 def _groups_used(logits: Tensor) -> Tensor:
-    """Mean over images of the number of groups that win at least one segment: [b,G,S] -> 0-D."""
+    """Mean number of groups per image that win at least one segment: [b,G,S] -> 0-D."""
     used = torch.zeros(logits.shape[:2], device=logits.device).scatter_(1, logits.argmax(dim=1), 1.0)
     return used.sum(dim=1).mean()
 
 
 @torch.no_grad()
 def _average(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """Mean over workers, in place, in one collective."""
+    """Average tensors over workers in place, with one collective."""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat, group=group)
     flat /= dist.get_world_size(group)

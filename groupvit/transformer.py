@@ -1,4 +1,4 @@
-"""The transformer pieces that both towers and the grouping blocks are made of.
+"""Transformer layers that both towers and the grouping blocks use.
 
 Shapes: B images or texts, N tokens, C channels, H heads.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 def quick_gelu(x: Tensor) -> Tensor:
     """CLIP's approximation of GELU, x * sigmoid(1.702 x); any shape."""
-    return F.silu(1.702 * x) * (1 / 1.702)  # the same; silu's backward is one kernel
+    return F.silu(1.702 * x) * (1 / 1.702)  # the same function; the backward pass of silu is one kernel
 
 
 class Mlp(nn.Module):
@@ -40,13 +40,13 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` is bool, broadcast to [B,H,N,N]: True where a query may look at a key; None: everywhere."""
+        """`mask` is bool, broadcast to [B,H,N,N]: True where a query may attend to a key. None: everywhere."""
         q, k, v = (_split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         return self.out(_merge_heads(_attend(q, k, v, mask)))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries [B,M,C] over keys = values [B,N,C] -> [B,M,C]."""
+    """Multi-head attention of queries [B,M,C] to keys = values [B,N,C] -> [B,M,C]."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -66,9 +66,9 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x += Attention(LN x); x += MLP(LN x).
 
-    `keep` holds one factor per sample and residual branch, [2,B,1,1] (0 for a dropped branch, else 1 / keep rate), or
-    is None. It is drawn by the caller, so that recomputing the block (activation checkpointing, replay) repeats the
-    same noise.
+    `keep` is None or has one factor per residual branch and sample, [2,B,1,1]: 0 for a dropped branch, else
+    1 / keep rate. The caller draws it, so that a block that is recomputed (activation checkpointing, accumulation) has
+    the same noise.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
     """softmax(q k^T / sqrt(C/H)) v: [B,H,M,C/H], [B,H,N,C/H] twice -> [B,H,M,C/H]."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # On CPUs the fused kernel's bfloat16 backward leaves the matrix units idle: plain products are twice as fast.
+    # On CPUs, the fused kernel's bfloat16 backward pass leaves matrix units unused. Plain products are twice as fast.
     heads = q.shape[:2]
-    q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # contiguous, which the products would otherwise copy to get
+    q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # contiguous: else each product would make a copy
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2)
     if mask is not None:
         logits = logits.unflatten(0, heads).masked_fill(~mask, float("-inf")).flatten(0, 1)

@@ -1,11 +1,12 @@
 """Image transforms of training and of evaluation.
 
-Training goes in two halves, so that samples travel as bytes: `TrainTransform`, on the CPUs that read the data, makes a
-uint8 crop and draws what to erase; `finish`, on the worker that trains, normalises the batch and erases.
+The training transform has two parts, so that samples are sent as bytes. On the CPUs that read the data,
+`TrainTransform` crops the image (uint8) and draws a rectangle to erase. On the training worker, `finish` normalises the
+batch and erases.
 
-The recipe "deit" is the paper's: what timm's `create_transform` gives for `rand-m9-mstd0.5-inc1` with random erasing.
-It is written out here because timm draws from the global generators of Python, numpy and torch, and a sample has to
-come out the same in any process, thread and order. Draw for draw it equals timm's steps; the tests hold it to that.
+The recipe "deit" is the paper's: timm's `create_transform` for `rand-m9-mstd0.5-inc1` with random erasing. It is
+reimplemented here because timm draws from the global generators of Python, numpy and torch, but a sample must be the
+same in any process, thread and order. Given the same draws, each step equals timm's; the tests check this.
 """
 
 import math
@@ -31,29 +32,29 @@ _FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
 
 class TrainSample(NamedTuple):
-    """What one image becomes for training."""
+    """One augmented image for training."""
 
     image: npt.NDArray[np.uint8]
     """Pixels, uint8 [3,H,W] RGB."""
     erase_box: npt.NDArray[np.int16]
-    """Rectangle to erase after normalisation, int16 [4]: top, left, height, width; zeros for none."""
+    """Rectangle to erase after normalisation, int16 [4]: top, left, height, width. All zeros: none."""
     noise_seed: int
-    """Seed of the noise that fills the rectangle, 63 bits."""
+    """Seed of the noise in the rectangle, 63 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """The random half of the training transform: (file or pixels, seed) → `TrainSample`."""
+    """First part of the training transform, with random draws: (file or pixels, seed) → `TrainSample`."""
 
     image_size: int
     recipe: Recipe = "deit"
     """"deit": crop, flip, RandAugment, random erasing. "crop_flip": crop and flip, for small data."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the crop as a fraction of the image, smallest and largest."""
+    """Smallest and largest area of the crop, as a fraction of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of the crop, smallest and largest."""
+    """Smallest and largest aspect ratio of the crop (width / height)."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation each change by up to this share, "crop_flip" only; "deit" has its own."""
+    """Largest relative change of brightness, contrast and saturation. Used by "crop_flip" only; "deit" has its own."""
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class TrainTransform:
             )
 
     def __call__(self, image: bytes | npt.NDArray[np.uint8], seed: int) -> TrainSample:
-        """Augment one image, given as a file or as uint8 [H,W,3]; the same seed gives the same sample, anywhere.
+        """Augment one image, given as a file or as uint8 [H,W,3]. The same seed always gives the same sample.
 
         `ValueError` if the file cannot be decoded (see `decode_image`).
         """
@@ -94,11 +95,16 @@ class TrainTransform:
 
 
 def finish(images: torch.Tensor, erase_boxes: torch.Tensor, noise_seeds: torch.Tensor) -> torch.Tensor:
-    """Normalise a batch and erase its rectangles: the second half of the training transform.
+    """Second part of the training transform: normalise a batch and erase its rectangles.
 
-    images uint8 [B,3,H,W], erase_boxes integer [B,4] and noise_seeds int64 [B] as `TrainSample` has them → float32
-    [B,3,H,W] on the device of `images`. Erased pixels are standard normal noise, drawn on the CPU so that it is the
-    same on every device.
+    Args:
+        images: uint8 [B,3,H,W].
+        erase_boxes: Integers [B,4], as in `TrainSample`.
+        noise_seeds: int64 [B], as in `TrainSample`.
+
+    Returns:
+        float32 [B,3,H,W] on the device of `images`. Erased pixels are standard normal noise. It is drawn on the CPU, so
+        that it is the same on every device.
     """
     output = normalize(images)
     generator = torch.Generator()
@@ -110,7 +116,7 @@ def finish(images: torch.Tensor, erase_boxes: torch.Tensor, noise_seeds: torch.T
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Images uint8 [...,3,H,W] → float32 of the same shape, with ImageNet's mean and deviation taken out."""
+    """Normalise images uint8 [...,3,H,W] → float32 of the same shape, by ImageNet's mean and standard deviation."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
@@ -129,11 +135,15 @@ def resize_short_side(
     multiple_of: int = 1,
     antialias: bool = True,
 ) -> npt.NDArray[np.uint8]:
-    """Resize uint8 [H,W,3] with its proportions kept, bilinear.
+    """Resize uint8 [H,W,3] (bilinear), keeping its aspect ratio.
 
-    The short side becomes `short_side`, or less where the long one would exceed `max_long_side` (448 and 2048 are the
-    paper's protocol for segmentation). Both are rounded to a multiple of `multiple_of`, at least one. `antialias`:
-    whether pixels that fall together are averaged; without, it is what OpenCV's bilinear gives, up to rounding.
+    Args:
+        pixels: uint8 [H,W,3].
+        short_side: Short side of the result in pixels. It is smaller if the long side would exceed `max_long_side`. The
+            paper's protocol for segmentation is 448 and 2048.
+        max_long_side: Largest long side in pixels.
+        multiple_of: Both sides are rounded to a multiple of this, at least one.
+        antialias: Whether to use antialiasing. Without it, the result equals OpenCV's bilinear resize up to rounding.
     """
     height, width = pixels.shape[:2]
     scale = min(short_side / min(height, width), max_long_side / max(height, width))
@@ -148,7 +158,7 @@ def resize_short_side(
 
 
 def center_crop(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
-    """Resize uint8 [H,W,3] to a short side of 8/7 of `image_size`, bicubic, cut the middle: for classification."""
+    """For classification: resize uint8 [H,W,3] to a short side of 8/7 of `image_size` (bicubic), crop the centre."""
     height, width = pixels.shape[:2]
     scale = (image_size * 8 // 7) / min(height, width)
     size = (round(width * scale), round(height * scale))
@@ -168,14 +178,14 @@ def _crop_box(
         height = round(math.sqrt(area / aspect))
         if 0 < width <= image_width and 0 < height <= image_height:
             return rng.randint(0, image_height - height), rng.randint(0, image_width - width), height, width
-    # No such crop fits, as in a panorama: the middle, as much as the ratio allows.
+    # No crop fits, for example in a panorama: take the largest centre crop that the ratio allows.
     width = min(image_width, max(round(image_height * ratio[1]), 1))
     height = min(image_height, max(round(image_width / ratio[0]), 1))
     return (image_height - height) // 2, (image_width - width) // 2, height, width
 
 
 def _erase_box(image_height: int, image_width: int, rng: random.Random) -> tuple[int, int, int, int]:
-    """Draw the rectangle (top, left, height, width) of random erasing (arXiv 1708.04896); mostly none: zeros."""
+    """Draw the rectangle (top, left, height, width) of random erasing (arXiv 1708.04896). Mostly none: all zeros."""
     if rng.random() <= 0.25:
         for _ in range(10):
             area = rng.uniform(0.02, 1 / 3) * image_height * image_width
@@ -187,8 +197,8 @@ def _erase_box(image_height: int, image_width: int, rng: random.Random) -> tuple
     return 0, 0, 0, 0
 
 
-# RandAugment (arXiv 1909.13719) with strengths that grow: level 0 … 1 → the argument of timm's operation of that name.
-# Changes that go both ways get a level whose sign was drawn.
+# RandAugment (arXiv 1909.13719) with increasing strengths: level 0 … 1 → argument of timm's operation of that name.
+# Operations with two directions get a level with a random sign.
 _SIGNED_ARGUMENTS: dict[str, Callable[[float], float]] = {
     "Rotate": lambda level: level * 30,
     "ShearX": lambda level: level * 0.3,
@@ -209,14 +219,14 @@ _OPERATIONS = ("AutoContrast", "Equalize", "Invert", *_SIGNED_ARGUMENTS, *_UNSIG
 
 
 def _rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Two operations drawn from 15, each applied half of the time at a level of 0.9 ± 0.05."""
+    """Draw two of 15 operations and apply each with probability 0.5, at a level of 0.9 ± 0.05."""
     for name in rng.choices(_OPERATIONS, k=2):
         image = _augment(image, name, rng)
     return image
 
 
 def _augment(image: Image.Image, name: str, rng: random.Random) -> Image.Image:
-    from timm.data.auto_augment import NAME_TO_OP  # with it comes all of timm: seconds that other recipes need not wait
+    from timm.data.auto_augment import NAME_TO_OP  # imports all of timm, which takes seconds; only "deit" needs it
 
     if rng.random() > 0.5:
         return image

@@ -1,7 +1,7 @@
-"""Pictures of segmentations: image, truth, prediction and the groups of each stage side by side, with a legend.
+"""Draws pictures of segmentations: image, truth, prediction and the groups of each stage side by side, with a legend.
 
-Everything returns a PIL image, or the bytes of a file; nothing is written here. Label maps are uint8 [H, W], images
-uint8 [H, W, 3].
+Functions return a PIL image or the bytes of a file, and write no files. Label maps are uint8 [H, W], images uint8
+[H, W, 3].
 """
 
 import colorsys
@@ -22,7 +22,7 @@ INK: RGB = (32, 36, 44)
 FAINT_INK: RGB = (118, 124, 134)
 BACKGROUND: RGB = (58, 62, 72)
 IGNORED: RGB = (214, 216, 220)
-# Twenty colours that stay apart for most people, after Sasha Trubetskoy's list without near-black and near-white.
+# Twenty colours that most people can distinguish: Sasha Trubetskoy's list, without near-black and near-white.
 DISTINCT: tuple[RGB, ...] = (
     (230, 55, 70), (60, 170, 75), (255, 210, 40), (60, 105, 215), (245, 130, 49), (150, 50, 180), (70, 225, 235),
     (240, 60, 225), (190, 235, 70), (250, 180, 200), (0, 135, 135), (205, 175, 250), (155, 95, 40), (130, 10, 35),
@@ -36,18 +36,18 @@ HEADER = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """What is drawn of one image."""
+    """One image and the label maps to draw beside it."""
 
     title: str
     image: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     truth: NDArray[np.uint8] | None = None
     group_maps: Sequence[NDArray[np.floating]] = ()
-    """Per grouping stage [G, h, w], on the token grid."""
+    """[G, h, w] per grouping stage, on the token grid."""
 
 
 def palette(num_colours: int) -> NDArray[np.uint8]:
-    """Colours that differ as much as they can: uint8 [num_colours, 3]. After twenty come hues at golden-ratio steps."""
+    """Colours that are easy to distinguish: uint8 [num_colours, 3]. After twenty, hues at golden-ratio steps."""
     colours = list(DISTINCT[:num_colours])
     for index in range(len(colours), num_colours):
         red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.5 + 0.2 * (index % 3), 0.95 - 0.15 * (index % 4))
@@ -56,9 +56,9 @@ def palette(num_colours: int) -> NDArray[np.uint8]:
 
 
 def label_palette(num_labels: int, has_background: bool, colours: Sequence[RGB] | None = None) -> NDArray[np.uint8]:
-    """Colours of all 256 label values: `colours`, one per label, or our own; light grey for ignored pixels.
+    """Colours of all 256 label values: `colours`, one per label, or the default ones; light grey for ignored pixels.
 
-    Our own have dark grey for 0 where that is the background.
+    In the default colours, label 0 is dark grey if it is the background.
     """
     table = np.full((256, 3), IGNORED, dtype=np.uint8)
     if colours is not None:
@@ -72,7 +72,7 @@ def label_palette(num_labels: int, has_background: bool, colours: Sequence[RGB] 
 
 
 def encode_labels(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> bytes:
-    """A label map as a PNG of indexes [H, W] with a palette [256, 3], so that it can be read back and looked at."""
+    """Encode a label map [H, W] as a PNG with a palette [256, 3]: labels can be read back, and viewers show colours."""
     picture, file = Image.fromarray(labels).convert("P"), io.BytesIO()
     picture.putpalette(colours.tobytes())
     picture.save(file, format="PNG")
@@ -82,7 +82,7 @@ def encode_labels(labels: NDArray[np.uint8], colours: NDArray[np.uint8]) -> byte
 def overlay(
     image: NDArray[np.uint8], labels: NDArray[np.uint8], colours: NDArray[np.uint8], has_background: bool
 ) -> Image.Image:
-    """The image with labels as tints and white lines between them; the background is dimmed instead of tinted."""
+    """Tint the image by its labels, with white lines between them. The background is dimmed, not tinted."""
     grey = image.mean(axis=-1, keepdims=True)
     tinted = 0.32 * image + 0.68 * colours[labels]
     if has_background:
@@ -93,10 +93,10 @@ def overlay(
 
 
 def pixel_groups(group_map: NDArray[np.floating], height: int, width: int) -> NDArray[np.uint8]:
-    """The group each pixel belongs to: the highest of [G, h, w], enlarged smoothly → uint8 [height, width]."""
+    """Group of each pixel: the arg max of the maps [G, h, w], resized (bilinear) → uint8 [height, width]."""
     groups = np.zeros((height, width), dtype=np.uint8)
     highest = np.full((height, width), -np.inf, dtype=np.float32)
-    for index, group in enumerate(group_map):  # one at a time: all of them, enlarged, may not fit into memory
+    for index, group in enumerate(group_map):  # one at a time: all of them at this size may not fit into memory
         picture = Image.fromarray(group.astype(np.float32))
         enlarged = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
         groups[enlarged > highest] = index
@@ -105,14 +105,14 @@ def pixel_groups(group_map: NDArray[np.floating], height: int, width: int) -> ND
 
 
 def ranks_by_size(groups: NDArray[np.uint8], num_groups: int) -> NDArray[np.uint8]:
-    """[num_groups]: 0 for the group with the most pixels, and so on. Colours go to groups by rank, so that the few that
-    matter get the clearest ones."""
+    """Rank groups by their number of pixels, 0 for the largest: [num_groups]. Colours are assigned by rank, so that
+    large groups get the clearest ones."""
     sizes = np.bincount(groups.ravel(), minlength=num_groups)
     return np.argsort(np.argsort(-sizes, kind="stable")).astype(np.uint8)
 
 
 def group_picture(image: NDArray[np.uint8], group_map: NDArray[np.floating]) -> Image.Image:
-    """The image tinted by the group each pixel belongs to."""
+    """Tint the image by the group of each pixel."""
     groups = pixel_groups(group_map, *image.shape[:2])
     ranks = ranks_by_size(groups, len(group_map))
     return overlay(image, ranks[groups], label_palette(len(group_map), False), False)
@@ -121,7 +121,7 @@ def group_picture(image: NDArray[np.uint8], group_map: NDArray[np.floating]) -> 
 def with_legend(
     picture: Image.Image, class_names: Sequence[str], colours: NDArray[np.uint8], labels: NDArray[np.uint8]
 ) -> Image.Image:
-    """The picture of a label map with a legend of its labels beneath, as large as suits the picture."""
+    """Add a legend of the labels below the picture of a label map, in a size that suits the picture."""
     scale = max(min(picture.width, picture.height) / 480, 1.0)
     width = max(picture.width, 240)
     legend = _legend(class_names, colours, [int(label) for label in np.unique(labels)], round(width / scale), scale)
@@ -139,9 +139,9 @@ def page(
     heading: str = "",
     cell: int = CELL,
 ) -> Image.Image:
-    """A page with one row per example and one legend of the classes that appear.
+    """Draw a page with one row per example, and a legend of the classes that occur.
 
-    class_names: a name per label, the background's included. Raises ValueError without examples.
+    class_names: one name per label, including the background. ValueError without examples.
     """
     if not examples:
         raise ValueError("there is nothing to draw: give one or more examples")
@@ -170,7 +170,7 @@ def page(
 
 
 def confusion_picture(matrix: NDArray[np.int64], class_names: Sequence[str]) -> Image.Image:
-    """A heat map of a confusion matrix, each row (true class) divided by its sum; numbers are percent."""
+    """Draw a heat map of a confusion matrix, in percent of each row (true class)."""
     num_classes = len(class_names)
     cell, numbered = (44, True) if num_classes <= 24 else (16, False)
     font = _font(15 if numbered else 11)
@@ -202,7 +202,7 @@ def _row(
     height, width = example.image.shape[:2]
     scale = cell / max(height, width)
     shape = (max(round(width * scale), 1), max(round(height * scale), 1))
-    # Drawn at the size of the page: lines between labels then have the same width on small and on large images.
+    # Resized before drawing, so that lines between labels have the same width on small and large images.
     image = np.asarray(Image.fromarray(example.image).resize(shape, Image.Resampling.LANCZOS))
 
     def tinted(labels: NDArray[np.uint8] | None) -> Image.Image | None:
@@ -231,7 +231,7 @@ def _labels_shown(examples: Sequence[Example]) -> list[int]:
 def _legend(
     class_names: Sequence[str], colours: NDArray[np.uint8], labels: Sequence[int], width: int, scale: float = 1.0
 ) -> Image.Image:
-    """Laid out for `width` pixels, then drawn larger by `scale`."""
+    """Draw a legend: laid out for `width` pixels, then enlarged by `scale`."""
     font, line = _font(15), 28
     chips: list[tuple[int, int, int, str]] = []
     x, y = GAP, 4

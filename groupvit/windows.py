@@ -1,9 +1,9 @@
-"""Images as the windows that the image tower sees: cut, encoded in batches, each window once.
+"""Cuts images into windows, and encodes the windows in batches with the image tower.
 
-An image is seen at one or more scales, and mirrored if asked: each is a *view*, cut into overlapping windows. On GPUs
-windows of several images go through the tower together. On CPUs only windows of one view do: how a matrix product and
-the end of a vectorised loop are rounded there depends on the number of rows, so a batch of another composition would
-change an image's last bits. This way they are a function of the image alone.
+An image is encoded at one or more scales, and optionally also mirrored. Each of these is a *view*, which is cut into
+overlapping windows. On GPUs, a batch can have windows of several images. On CPUs, it has windows of one view only:
+there the rounding of matrix products and of the end of vectorised loops depends on the number of rows, so the last bits
+of an image's result would depend on the other images in its batch. This way they depend on the image alone.
 
 Shapes: G groups of the last stage, C channels, D channels of the shared space, H x W pixels, h x w image tokens.
 """
@@ -26,31 +26,31 @@ from groupvit.prepacked import prepacked
 from groupvit.transforms import resize_short_side, to_tensor
 
 TOKENS_PER_PASS = 1024
-"""Image tokens that make a pass of the tower efficient on CPUs; more at once only overflow the caches."""
+"""Number of image tokens per pass of the tower on CPUs. More do not make it faster, since they overflow the caches."""
 WINDOWS_PER_PASS_ON_GPU = 32
 
 Box = tuple[int, int, int, int]
-"""top, bottom, left, right."""
+"""(top, bottom, left, right)."""
 Crop = tuple[Box, Tensor]
-"""Where a window lies in its view, and its pixels [3, H, W], normalised."""
+"""Position of a window in its view, and its pixels [3, H, W], normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """One window and what the tower made of it."""
+    """One window and its encoding."""
 
     box: Box
-    """Where it lies in the view."""
+    """Position in the view."""
     pixels: Tensor
     """[3, H, W], normalised."""
     segments: Tensor
-    """[S, D]: segment embeddings; without grouping, those of the image tokens."""
+    """[S, D]: segment embeddings, or embeddings of the image tokens without grouping."""
     embedding: Tensor
-    """[D], of the whole window."""
+    """[D]: embedding of the whole window."""
     group_maps: tuple[Tensor, ...]
-    """Per grouping stage [G_l, h, w]: how each image token is shared among the groups. Empty without grouping."""
+    """[G_l, h, w] per grouping stage: share of each image token in each group. Empty without grouping."""
     grid: tuple[int, int]
-    """h, w."""
+    """(h, w)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class View:
     """An image at one scale, mirrored or not."""
 
     size: tuple[int, int]
-    """H, W of the resized image."""
+    """(H, W) of the resized image."""
     mirrored: bool
     windows: tuple[Window, ...]
 
@@ -71,11 +71,15 @@ def encode_views(
     batch_size: int | None = None,
     precision: Precision = "float32",
 ) -> list[tuple[View, ...]]:
-    """The views of each image (uint8 [H, W, 3], RGB).
+    """Encode the views of each image (uint8 [H, W, 3], RGB).
 
-    `batch_size`: windows that go through the tower together on a GPU, from any of the images; None: 32. On CPUs it has
-    no effect (see the module's docstring). `precision`: bfloat16 runs the tower in autocast, faster, with masks that
-    differ a little.
+    Args:
+        model: The model.
+        images: RGB images uint8 [H, W, 3].
+        config: The protocol: sizes, windows, scales and mirroring.
+        batch_size: Number of windows, of any images, per pass of the tower on a GPU. None: 32. Ignored on CPUs (see the
+            module docstring).
+        precision: bfloat16 runs the tower in autocast, which is faster and changes masks slightly.
     """
     shapes: list[tuple[int, tuple[int, int], bool, int]] = []
     crops: list[Crop] = []
@@ -102,16 +106,16 @@ def encode_views(
 
 
 def encode_window(model: GroupViT, pixels: Tensor, *, grouping: bool = True) -> Window:
-    """An image [3, H, W], normalised, sides multiples of the patch size, as a single window."""
+    """Encode an image [3, H, W], normalised, as a single window. Its sides must be multiples of the patch size."""
     box = (0, pixels.shape[-2], 0, pixels.shape[-1])
     [window] = _encode(model, [(box, pixels)], grouping=grouping, batch_size=None, precision="float32")
     return window
 
 
 def resized_image(image: NDArray[np.uint8], config: SegmentationConfig, patch_size: int, scale: float = 1.0) -> Tensor:
-    """uint8 [H, W, 3] → normalised float [3, H', W'], of which windows can be cut.
+    """Resize and normalise an image for cutting into windows: uint8 [H, W, 3] → float [3, H', W'].
 
-    A side that is not cut into windows becomes a multiple of the patch size.
+    If the image is not cut along a side, both sides become multiples of the patch size.
     """
     short_side = round(scale * (min(image.shape[:2]) if config.short_side is None else config.short_side))
     long_side = round(scale * config.max_long_side)
@@ -124,7 +128,7 @@ def resized_image(image: NDArray[np.uint8], config: SegmentationConfig, patch_si
 
 
 def windows(height: int, width: int, side: int | None, stride: int) -> Iterator[Box]:
-    """Boxes that cover the image; the last of a row or column is shifted inside."""
+    """Yield boxes that cover the image. The last one of a row or column is shifted to end at the edge."""
     if side is None:
         yield 0, height, 0, width
         return
@@ -135,7 +139,7 @@ def windows(height: int, width: int, side: int | None, stride: int) -> Iterator[
 
 
 def group_maps(features: ImageFeatures) -> list[Tensor]:
-    """For each grouping stage, how image tokens are shared among its groups: [B, G_l, h, w], summing to 1 over G_l.
+    """Share of each image token in the groups of each stage: [B, G_l, h, w] per grouping stage, summing to 1 over G_l.
 
     The map of stage l is the product of the noise-free soft assignments of stages 1 to l.
     """
@@ -155,7 +159,7 @@ def _encode(
     batch_size: int | None,
     precision: Precision,
 ) -> list[Window]:
-    """The windows of crops, in their order."""
+    """Encode crops and return their windows in the same order."""
     device, patch_size = model.logit_scale.device, model.config.image.patch_size
     by_size: dict[torch.Size, list[int]] = {}
     for position, (_, pixels) in enumerate(crops):

@@ -1,4 +1,4 @@
-"""The words an image is segmented by, as people give them: read from a text, and checked before they cost anything."""
+"""Parses the words that a user wants to find in an image, and checks them before any work is done."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 BACKGROUND = "background"
 MAX_WORDS = 254
-"""Label maps are bytes: 255 is for ignored pixels, and one label is the background's."""
+"""Labels are bytes: one is the background's, and 255 marks ignored pixels."""
 MAX_CHARACTERS = 10_000
-"""Of one word. No context is that long; what is longer is not even tokenised."""
+"""Largest length of a word. No context is that long, so longer words are rejected before tokenisation."""
 
 
 def parse_words(text: str) -> list[str]:
-    """The words in a text with commas or line breaks between them, without empty ones and needless white space."""
+    """Split a text at commas and line breaks. Empty words are dropped, and white space is collapsed."""
     words = (" ".join(word.split()) for line in text.splitlines() for word in line.split(","))
     return [word for word in words if word]
 
 
 def check_words(words: Sequence[str], *, background: bool) -> None:
-    """ValueError unless these are 1 to 254 different words, none of them empty, and none "background" where pixels
-    that suit no word are background anyhow."""
+    """Raise ValueError unless these are 1 to 254 different words, none of them empty. With `background`, none may be
+    "background", which is then a label of its own."""
     if not words:
         raise ValueError('classes is empty: give one or more words, like "dog, grass"')
     if len(words) > MAX_WORDS:
@@ -45,9 +45,9 @@ def check_words(words: Sequence[str], *, background: bool) -> None:
 
 
 def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: "Tokenize", context_length: int) -> None:
-    """ValueError for a word that does not fit the text encoder's context with every template, or has no token at all.
+    """Raise ValueError for a word without tokens, or one too long for the text encoder's context with any template.
 
-    The encoder would not see the rest of such a word, and with it the end of the template.
+    The encoder would not see the end of a longer word, and nothing of the template after it.
     """
     for word in words:
         if len(word) > MAX_CHARACTERS:
@@ -56,7 +56,7 @@ def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: "Tok
                 f"{context_length - 2} tokens)"
             )
     overhead = max(_lengths([template.replace("{}", "") for template in templates], tokenize))
-    fitting = context_length - 2 - overhead  # all but the start and the end of the text
+    fitting = context_length - 2 - overhead  # without the start and the end of the text
     if fitting < 1:
         raise ValueError(f"templates={templates} leave no token of the model's {context_length} for a class name")
     alone = _lengths(words, tokenize)
@@ -72,10 +72,10 @@ def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: "Tok
 
 
 def _lengths(texts: Sequence[str], tokenize: "Tokenize") -> list[int]:
-    """Tokens of each text, without the start and the end."""
-    roomy = 2 + 4 * max(len(text.encode()) for text in texts)  # mending may lengthen a text; a token is a byte or more
+    """Number of tokens of each text, without the start and the end."""
+    roomy = 2 + 4 * max(len(text.encode()) for text in texts)  # `mend` may lengthen a text; a token is 1 byte or more
     token_ids = tokenize(texts, roomy)
-    # The end is the largest id; zeros that follow it are no measure, since 0 is a token too.
+    # The end has the largest id. The padding cannot be used instead: 0 is also the id of a token.
     return [int(position) - 1 for position in np.argmax(token_ids, axis=1)]
 
 

@@ -1,4 +1,4 @@
-"""Classes given as words: their embeddings, and classification of whole images by them."""
+"""Embeds classes given as words, and classifies embeddings by them."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from groupvit.model import GroupViT
 TEXTS_PER_BATCH = 256
 
 Tokenize = Callable[[Sequence[str], int], NDArray[np.int32]]
-"""(texts, context length) → token ids int32 [N, T]; `groupvit.tokenizer.Tokenizer` is one."""
+"""(texts, context length) → token ids int32 [N, T], for example `groupvit.tokenizer.Tokenizer`."""
 
 
 @torch.inference_mode()
@@ -24,13 +24,21 @@ def class_embeddings(
     classes: Sequence[str | tuple[str, ...]],
     templates: Sequence[str] = ("a photo of a {}.",),
 ) -> Tensor:
-    """Embeds each class as the mean over templates of its projected texts, taken before normalising, then L2.
+    """Embed each class: the mean of its projected text embeddings over templates, which is then L2-normalised.
 
-    A class is a word, or several for the same thing: then the mean is over all of them, each with all templates.
+    The embeddings are *not* normalised before the mean, as in the evaluation of the released models. CLIP does so.
 
-    Returns float32 [num_classes, D] of unit length on the model's device. The mean of *un-normalised* embeddings is
-    what the released models were evaluated with; CLIP normalises before the mean. Raises ValueError for empty lists,
-    for a template without `{}`, and for an embedding that is not finite.
+    Args:
+        model: The model.
+        tokenize: Converts texts to token ids.
+        classes: A word per class, or several synonyms: then the mean is over all of them with all templates.
+        templates: Texts with one `{}` each, for the word.
+
+    Returns:
+        float32 [num_classes, D] of unit length, on the model's device.
+
+    Raises:
+        ValueError: A list is empty, a template does not have one `{}`, or an embedding is not finite.
     """
     words = [(entry,) if isinstance(entry, str) else entry for entry in classes]
     if not words or not all(words) or not templates:
@@ -53,10 +61,10 @@ def class_embeddings(
 
 
 def classify(image_embeddings: Tensor, class_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
-    """Logits [..., C] of embeddings [..., D] of any length, for unit class embeddings [C, D]: scaled cosine similarity.
+    """Compute logits [..., C], scaled cosine similarities, of embeddings [..., D] and unit class embeddings [C, D].
 
-    logit_scale: 0-D, log space, capped at 100 as in training. ValueError for a logit that is not finite, and for an
-    embedding too long for float32, which would be equally similar to all classes.
+    logit_scale: 0-D, in log space; its exp is limited to 100, as in training. ValueError if a logit is not finite, or
+    if the length of an embedding overflows float32, which would make it equally similar to all classes.
     """
     logits = clamped_scale(logit_scale) * F.normalize(image_embeddings.float(), dim=-1) @ class_embeddings.T
     finite = logits.isfinite() & _has_length(image_embeddings)
@@ -69,5 +77,5 @@ def classify(image_embeddings: Tensor, class_embeddings: Tensor, logit_scale: Te
 
 
 def _has_length(embeddings: Tensor) -> Tensor:
-    """Whether the length of each embedding [..., D] is a finite number: [..., 1]."""
+    """Whether the length of each embedding [..., D] is finite: [..., 1]."""
     return embeddings.float().norm(dim=-1, keepdim=True).isfinite()
