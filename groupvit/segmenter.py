@@ -20,7 +20,7 @@ from groupvit.words import BACKGROUND, check_lengths, check_words
 from groupvit.zero_shot import Tokenize, class_embeddings
 
 MIN_SIDE = 16
-"""Smallest side of an image in pixels. A smaller image shows no object, and is nearly always a mistake (1 x N)."""
+"""Smallest side of an image in pixels. A smaller image shows no object, and 1 x N is nearly always a mistake."""
 MAX_RATIO = 20
 """Largest ratio of the longer to the shorter side. Beyond it, a resized image is a line of a few patches."""
 
@@ -81,7 +81,7 @@ class Segmenter:
             background_threshold: Pixels whose best word has a lower score are background. None: the protocol's.
 
         Raises:
-            ValueError: The words or the image are invalid; see `check` and `check_image`.
+            ValueError: The words, the image or the threshold are invalid; see `check` and `check_image`.
         """
         config = self.protocol(background=background, background_threshold=background_threshold)
         self.check(words, background=config.background_threshold is not None)
