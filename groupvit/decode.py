@@ -60,7 +60,10 @@ class Header:
 
 
 def read_header(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Header:
-    """Read only the header. `ImageError` for another format, a corrupted header or an absurd size."""
+    """Read only the header.
+
+    `ImageError` for another format or a corrupted header; formats other than JPEG also for an absurd size.
+    """
     if is_jpeg(data):
         height, width, mode = _jpeg_header(data)
         orientation = file_orientation(data)

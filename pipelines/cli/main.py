@@ -36,7 +36,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
                                                   download; see docs/clusters.md
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
-output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 something to fix in what was asked.
+output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 invalid arguments or configuration.
 """
 
 

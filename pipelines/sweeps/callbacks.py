@@ -13,7 +13,7 @@ from pipelines.console.progress import duration
 from pipelines.sweeps.folder import Known, SweepFolder, with_results
 from pipelines.sweeps.plan import METRIC, TIME, Sweep, TrialSpec
 from pipelines.sweeps.record import TrialRecord
-from pipelines.sweeps.search import Unkept
+from pipelines.sweeps.search import NotSnapshotted
 
 _SHOW_EVERY_SECONDS = 30.0
 
@@ -100,7 +100,7 @@ class SweepBook:
         )
 
 
-class Watch(Unkept, Callback):
+class Watch(NotSnapshotted, Callback):
     """Tune's callback: records trials and prints progress."""
 
     def __init__(self, sweep: Sweep, book: SweepBook, say: Callable[[str], None]) -> None:
@@ -167,7 +167,7 @@ def _name(trial: Any) -> str:
     return str(trial)  # the name Tune created it with: pbt may have given it another trial's config since
 
 
-class Ends(Unkept, Stopper):
+class Ends(NotSnapshotted, Stopper):
     """Ends every trial at its next rung once the budget's hours are used up. With pbt, also ends each trial at its last
     rung, where it could only become a copy of a better one."""
 

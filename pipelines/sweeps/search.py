@@ -47,14 +47,14 @@ def proposer_of(sweep: Sweep, known: Mapping[str, Known]) -> Proposer:
     return OptunaTrials(sweep, known)
 
 
-class Unkept:
+class NotSnapshotted:
     """Excludes its state from Tune's snapshots. A restart reads the sweep's folder instead."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class TrialSearcher(Unkept, Searcher):
+class TrialSearcher(NotSnapshotted, Searcher):
     """Gives Tune first the unfinished trials, then new ones. Each new trial is recorded before it starts."""
 
     def __init__(

@@ -64,7 +64,7 @@ def settle(task: TrialTask, folder: SweepFolder, known: Known, datasets: list[Da
     id of its run; None while MLflow is unavailable."""
     run_name, spec = folder.current(known.spec)
     config = task.sweep.experiment(spec, run_name)
-    job = start_or_continue(folder.run(known.spec), config, datasets, task.ties(known.record.name, spec))
+    job = start_or_continue(folder.run(known.spec), config, datasets, task.sweep_link(known.record.name, spec))
     tracker, evaluation = job.open_tracker(system_metrics=False), job.open_evaluation_tracker()
     assert tracker is not None and evaluation is not None
     record = known.record

@@ -18,7 +18,7 @@ from pipelines import storage
 from pipelines.runs.evaluations import read_record
 from pipelines.runs.folder import RunFolder
 from pipelines.sweeps.plan import METRIC, TIME, Sweep, TrialSpec
-from pipelines.training.job import Ties
+from pipelines.training.job import SweepLink
 
 PARENT_TAG, SWEEP_TAG, SPACE_TAG, SEED_TAG = "mlflow.parentRunId", "groupvit.sweep", "groupvit.space", "groupvit.seed"
 CONFIGURATION_TAG, TRIAL_TAG = "groupvit.configuration", "groupvit.trial"
@@ -33,7 +33,7 @@ class TrialTask:
     parent_run_id: str | None
     """MLflow run of the sweep; None if tracking is off."""
 
-    def ties(self, name: str, spec: TrialSpec) -> Ties:
+    def sweep_link(self, name: str, spec: TrialSpec) -> SweepLink:
         """Return the links of a trial to its sweep. With pbt, `spec` may differ from the one that gave the trial its
         `name`."""
         tags = {
@@ -45,7 +45,7 @@ class TrialTask:
             "mlflow.source.name": "groupvit sweep",
         }
         parent = {} if self.parent_run_id is None else {PARENT_TAG: self.parent_run_id}
-        return Ties(job_id=f"{self.sweep_id}-{name}", tags=tags | parent)
+        return SweepLink(job_id=f"{self.sweep_id}-{name}", tags=tags | parent)
 
 
 def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
@@ -69,7 +69,7 @@ def run_trial(parameters: dict[str, Any], *, task: TrialTask) -> None:
     try:
         # The evaluator's thread reports. The training continues until Tune's scheduler has decided. Tune then lets
         # the trial continue, or ends this process together with its workers and data tasks.
-        pretrain(config, dataclasses.replace(task.ties(name, spec), on_score=report))
+        pretrain(config, dataclasses.replace(task.sweep_link(name, spec), on_score=report))
     except (ValueError, storage.StorageRefusedError) as error:  # a restart would not help; the other trials continue
         content = json.dumps({"reason": " ".join(str(error).split())}) + "\n"
         storage.write_bytes(storage.join(sweep.uri, name, "failure.json"), content.encode())

@@ -24,7 +24,7 @@ from pipelines.tracking.spool import Record, Spool
 from pipelines.tracking.system_metrics import SystemMetrics
 
 _RETRY_SECONDS = 2.0
-_MOST_TIME_SENDING = 0.05
+_MAX_SENDING_SHARE = 0.05
 """Largest share of the time spent sending. Each request takes a database tens of milliseconds, whatever its size, and
 slows the training."""
 _LONGEST_PAUSE = 10.0
@@ -121,7 +121,7 @@ class Tracker:
                     start = time.monotonic()
                     self._send()
                     took = time.monotonic() - start
-                    send_at = start + min(took / _MOST_TIME_SENDING, _LONGEST_PAUSE)
+                    send_at = start + min(took / _MAX_SENDING_SHARE, _LONGEST_PAUSE)
             except Exception as error:
                 self._refusal = refusal_of(error, self._identity.uri)
                 if closing and self._refusal is not None:  # it would be refused until the deadline

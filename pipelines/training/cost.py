@@ -3,7 +3,7 @@
     groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 m6i.4xlarge=2 --images-per-second-per-gpu RATE
     groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 --from-run s3://bucket/runs/trial
 
-There is no default speed, because none was measured on a GPU here. Give a speed, or a run of the same model.
+There is no default speed: it depends on the GPU. Give one that was measured, or a run of the same model.
 """
 
 import dataclasses

@@ -94,7 +94,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ties:
+class SweepLink:
     """Links a trial's run to its sweep: job id, MLflow tags, score callback."""
 
     job_id: str
@@ -141,7 +141,7 @@ def check_places(run: RunFolder, config: ExperimentConfig) -> None:
 
 
 def start_or_continue(
-    run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo], ties: Ties | None = None
+    run: RunFolder, config: ExperimentConfig, datasets: Sequence[DatasetInfo], sweep_link: SweepLink | None = None
 ) -> Job:
     """Returns the job of a run, with the id from its first start.
 
@@ -151,7 +151,7 @@ def start_or_continue(
     description = run.read_description()
     if description is None:
         description = {
-            "job_id": uuid.uuid4().hex if ties is None else ties.job_id,
+            "job_id": uuid.uuid4().hex if sweep_link is None else sweep_link.job_id,
             "fixed": fixed,
             "config": to_dict(config),
             "code_version": code_version(),
@@ -171,7 +171,7 @@ def start_or_continue(
     return Job(
         config=config,
         run=run,
-        identity=_identity(config, datasets, description["job_id"], {} if ties is None else ties.tags),
+        identity=_identity(config, datasets, description["job_id"], {} if sweep_link is None else sweep_link.tags),
         checkpoint_state={
             "code_version": code_version(),
             "datasets": [

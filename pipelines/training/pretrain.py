@@ -33,17 +33,17 @@ from pipelines.runs.folder import RunFolder
 from pipelines.tracking.gauges import ascii_name
 from pipelines.tracking.runs import is_reached, make_run
 from pipelines.training.data import RoundRobin, SlicesFromCheckpoint
-from pipelines.training.job import Job, Ties, check_places, start_or_continue, with_absolute_paths
+from pipelines.training.job import Job, SweepLink, check_places, start_or_continue, with_absolute_paths
 from pipelines.training.process_group import ProcessGroup
 
 # Timeout in seconds for starting a worker: on a busy machine, importing torch takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
-def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, Any]:
+def pretrain(config: ExperimentConfig, sweep_link: SweepLink | None = None) -> dict[str, Any]:
     """Runs or resumes `config` to its last step. Prints the results, also those of a run that is already complete.
 
-    Returns the summary that `--json` prints. `ties` is given for a trial of a sweep.
+    Returns the summary that `--json` prints. `sweep_link` is given for a trial of a sweep.
 
     Raises ValueError for invalid arguments or data, before any work starts, and if too many images are corrupt.
     """
@@ -56,18 +56,18 @@ def pretrain(config: ExperimentConfig, ties: Ties | None = None) -> dict[str, An
         check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
     check_places(run, config)
-    job = start_or_continue(run, config, datasets, ties)
+    job = start_or_continue(run, config, datasets, sweep_link)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
         # A trial takes no lock: its sweep holds one, and an earlier process of the trial may live on for a moment.
-        with only_one(run.uri, "run") if ties is None else nullcontext():
-            _train(job, ties)
+        with only_one(run.uri, "run") if sweep_link is None else nullcontext():
+            _train(job, sweep_link)
     summary = _summary(job, first_step, read_record(run) if job.evaluates else None)
     print(_results(summary), flush=True)
     return summary
 
 
-def _train(job: Job, ties: Ties | None) -> None:
+def _train(job: Job, sweep_link: SweepLink | None) -> None:
     """Trains the remaining steps, and evaluates checkpoints during and after the training."""
     config = job.config
     training, evaluation = config.training, config.evaluation
@@ -76,7 +76,7 @@ def _train(job: Job, ties: Ties | None) -> None:
     # CPUs beside those of the workers: reading data and evaluating need CPUs on small machines, too.
     others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if job.evaluates else 0)
     least_cpus = training.num_workers * training.cpus_per_worker + others
-    mlflow_answers = _ask_mlflow(job) if ties is None else None  # a sweep has already asked
+    mlflow_answers = _ask_mlflow(job) if sweep_link is None else None  # a sweep has already asked
     with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
         resources = ray.cluster_resources()
         resources["CPU"] = resources.get("CPU", 0) - others
@@ -84,10 +84,10 @@ def _train(job: Job, ties: Ties | None) -> None:
         use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
         if mlflow_answers is not None and job.identity is not None and mlflow_answers.result():
             make_run(job.identity)
-        evaluator = job.start_evaluator(None if ties is None else ties.on_score)
+        evaluator = job.start_evaluator(None if sweep_link is None else sweep_link.on_score)
         try:
             if job.run.latest_step() < training.num_steps:
-                _fit(job, ties, use_gpu=use_gpu)
+                _fit(job, sweep_link, use_gpu=use_gpu)
         except BaseException:
             if evaluator is not None:
                 evaluator.stop()
@@ -174,17 +174,17 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
     return train_worker(settings)
 
 
-def _fit(job: Job, ties: Ties | None, *, use_gpu: bool) -> None:
+def _fit(job: Job, sweep_link: SweepLink | None, *, use_gpu: bool) -> None:
     """Trains to the last step. Marks a failed run in MLflow. Raises ValueError for an error that the user must fix."""
     error = "the workers failed"
     try:
-        if ties is not None and trains_in_place(job.config):
+        if sweep_link is not None and trains_in_place(job.config):
             from pipelines.training.worker import train_here
 
             error = train_here(job)
         else:
             # The lines of a trial go to Ray's logs; the sweep prints a line of its own.
-            with shown_lines() if ties is None else nullcontext() as lines:
+            with shown_lines() if sweep_link is None else nullcontext() as lines:
                 error = _fit_on_workers(job, lines, use_gpu=use_gpu)
     finally:
         if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
