@@ -11,8 +11,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 # A crash in a library says where.
 export PYTHONFAULTHANDLER := 1
 
-.PHONY: demo demo-s3 test test-promises test-slow check format docs mlflow
+.PHONY: help demo demo-s3 test test-promises test-slow check format docs mlflow
 .DEFAULT_GOAL := check
+
+# This list
+help:
+	@awk '/^# / { text = text substr($$0, 3) " " } \
+		/^[a-z0-9-]+:/ { if (text) printf "  make %-14s %s\n", substr($$1, 1, index($$1, ":") - 1), text } \
+		!/^# / { text = "" }' Makefile
 
 # Draws scenes, trains for some minutes, segments by words; the last line is a JSON object with the results.
 demo: $(INSTALLED)
@@ -32,16 +38,18 @@ test: $(INSTALLED)
 test-promises: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow tests/chaos tests/end_to_end
 
-# All the others: clusters, killed processes, runs from end to end, every command of the documentation
+# All slow tests: those of test-promises, clusters, browsers, every command of the documentation
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m slow
 
+# Format, lint, types, and how packages import each other
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 
+# Let ruff put things right
 format: $(INSTALLED)
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
