@@ -81,7 +81,7 @@ def load(folder: str | Path) -> GroupViT:
     try:
         config = from_dict(ModelConfig, load_state(folder)["model"])
     except TypeError as error:  # a value does not have the field's type
-        raise ValueError(f"{folder / STATE_FILE} is damaged ({error}): use another checkpoint") from None
+        raise ValueError(f"{folder / STATE_FILE} is corrupted ({error}): use another checkpoint") from None
     model = GroupViT(config)
     load_weights(model, folder)
     return model.eval()
@@ -121,7 +121,7 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not set(_OWN_KEYS) <= set(state):
         raise ValueError(f"{folder} is not a checkpoint: {STATE_FILE} lacks one of {', '.join(_OWN_KEYS)}")
     if not isinstance(state["format_version"], int):
-        raise ValueError(f"{path} is damaged (format_version is no number): use another checkpoint")
+        raise ValueError(f"{path} is corrupted (format_version is not a number): use another checkpoint")
     if state["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has format_version={state['format_version']}, newer than {FORMAT_VERSION}, the last one known "
@@ -201,7 +201,7 @@ def _tensors_of(value: Any, name: str = "") -> dict[str, torch.Tensor]:
 def _damaged(path: Path, reason: str) -> ValueError:
     with path.open("rb") as file:
         kind = other_kind(file.read(START_BYTES))
-    return ValueError(f"{path} {kind}" if kind else f"{path} is damaged ({reason}): use another checkpoint")
+    return ValueError(f"{path} {kind}" if kind else f"{path} is corrupted ({reason}): use another checkpoint")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -84,7 +84,7 @@ class ImageEncoderConfig:
             if heads < 1 or self.width % heads:
                 raise ValueError(f"image.num_heads={self.num_heads}: {heads} does not divide image.width={self.width}")
         if self.tau <= 0:
-            raise ValueError(f"image.tau={self.tau} is no temperature: give a positive number, e.g. 1.0")
+            raise ValueError(f"image.tau={self.tau} is not a valid temperature: give a positive number, e.g. 1.0")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image.image_size={self.image_size} is not a multiple of image.patch_size={self.patch_size}"

@@ -169,7 +169,7 @@ def _explaining(formats: tuple[str, ...], max_pixels: int) -> Iterator[None]:
         raise
     except UnidentifiedImageError:  # its message is only a memory address
         *names, last = ("WebP" if name == "WEBP" else name for name in formats)
-        message = f"cannot be decoded: it is no whole {', '.join(names)} or {last} file"
+        message = f"cannot be decoded: it is not a whole {', '.join(names)} or {last} file"
         raise ImageError(message, "unidentified") from None
     except Image.DecompressionBombError:
         message = f"more pixels than max_pixels={max_pixels} by far: shrink it"

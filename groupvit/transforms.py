@@ -63,12 +63,12 @@ class TrainTransform:
         if self.recipe not in get_args(Recipe):
             raise ValueError(f"recipe: {self.recipe!r} is unknown; use one of {', '.join(get_args(Recipe))}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale: {self.crop_scale} is no range of area; use 0 < smallest <= largest <= 1")
+            raise ValueError(f"crop_scale: {self.crop_scale} is not a range of area; use 0 < smallest <= largest <= 1")
         if not 0 <= self.color_jitter < 1:
-            raise ValueError(f"color_jitter: {self.color_jitter} is no share; use 0 to below 1")
+            raise ValueError(f"color_jitter: {self.color_jitter} is not a share; use 0 to below 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(
-                f"crop_ratio: {self.crop_ratio} is no range of width over height; use 0 < smallest <= largest"
+                f"crop_ratio: {self.crop_ratio} is not a range of width over height; use 0 < smallest <= largest"
             )
 
     def __call__(self, image: bytes | npt.NDArray[np.uint8], seed: int) -> TrainSample:

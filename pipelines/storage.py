@@ -141,18 +141,18 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
 
 @contextlib.contextmanager
-def naming_damage(uri: str, mend: str) -> Iterator[None]:
-    """Raise a ValueError of one line if a Parquet file read in the context is damaged or missing; `mend` says what to
+def naming_damage(uri: str, fix: str) -> Iterator[None]:
+    """Raise a ValueError of one line if a Parquet file read in the context is damaged or missing; `fix` says what to
     do. Errors of storage and MemoryError are passed on."""
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(f"{uri}: is missing; {mend}") from error
+        raise ValueError(f"{uri}: is missing; {fix}") from error
     except Exception as error:  # Arrow raises errors of every kind on damaged files
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and is_of_storage(error)):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{uri}: is damaged or half-written ({reason}); {mend}") from error
+        raise ValueError(f"{uri}: is corrupted or incomplete ({reason}); {fix}") from error
 
 
 def is_data(path: str) -> bool:

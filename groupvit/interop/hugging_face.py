@@ -71,7 +71,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], ForeignWeights]:
     try:
         config = json.loads(_text(folder / CONFIG_FILE))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is damaged ({error}): fetch it again") from None
+        raise ValueError(f"{folder / CONFIG_FILE} is corrupted ({error}): fetch it again") from None
     if not isinstance(config, dict) or config.get("model_type", "groupvit") != "groupvit":
         raise ValueError(f"{folder / CONFIG_FILE} is not of a GroupViTModel: give a folder with model_type 'groupvit'")
     files = [folder / name for name in (WEIGHTS_FILE, OLD_WEIGHTS_FILE) if (folder / name).is_file()]

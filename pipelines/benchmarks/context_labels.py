@@ -79,7 +79,7 @@ def draw_labels(image: dict[str, Any], masks: list[dict[str, Any]]) -> NDArray[n
         if category not in label_of_category:
             raise ValueError(f"image {_stem(image)} has category_id {category}, which is none of the 59 classes")
         if not isinstance(encoded, dict) or encoded["size"] != [height, width]:
-            raise ValueError(f"image {_stem(image)} has a mask that is no run-length encoding of {height}×{width}")
+            raise ValueError(f"image {_stem(image)} has a mask that is not a run-length encoding of {height}×{width}")
         labels[decode_mask(encoded["counts"], height, width)] = label_of_category[category]
     return labels
 
@@ -122,7 +122,7 @@ def _read(uri: str) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]
     """Returns the validation images, and the masks by image."""
     content = json.loads(storage.read_bytes(uri))
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     images = [image for image in content["images"] if image["phase"] == "val"]
     wanted = {image["image_id"] for image in images}
     masks: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -136,5 +136,5 @@ def _stem(image: dict[str, Any]) -> str:
     """Returns the image's name without extension. Raises ValueError if it could point outside the folder."""
     match = _IMAGE_NAME.fullmatch(image["file_name"])
     if match is None:
-        raise ValueError(f"{image['file_name']!r} is no name of an image; NAME.jpg is expected")
+        raise ValueError(f"{image['file_name']!r} is not a name of an image; NAME.jpg is expected")
     return match[1]

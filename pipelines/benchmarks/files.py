@@ -65,7 +65,9 @@ class FileDataset(SegmentationDataset):
         known = values < len(self.label_of_value)
         labels[known] = np.array(self.label_of_value)[values[known]]
         if (labels == ILLEGAL).any():
-            raise ValueError(f"holds the value {values[labels == ILLEGAL][0]}, which is no class of {self.benchmark}")
+            raise ValueError(
+                f"holds the value {values[labels == ILLEGAL][0]}, which is not a class of {self.benchmark}"
+            )
         return labels.astype(np.uint8)
 
 
@@ -137,13 +139,13 @@ def read_names(uri: str) -> list[str]:
     try:
         lines = storage.read_bytes(uri).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{uri} is no text in UTF-8 ({error}): write the list again") from None
+        raise ValueError(f"{uri} is not UTF-8 text ({error}): write the list again") from None
     names: list[str] = []
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"{uri}, line {number}: {name[:80]!r} is no name of an image: give names without folder and ending"
+                f"{uri}, line {number}: {name[:80]!r} is not a name of an image: give names without folder and ending"
             )
         names += [name] if name else []
     if repeated := next((name for name, count in Counter(names).items() if count > 1), None):

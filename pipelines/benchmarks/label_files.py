@@ -22,7 +22,7 @@ def decode_labels(content: bytes) -> NDArray[Any]:
     try:
         return _decoded(content)
     except UnidentifiedImageError:  # its message contains a memory address
-        raise ValueError("cannot be decoded as an image: it is no image file of a known format") from None
+        raise ValueError("cannot be decoded as an image: it is not an image file of a known format") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises SyntaxError for invalid PNGs
         raise ValueError(f"cannot be decoded as an image ({error})") from error
 

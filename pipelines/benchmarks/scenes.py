@@ -21,7 +21,7 @@ from pipelines.benchmarks.dataset import Scene, SegmentationDataset
 from pipelines.benchmarks.label_files import decode_labels
 
 SCHEMA_VERSION = 1
-_MEND = "write the folder again"
+_FIX = "write the folder again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class SceneDataset(SegmentationDataset):
     def read(self, block: SceneBlock) -> Iterator[Scene]:
         columns = ["sample_id", "image", "mask", "caption", "part"]
         uri = storage.join(self.uri, "data", block.file)
-        with storage.naming_damage(uri, _MEND), storage.open_parquet(uri) as file:
+        with storage.naming_damage(uri, _FIX), storage.open_parquet(uri) as file:
             table = storage.retry(lambda: file.read_row_group(block.row_group, columns=columns), uri)
         for index, row in zip(block.indexes, table.take(block.rows).to_pylist(), strict=True):
             try:
@@ -90,10 +90,10 @@ def open_scenes(uri: str) -> SceneDataset:
     except FileNotFoundError:
         storage.check_bucket(uri)
         raise ValueError(
-            f"{uri} is no scenes folder: it has no scenes.json; make one with `groupvit demo-data`"
+            f"{uri} is not a scenes folder: it has no scenes.json; make one with `groupvit demo-data`"
         ) from None
     except ValueError as error:
-        raise ValueError(f"{uri}/scenes.json is damaged ({error}): write the folder again") from None
+        raise ValueError(f"{uri}/scenes.json is corrupted ({error}): write the folder again") from None
     if description["schema_version"] > SCHEMA_VERSION:
         raise ValueError(
             f"{uri} has schema_version={description['schema_version']}, newer than {SCHEMA_VERSION}: upgrade groupvit"
@@ -104,7 +104,7 @@ def open_scenes(uri: str) -> SceneDataset:
         if not (name.endswith(".parquet") and storage.is_data(name)):
             continue
         place = storage.join(uri, "data", name)
-        with storage.naming_damage(place, _MEND), storage.open_parquet(place) as parquet:
+        with storage.naming_damage(place, _FIX), storage.open_parquet(place) as parquet:
             part_of_scene += parquet.read(columns=["part"]).column("part").to_pylist()
             row_groups += [
                 (name, group, parquet.metadata.row_group(group).num_rows) for group in range(parquet.num_row_groups)

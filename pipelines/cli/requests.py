@@ -73,7 +73,7 @@ def parse_data(texts: Sequence[str]) -> "DataConfig":
         found = re.fullmatch(r"(?P<source>.+?)(?::(?P<weight>\d*\.?\d+))?", text, re.DOTALL)
         name, uri = (None, "") if found is None else split_name(found["source"])
         if found is None or not uri:
-            raise ValueError(f"data={text!r} is no source: give [NAME=]URI[:WEIGHT]")
+            raise ValueError(f"data={text!r} is not a source: give [NAME=]URI[:WEIGHT]")
         sources.append(uri)
         names.append(name or uri.rstrip("/").rpartition("/")[2])
         weights += [float(found["weight"])] if found["weight"] else []

@@ -114,7 +114,9 @@ def _on_jobs(verb: str, rest: Sequence[str], config: SubmitConfig) -> dict[str, 
     matching = [job for job in jobs if name in (job.submission_id, (job.submission_id or "").rpartition("-")[0])]
     if not matching:
         known = ", ".join(str(job.submission_id) for job in jobs[-5:]) or "none"
-        raise ValueError(f"{name} is no job of {config.address}: give one of `groupvit submit list` (newest: {known})")
+        raise ValueError(
+            f"{name} is not a job of {config.address}: give one of `groupvit submit list` (newest: {known})"
+        )
     job = matching[-1]
     job_id, metadata = str(job.submission_id), job.metadata or {}
     if verb == "status":

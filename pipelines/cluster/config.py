@@ -35,11 +35,11 @@ class SubmitConfig:
 
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/]+", self.address):
-            raise ValueError(f"address={self.address} is no job server: give e.g. {DEFAULT_ADDRESS}")
+            raise ValueError(f"address={self.address} is not a job server: give e.g. {DEFAULT_ADDRESS}")
         for name in self.env:
             if not _SETTINGS.fullmatch(name):
                 shown = name.partition("=")[0]
-                raise ValueError(f"env={shown}... is no name: give --env {shown}, the value is taken from here")
+                raise ValueError(f"env={shown}... is not a name: give --env {shown}, the value is taken from here")
         for name in ("wait_minutes", "max_code_megabytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} is too small: give more than 0")

@@ -22,7 +22,7 @@ def read_cluster_file(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; give a cluster file, e.g. ray-cluster.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     for document in documents:
         if isinstance(document, dict) and (document.get("kind") in _KUBERAY or "kind" not in document):
             return document
@@ -84,7 +84,7 @@ def _missing(cluster: Mapping[str, Any]) -> Iterator[str]:
         if "head_node_type" not in cluster:
             yield f"head_node_type is missing: give one of {', '.join(types)}"
         if cluster.get("head_node_type") not in types:
-            yield f"head_node_type={cluster.get('head_node_type')} is no node type: give one of {', '.join(types)}"
+            yield f"head_node_type={cluster.get('head_node_type')} is not a node type: give one of {', '.join(types)}"
         for name, kind in types.items():
             if not isinstance(kind, Mapping) or "node_config" not in kind:
                 yield f"available_node_types.{name}.node_config is missing: give e.g. {{InstanceType: m6i.4xlarge}}"
@@ -115,12 +115,12 @@ def _explained(error: Any) -> str:
         unknown = next(key for key in error.instance if key not in known)
         key = f"{where}.{unknown}" if where else unknown
         near = difflib.get_close_matches(unknown, known, n=1)
-        return f"{key} is no key of cluster files: " + (f"did you mean {near[0]}?" if near else "leave it out")
+        return f"{key} is not a key of cluster files: " + (f"did you mean {near[0]}?" if near else "leave it out")
     if error.validator == "required":
         key = error.message.split("'")[1]
         return f"{f'{where}.' if where else ''}{key} is missing"
     if error.validator == "type":
-        return f"{where}={error.instance!r} is no {error.validator_value}: give one"
+        return f"{where}={error.instance!r} is not of type {error.validator_value}: give one"
     return f"{where}: {error.message}"
 
 

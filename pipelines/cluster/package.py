@@ -44,7 +44,7 @@ def job_package(*, code: bool, variables: dict[str, str], max_bytes: float) -> I
             largest = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
             raise ValueError(
                 f"max_code_megabytes={max_bytes / 1e6:g}, but the code has {size / 1e6:.1f} MB (largest: "
-                f"{largest.relative_to(folder)}): move what is no code out of {' and '.join(PACKAGES)}, or give more"
+                f"{largest.relative_to(folder)}): move what is not code out of {' and '.join(PACKAGES)}, or give more"
             )
         file = folder / ENVIRONMENT_FILE
         file.touch(mode=0o600)

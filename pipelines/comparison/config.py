@@ -41,6 +41,6 @@ class CompareConfig:
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"runs: {twice[0]} is given twice: give different evaluations")
         if self.step is not None and self.step < 0:
-            raise ValueError(f"step={self.step} is no training step: give one from 0 on")
+            raise ValueError(f"step={self.step} is not a training step: give one from 0 on")
         if self.mlflow_run is not None and not self.log:
             raise ValueError(f"mlflow_run={self.mlflow_run} is given with log=False: give one of them")

@@ -56,7 +56,7 @@ def find_run(
         raise ValueError(f"run={given} does not exist: give a folder, or the id or name of a run in MLflow")
     if not tracking_uri:
         raise ValueError(
-            f"run={given} is no folder, and to look for it in MLflow, tracking_uri is not given and "
+            f"run={given} is not a folder, and to look for it in MLflow, tracking_uri is not given and "
             "MLFLOW_TRACKING_URI is not set"
         )
     return _from_mlflow(given, step, benchmark, tracking_uri, folder)
@@ -160,7 +160,7 @@ def _read(given: str, place: str, source: str, config: Mapping[str, str] | None 
             f"run={given} has no results per image, no {PER_IMAGE}, in {source}: evaluate it again"
         ) from None
     except ValueError as error:
-        raise ValueError(f"run={given}: {METRICS} of {source} is damaged ({error}): evaluate it again") from None
+        raise ValueError(f"run={given}: {METRICS} of {source} is corrupted ({error}): evaluate it again") from None
     if not isinstance(summary, dict) or "class_iou" not in summary or "data_digest" not in summary:
         raise ValueError(f"run={given}: {METRICS} of {source} is not of a segmentation benchmark: give one that is")
     folder_name, step = given.rstrip("/").rpartition("/")[2], summary["step"]

@@ -56,7 +56,7 @@ def read_opt_out(uri: str | None) -> tuple[OptOutList | None, str | None]:
     try:
         return OptOutList(content.decode("utf-8-sig")), hashlib.sha256(content).hexdigest()
     except UnicodeDecodeError as error:
-        raise ValueError(f"opt_out={uri}: is no text in UTF-8 ({error}); give one entry a line") from error
+        raise ValueError(f"opt_out={uri}: is not UTF-8 text ({error}); give one entry a line") from error
 
 
 def _without_scheme(url: str) -> str:

@@ -195,8 +195,8 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
     if missing > 0:
         if not config.skip_unreadable_shards:
             raise UnreadableShardError(
-                f"raw={piece.uri}: is damaged ({missing} rows fewer than its footer says); download it again, or give "
-                "--skip-unreadable-shards"
+                f"raw={piece.uri}: is corrupted ({missing} rows fewer than its footer says); download it again, or "
+                "give --skip-unreadable-shards"
             )
         report.num_rows += missing
         report.drops["shard_unreadable"] += missing

@@ -190,7 +190,7 @@ def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]
     rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
     # Every row takes more than a byte, so a corrupted footer cannot claim billions.
     if any(count < 0 for count in rows) or sum(rows) != footer.num_rows or sum(rows) > size:
-        error = f"raw={uri}: is damaged (its footer counts {footer.num_rows} rows); {_ADVICE}"
+        error = f"raw={uri}: is corrupted (its footer counts {footer.num_rows} rows); {_ADVICE}"
         return Shard(source=source, uri=uri, version=version, rows=(), error=error)
     return Shard(source=source, uri=uri, version=version, rows=rows, superseded=superseded)
 
@@ -219,7 +219,9 @@ def _or_unreadable(read: Any, uri: str) -> Any:
         if isinstance(error, OSError) and storage.is_of_storage(error):
             raise
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UnreadableShardError(f"raw={uri}: is no parquet file, or a damaged one ({text}); {_ADVICE}") from error
+        raise UnreadableShardError(
+            f"raw={uri}: is not a parquet file, or a corrupted one ({text}); {_ADVICE}"
+        ) from error
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -207,7 +207,7 @@ def open_dataset(uri: str) -> DatasetInfo:
         storage.check_bucket(uri)
         raise ValueError(f"{uri}: no dataset.json; give the folder of a data set whose writing has finished") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{uri}: dataset.json is damaged ({error}); write the data set again") from error
+        raise ValueError(f"{uri}: dataset.json is corrupted ({error}); write the data set again") from error
     version = description.get("schema_version")
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise ValueError(

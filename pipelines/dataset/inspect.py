@@ -44,7 +44,7 @@ class InspectConfig:
 
     def __post_init__(self) -> None:
         if not self.out.endswith(".html"):
-            raise ValueError(f"out={self.out} is no page: give a file name that ends in .html")
+            raise ValueError(f"out={self.out} is not a page: give a file name that ends in .html")
         if not 0 <= self.num_samples <= _MOST_SAMPLES:
             raise ValueError(f"num_samples={self.num_samples}: give 0 to {_MOST_SAMPLES}")
         if self.max_counted_samples < 1:

@@ -167,7 +167,7 @@ def read_record(uri: str) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{uri}: {RECORD} is damaged ({error}); download into another folder") from error
+        raise ValueError(f"{uri}: {RECORD} is corrupted ({error}); download into another folder") from error
     except OSError as error:
         raise ValueError(f"{uri}: cannot be read ({error}); check the bucket and the credentials") from error
     if record.get("version") not in _READABLE_VERSIONS:

@@ -66,7 +66,7 @@ class DownloadConfig:
                 raise ValueError(f"{name}={value} is too small: give at least {least}")
         for name in ("timeout", "max_seconds", "progress_every_seconds"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} is no length of time: give seconds above 0")
+                raise ValueError(f"{name}={getattr(self, name)} is not a length of time: give seconds above 0")
         if not 0 <= self.max_bad_rows <= 1:
             raise ValueError(f"max_bad_rows={self.max_bad_rows} is not a share: give 0 to 1, e.g. 0.01 for 1 %")
         for name in ("url_list", "out"):

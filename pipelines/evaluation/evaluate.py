@@ -66,7 +66,7 @@ def evaluate(
     the protocol. Raises ValueError for invalid arguments or data.
     """
     if "://" in config.out:
-        raise ValueError(f"out={config.out} is no path: results are written on this machine; give a local folder")
+        raise ValueError(f"out={config.out} is not a path: results are written on this machine; give a local folder")
     check_writable(config.out, "out")
     if config.mlflow_run is not None:
         check_database(config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), "tracking_uri")

@@ -229,9 +229,9 @@ def validate(config: ExperimentConfig) -> None:
             "--training.device cpu uses none"
         )
     if not 0 <= ingest.max_corrupt_fraction <= 1:
-        raise ValueError(f"ingest.max_corrupt_fraction={ingest.max_corrupt_fraction} is no share: give 0 to 1")
+        raise ValueError(f"ingest.max_corrupt_fraction={ingest.max_corrupt_fraction} is not a share: give 0 to 1")
     if not 0 < ingest.crop_scale[0] <= ingest.crop_scale[1] <= 1:
-        raise ValueError(f"ingest.crop_scale={ingest.crop_scale} is no range within (0, 1]: give e.g. 0.08 1.0")
+        raise ValueError(f"ingest.crop_scale={ingest.crop_scale} is not a range within (0, 1]: give e.g. 0.08 1.0")
 
     if not data.sources:
         raise ValueError("data.sources is empty: give dataset folders, e.g. --data.sources data/train")

@@ -143,8 +143,8 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
             return read_raw_row_group(_open_parquet(uri), row_group)
         return read_row_groups(_open_parquet(uri), [row_group], ["sample_id", "image", "captions", "nouns"])
 
-    mend = "download it again" if plan.is_raw[source] else "`groupvit inspect --verify` tells what else is"
-    with storage.naming_damage(uri, mend):
+    fix = "download it again" if plan.is_raw[source] else "`groupvit inspect --verify` tells what else is"
+    with storage.naming_damage(uri, fix):
         return storage.retry(read, uri)
 
 

@@ -10,7 +10,7 @@ def check_folder_name(field: str, name: str, reserved: tuple[str, ...] = ()) -> 
     """Raise ValueError unless a folder can have the name on any file system and in object storage."""
     advice = "give letters, digits, - and _"
     if not name or "/" in name or name.startswith("."):
-        raise ValueError(f"{field}={name!r} is no folder name: {advice}")
+        raise ValueError(f"{field}={name!r} is not a folder name: {advice}")
     if not name.isprintable():  # control characters, and bytes that are not UTF-8
         raise ValueError(f"{field}={name!a} has a character that cannot be printed: {advice}")
     if (length := len(name.encode())) > LONGEST_NAME:

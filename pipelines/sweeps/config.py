@@ -64,7 +64,7 @@ class SweepConfig:
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} is too small: give at least {least}")
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"name={self.name!r} is no folder name: give letters, digits, - and _")
+            raise ValueError(f"name={self.name!r} is not a folder name: give letters, digits, - and _")
         if self.name is not None:
             check_folder_name("name", self.name, reserved=("mlflow-artifacts", "mlflow.db"))
         if self.budget is not None and not re.fullmatch(r"\d+|\d*\.?\d+h", self.budget):

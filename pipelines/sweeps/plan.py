@@ -226,7 +226,9 @@ def plan_sweep(config: SweepConfig, space: Space) -> Sweep:
                 f"asha, or a space with one of {', '.join(CHANGEABLE[:4])}"
             )
         if (sweep.num_trials or 0) < 2:
-            raise ValueError(f"budget={config.budget} is no population for scheduler=pbt: give trials, 4 or more")
+            raise ValueError(
+                f"budget={config.budget} is not a population size for scheduler=pbt: give trials, 4 or more"
+            )
     if sweep.searcher == "grid":
         for spec in sweep.grid():
             sweep.experiment(spec)

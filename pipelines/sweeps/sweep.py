@@ -224,7 +224,7 @@ def _conclude(task: TrialTask, folder: SweepFolder, book: SweepBook) -> dict[str
         )
     if in_vain:
         first = broken[0]
-        reason = f"{first.name}: {first.stop_reason}; when that is mended, give the sweep another --name"
+        reason = f"{first.name}: {first.stop_reason}; when that is fixed, give the sweep another --name"
         raise PartlyDone(f"no trial could go on; {reason}", summary)
     folder.write_summary(summary)
     return summary

@@ -128,7 +128,7 @@ def _check(config: CostConfig) -> None:
     for name in ("overhead", "storage_gb", "usd_per_gb_month", "egress_gb", "usd_per_gb_egress"):
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}={value} is no amount: give 0 or more")
+            raise ValueError(f"{name}={value} is not an amount: give 0 or more")
 
 
 def _fleet(config: CostConfig) -> list[tuple[Instance, int]]:
@@ -154,7 +154,7 @@ def _given_prices(texts: Sequence[str]) -> Mapping[str, Instance]:
     for text in texts:
         found = re.fullmatch(r"(?P<name>[^=:]+)(?::(?P<gpus>\d+):(?P<vcpus>[1-9]\d*))?=(?P<usd>\d+(\.\d+)?)", text)
         if found is None:
-            raise ValueError(f"price={text!r} is no price: give NAME=USD_PER_HOUR, e.g. g5.12xlarge=2.2")
+            raise ValueError(f"price={text!r} is not a price: give NAME=USD_PER_HOUR, e.g. g5.12xlarge=2.2")
         name, listed = found["name"], INSTANCES.get(found["name"])
         if found["gpus"] is None and listed is None:
             raise ValueError(
@@ -183,7 +183,7 @@ def _rate(config: CostConfig, experiment: ExperimentConfig) -> tuple[float, str]
         )
     if given is not None:
         if not 0 < given < float("inf"):
-            raise ValueError(f"images_per_second_per_gpu={given} is no speed: give images per second, above 0")
+            raise ValueError(f"images_per_second_per_gpu={given} is not a speed: give images per second, above 0")
         return given, "given"
     assert config.from_run is not None
     return _rate_of_run(config.from_run, experiment)

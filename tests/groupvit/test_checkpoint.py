@@ -170,6 +170,6 @@ def test_a_damaged_optimizer_state_is_named(model: GroupViT, tmp_path: Path) -> 
     whole = path.read_bytes()
     for damaged in (whole[:-50], whole[: len(whole) // 2], b"\x80"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"optimizer\.pt is damaged \(.+\): use another checkpoint") as caught:
+        with pytest.raises(ValueError, match=r"optimizer\.pt is corrupted \(.+\): use another checkpoint") as caught:
             checkpoint.load_optimizer_state(path.parent)
         assert "\n" not in str(caught.value)

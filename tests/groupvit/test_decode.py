@@ -130,7 +130,7 @@ def test_modes_without_obvious_pixels_are_refused(kind):
 @pytest.mark.parametrize("file_format", ["AVIF", "JPEG2000", "PPM", "PSD", "EPS", "ICO"])
 def test_other_formats_are_refused_by_name_of_what_is_read(file_format):
     data = encoded(picture(), file_format) if file_format != "PSD" else b"8BPS\0\1" + bytes(100)
-    with pytest.raises(ImageError, match="it is no whole JPEG, PNG, WebP, GIF, BMP or TIFF file") as caught:
+    with pytest.raises(ImageError, match="it is not a whole JPEG, PNG, WebP, GIF, BMP or TIFF file") as caught:
         decode_image(data)
     assert caught.value.reason == "unidentified"
 
@@ -162,9 +162,9 @@ def test_a_large_jpeg_may_come_smaller_and_keeps_its_orientation():
         (encoded(Image.new("1", (20_000, 20_000)), "PNG"), "more pixels than max_pixels=67108864 by far"),
         (encoded(Image.new("1", (10_000, 10_000)), "PNG"), "10000×10000 pixels, but max_pixels is 67108864"),
         (encoded(picture(), "JPEG")[:600], "cannot be decoded"),
-        (encoded(picture(), "TIFF"), "it is no whole JPEG, PNG, WebP, GIF or BMP file"),
-        (b"words", "it is no whole JPEG"),
-        (b"", "it is no whole JPEG"),
+        (encoded(picture(), "TIFF"), "it is not a whole JPEG, PNG, WebP, GIF or BMP file"),
+        (b"words", "it is not a whole JPEG"),
+        (b"", "it is not a whole JPEG"),
     ],
 )
 @pytest.mark.filterwarnings("error")

@@ -37,7 +37,7 @@ def write_noise(uri: str) -> str:
             "nouns": [["thing", f"t{index}", f"n{number}"] for number in range(NUM_CAPTIONS)],
         }
         rows.append({**row, "width": 40, "height": 40})
-    write_dataset(uri, rows, rows_per_group=10)  # 96 is no multiple: a short row group is among them
+    write_dataset(uri, rows, rows_per_group=10)  # 96 is not a multiple: a short row group is among them
     return uri
 
 

@@ -41,7 +41,7 @@ class StandIns:
     def provide(self, place: str) -> None:
         """Makes what is to be at `place`, a path as a page has it, if nothing is there and it is known what should be.
 
-        Nothing is done for a word that is no such path: most words of a command are none.
+        Nothing is done for a word that is not such a path: most words of a command are none.
         """
         for pattern, make in STAND_INS.items():
             if found := re.match(pattern, place):

@@ -41,9 +41,9 @@ class AppConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port={self.port} is no port: give 1 to 65535, or 0 for any free one")
+            raise ValueError(f"port={self.port} is not a port: give 1 to 65535, or 0 for any free one")
         if not self.host or ":" in self.host or "/" in self.host:
-            raise ValueError(f"host={self.host!r} is no IPv4 address or name: give one, like 127.0.0.1")
+            raise ValueError(f"host={self.host!r} is not an IPv4 address or name: give one, like 127.0.0.1")
         if self.num_replicas < 1:
             raise ValueError(f"num_replicas={self.num_replicas} is too small: give at least 1")
         if self.gpus_per_replica < 0:

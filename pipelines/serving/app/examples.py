@@ -45,7 +45,7 @@ def read_examples(folder: str) -> Examples:
     try:
         names = storage.list_files(folder)
     except NotADirectoryError:
-        raise ValueError(f"examples={folder} is no folder: give one with images, or leave it out") from None
+        raise ValueError(f"examples={folder} is not a folder: give one with images, or leave it out") from None
     if "scenes.json" in names:
         return _of_scenes(folder)
     shown = [name for name in names if name.lower().endswith(SUFFIXES) and storage.is_data(name)]

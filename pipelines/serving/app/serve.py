@@ -110,10 +110,12 @@ def _free_port(host: str, port: int) -> int:
     except PermissionError:
         raise ValueError(f"port={port} is for the system alone: give one from 1024 on, like --port 8000") from None
     except socket.gaierror:
-        raise ValueError(f"host={host} is no address or name that is known here: give one, like 127.0.0.1") from None
+        raise ValueError(
+            f"host={host} is not an address or name that is known here: give one, like 127.0.0.1"
+        ) from None
     except OSError as error:
         if error.strerror and "assign" in error.strerror:
-            raise ValueError(f"host={host} is no address of this machine: give one, like 127.0.0.1") from None
+            raise ValueError(f"host={host} is not an address of this machine: give one, like 127.0.0.1") from None
         raise ValueError(
             f"port={port} at {host} is in use: stop what uses it, or give another, like --port {port + 1}"
         ) from None

@@ -30,7 +30,7 @@ class RefusedError(Exception):
 async def read_question(request: Request, examples: tuple[Example, ...], max_image_bytes: int) -> Question:
     """Reads the question in a `multipart/form-data` request. Raises `RefusedError` if it is invalid or too large."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise RefusedError(415, "the request is no form: send multipart/form-data with an image and words")
+        raise RefusedError(415, "the request is not a form: send multipart/form-data with an image and words")
     limit = max_image_bytes + FORM_OVERHEAD
     _check_length(request, limit, max_image_bytes)
     bounded = Request(request.scope, _bounded(request, limit, max_image_bytes))
@@ -106,4 +106,4 @@ def _threshold(value: str) -> float | None:
     try:
         return float(value)
     except ValueError:
-        raise RefusedError(400, f"threshold={value[:20]!r} is no number: give one from 0 to 1") from None
+        raise RefusedError(400, f"threshold={value[:20]!r} is not a number: give one from 0 to 1") from None

@@ -97,7 +97,7 @@ def test_pickle_itself_would_call_it(tmp_path: Path, kind: str) -> None:
         b"(cos\nsystem\nS'touch MARK'\no.",
         b"\x80\x02cos\nsystem\nX\x0a\x00\x00\x00touch MARK\x85\x81.",
         b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0atouch MARK\x85R.",
-        # The state of an object, of a class, and of what is no stand-in.
+        # The state of an object, of a class, and of what is not a stand-in.
         b"\x80\x02cbuiltins\nobject\n)\x81}X\x0a\x00\x00\x00__reduce__cos\nsystem\nsb.",
         b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x0b\x00\x00\x00__setstate_cos\nsystem\nsb.",
         b"\x80\x02]}X\x06\x00\x00\x00appendcos\nsystem\nsb.",

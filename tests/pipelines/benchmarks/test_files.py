@@ -138,7 +138,7 @@ def test_coco_leaves_no_pixel_of_a_removed_category(tmp_path: Path, photos: list
     root = write_coco(tmp_path, photos)
     label_files(root)[1].write_bytes(png(np.full((200, 240), 25, np.uint8)))  # a hat, which COCO dropped
     for benchmark in ("coco-object", "coco-stuff"):
-        with pytest.raises(ValueError, match=f"holds the value 25, which is no class of {benchmark}"):
+        with pytest.raises(ValueError, match=f"holds the value 25, which is not a class of {benchmark}"):
             scenes_of(BENCHMARKS[benchmark](str(root)))
 
 
@@ -223,10 +223,10 @@ def test_a_list_may_be_written_by_any_editor(written: str, tmp_path: Path, photo
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"2011_000003\n2011_000006 1\n", r"val\.txt, line 2: '2011_000006 1' is no name of an image"),
-        (b"2011_000003.jpg\n", r"line 1: '2011_000003\.jpg' is no name of an image: give names without folder"),
+        (b"2011_000003\n2011_000006 1\n", r"val\.txt, line 2: '2011_000006 1' is not a name of an image"),
+        (b"2011_000003.jpg\n", r"line 1: '2011_000003\.jpg' is not a name of an image: give names without folder"),
         (b"/JPEGImages/2011_000003.jpg /SegmentationClassAug/2011_000003.png\n", r"line 1: '/JPEGImages/"),
-        ("2011_000003\n".encode("utf-16"), r"val\.txt is no text in UTF-8"),
+        ("2011_000003\n".encode("utf-16"), r"val\.txt is not UTF-8 text"),
     ],
     ids=["flags", "ending", "pairs", "utf-16"],
 )
@@ -261,10 +261,10 @@ def test_a_miniature_is_noted_and_no_error(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (png(np.full((338, 500), 21, np.uint8)), "holds the value 21, which is no class of voc21"),
+        (png(np.full((338, 500), 21, np.uint8)), "holds the value 21, which is not a class of voc21"),
         (png(np.zeros((10, 500), np.uint8)), "500×10 pixels, but its image has 500×338"),
         (png(np.zeros((338, 500, 3), np.uint8)), "mode RGB"),
-        (png(np.full((338, 500), 300, np.uint16)), "holds the value 300, which is no class of voc21"),
+        (png(np.full((338, 500), 300, np.uint16)), "holds the value 300, which is not a class of voc21"),
         (encoded(Image.new("L", (500, 338)), "JPEG"), "is a JPEG file: a PNG of labels is expected"),
         (encoded(Image.new("L", (9000, 9000)), "PNG"), "has 9000×9000 pixels, more than"),
         (encoded(Image.new("L", (14000, 14000)), "PNG"), "cannot be decoded as an image"),
@@ -304,7 +304,7 @@ def test_labels_of_any_depth_mean_the_same_classes(bits: int, values: tuple[int,
     assert dataset.classes[:3] == ("wall", "building", "sky")
     np.testing.assert_array_equal(scenes_of(dataset)[0].mask, expected)
     file.write_bytes(write_png(raw + 150, bits=16))
-    with pytest.raises(ValueError, match=r"00000001\.png: holds the value 15\d, which is no class of ade20k"):
+    with pytest.raises(ValueError, match=r"00000001\.png: holds the value 15\d, which is not a class of ade20k"):
         scenes_of(dataset)
 
 

@@ -137,7 +137,7 @@ def test_unfit_parquet_files_are_refused(columns: dict[str, Any], message: str, 
 
 def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"no parquet file")
-    with pytest.raises(ValueError, match=r"x\.parquet: is damaged or half-written"):
+    with pytest.raises(ValueError, match=r"x\.parquet: is corrupted or incomplete"):
         open_imagenet(str(tmp_path))
 
 

@@ -78,7 +78,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, first: int) -> None:
     file = write_scenes(tmp_path / "scenes", 4) / "data" / "00000.parquet"
     content = file.read_bytes()
     file.write_bytes(content[:first] + bytes(200))
-    with pytest.raises(ValueError, match=r"00000\.parquet: is damaged or half-written") as caught:
+    with pytest.raises(ValueError, match=r"00000\.parquet: is corrupted or incomplete") as caught:
         open_scenes(str(tmp_path / "scenes"))
     assert "\n" not in str(caught.value)
     file.write_bytes(content)

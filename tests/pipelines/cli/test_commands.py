@@ -51,7 +51,7 @@ from tests.support.raw_shards import good_rows, write_shards
         ("download --url-list x --out y --presett coco", "unknown flag --presett: did you mean --preset?"),
         ("segment --checkpoint x --classes dog", "images is empty"),
         ("segment a.jpg --checkpoint /nowhere --classes dog", "/nowhere is neither a checkpoint"),
-        ("app --checkpoint x --port 99999", "port=99999 is no port"),
+        ("app --checkpoint x --port 99999", "port=99999 is not a port"),
         ("app --checkpoint x --no-port", "unknown flag --no-port"),
         # Truth values may stand without one.
         ("download --out y --retry-failed --url-list /nowhere.csv", "/nowhere.csv: no such file or folder"),

@@ -53,12 +53,12 @@ def test_ours_is_right(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("provider", {"type": "local", "worker_ips": []}, "provider.head_ip is missing: give e.g."),
         ("available_node_types", DROP, "available_node_types is missing"),
         ("head_node_type", DROP, "head_node_type is missing: give one of head, cpu"),
-        ("head_node_type", "haed", "head_node_type=haed is no node type"),
+        ("head_node_type", "haed", "head_node_type=haed is not a node type"),
         ("available_node_types/cpu/node_config", DROP, "available_node_types.cpu.node_config is missing"),
         ("auth", DROP, "auth.ssh_user is missing"),
-        ("max_worker", 3, "max_worker is no key of cluster files: did you mean max_workers?"),
-        ("available_node_types/cpu/max_worker", 3, "available_node_types.cpu.max_worker is no key"),
-        ("max_workers", "many", "max_workers='many' is no integer"),
+        ("max_worker", 3, "max_worker is not a key of cluster files: did you mean max_workers?"),
+        ("available_node_types/cpu/max_worker", 3, "available_node_types.cpu.max_worker is not a key"),
+        ("max_workers", "many", "max_workers='many' is not of type integer"),
         ("file_mounts/x", "/nowhere/at/all", "file_mounts.x=/nowhere/at/all does not exist here"),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_mistake_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "is no YAML"), ("3", "describes no cluster"), ("kind: Pod", "describes no cluster")]
+    ("text", "message"), [("a: [", "is not YAML"), ("3", "describes no cluster"), ("kind: Pod", "describes no cluster")]
 )
 def test_what_is_no_cluster_file(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.yaml").write_text(text)

@@ -244,11 +244,11 @@ def test_an_unreadable_shard_is_an_error_or_left_out(cluster, raw, tmp_path):
     (folder / "00001.parquet").write_bytes(data)
     (folder / "00002.parquet").write_bytes(b"half")
     config = CurateConfig(raw=(str(folder),), out=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"00002\.parquet: is no parquet file"):
+    with pytest.raises(ValueError, match=r"00002\.parquet: is not a parquet file"):
         curate(config)
     assert not (tmp_path / "out").exists()
     (folder / "00002.parquet").unlink()
-    with pytest.raises(ValueError, match=r"00001\.parquet: is no parquet file"):
+    with pytest.raises(ValueError, match=r"00001\.parquet: is not a parquet file"):
         curate(config)
     assert not (tmp_path / "out/dataset.json").exists()
     (folder / "00002.parquet").write_bytes(b"half")
@@ -275,7 +275,7 @@ def test_the_plan_is_measured_and_writes_nothing(raw, tmp_path, capsys):
     [
         ("--out {tmp}/out", "raw is empty"),
         ("--raw {tmp}/none --out {tmp}/out", "no finished raw shards"),
-        ("--raw {tmp}/half --out {tmp}/out", "00000.parquet: is no parquet file, or a damaged one"),
+        ("--raw {tmp}/half --out {tmp}/out", "00000.parquet: is not a parquet file, or a corrupted one"),
         ("--raw {tmp}/half --out {tmp}/out --skip-unreadable-shards", "hold no rows"),
         ("--raw {tmp}/columns --out {tmp}/out", "has no column jpg"),
         ("--raw {tmp}/raw --raw {tmp}/raw --out {tmp}/out", "two folders are named 'raw'"),

@@ -120,7 +120,7 @@ def test_a_damaged_row_group_is_an_error_or_counted(curated, tmp_path):
     steps = sample_steps(config, None)
     report = curate_piece(damaged, config, steps, str(tmp_path / "work"))
     assert report.num_rows == 25 and report.drops["shard_unreadable"] == 25
-    with pytest.raises(ValueError, match=r"0\.parquet: is no parquet file, or a damaged one"):
+    with pytest.raises(ValueError, match=r"0\.parquet: is not a parquet file, or a corrupted one"):
         curate_piece(damaged, CurateConfig(raw=("x",), out="y"), steps, str(tmp_path / "work"))
 
 

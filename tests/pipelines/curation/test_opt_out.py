@@ -40,7 +40,7 @@ def test_reads_the_list(tmp_path):
     assert listed is not None and len(listed) == 1 and digest == hashlib.sha256(b"photos.net\n").hexdigest()
     assert read_opt_out(None) == (None, None)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="is no text in UTF-8"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         read_opt_out(str(path))
     with pytest.raises(ValueError, match="cannot be read"):
         read_opt_out(str(tmp_path / "none"))

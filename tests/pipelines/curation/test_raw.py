@@ -147,8 +147,8 @@ def test_text_that_is_no_utf8_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no parquet file, or a damaged one"),
-        (b"PAR1 half-written", "is no parquet file, or a damaged one"),
+        (b"", "is not a parquet file, or a corrupted one"),
+        (b"PAR1 half-written", "is not a parquet file, or a corrupted one"),
         (None, "has no column jpg nor caption, only a"),
     ],
 )

@@ -150,7 +150,7 @@ def test_a_damaged_data_set_that_is_not_verified_fails_in_one_line(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--out page", "out=page is no page"),
+        ("--out page", "out=page is not a page"),
         ("--num-samples -1", "num_samples=-1: give 0 to 500"),
         ("--max-counted-samples 0", "max_counted_samples=0"),
         ("--verfy", "did you mean --verify?"),

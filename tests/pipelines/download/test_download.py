@@ -260,7 +260,7 @@ def test_preflight_says_what_is_wrong_before_anything_is_written(site, tmp_path,
     ("flags", "message"),
     [
         ({"num_threads": 0}, "num_threads=0 is too small: give at least 1"),
-        ({"timeout": 0.0}, "timeout=0.0 is no length of time"),
+        ({"timeout": 0.0}, "timeout=0.0 is not a length of time"),
         ({"out": "s3://key:secret@bucket/x"}, "out: holds credentials"),
     ],
 )

@@ -128,7 +128,7 @@ def test_the_numbers_are_those_of_predictions_and_raw_label_files(
 
 def test_the_groups_allow_more_than_the_words_find(evaluated: Evaluated) -> None:
     """Of benchmarks with a background. Where pixels are ignored a label may spread for free, and the oracle, which
-    labels each group by its IoU in its own window, is no upper bound."""
+    labels each group by its IoU in its own window, is not an upper bound."""
     for benchmark in WITH_BACKGROUND:
         metrics = evaluated.result["benchmarks"][benchmark]["metrics"]
         assert metrics[f"{benchmark}/oracle_miou"] > metrics[f"{benchmark}/miou"]

@@ -198,7 +198,7 @@ def test_wrong_options_are_refused(folders: dict[str, str], fields: dict[str, ob
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--evaluation.root", "/nowhere"], "evaluation: /nowhere is no scenes folder"),
+        (["--evaluation.root", "/nowhere"], "evaluation: /nowhere is not a scenes folder"),
         (["--evaluation.root", "SCENES", "--evaluation.num-workers", "0"], "evaluation: num_workers=0 is too small"),
     ],
 )

@@ -222,7 +222,7 @@ def test_results_go_to_an_existing_mlflow_run(notice: str | None, checkpoint: st
         ({"num_workers": 4}, "num_workers=4 with 1 CPU each needs 4 CPUs, and the Ray cluster has 3"),
         ({"gpus_per_worker": 1.0}, "needs 1 GPUs"),
         ({"checkpoint": "/nowhere"}, "/nowhere is neither a checkpoint nor a run"),
-        ({"root": "/nowhere"}, "/nowhere is no scenes folder"),
+        ({"root": "/nowhere"}, "/nowhere is not a scenes folder"),
         ({"num_workers": 0}, "num_workers=0 is too small"),
         ({"background_threshold": 0.5, "calibration": "x"}, "give one of them"),
     ],

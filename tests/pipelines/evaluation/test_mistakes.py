@@ -90,7 +90,7 @@ def with_value(content: bytes, value: int) -> bytes:
         (
             LABELS,
             lambda content: with_value(content, 77),
-            f"{NAME}.png: holds the value 77, which is no class of voc21",
+            f"{NAME}.png: holds the value 77, which is not a class of voc21",
         ),
         (LABELS, lambda content: b"not a picture", f"{NAME}.png: cannot be decoded as an image"),
         (LABELS, lambda content: content[: len(content) // 2], f"{NAME}.png: cannot be decoded as an image"),
@@ -141,7 +141,7 @@ def test_an_image_of_one_row_is_scored(
         ("--benchmark ade20k", "does not hold ade20k: none of"),
         ("--benchmark context60", "does not hold context60: none of"),
         ("--benchmark imagenet", "does not hold ImageNet's validation images"),
-        ("--benchmark scenes", "is no scenes folder"),
+        ("--benchmark scenes", "is not a scenes folder"),
         ("--benchmark voc21 --num-workers 7", "num_workers=7 with 1 CPU each needs 7 CPUs"),
     ],
 )
@@ -218,7 +218,7 @@ def odd_segmentation(folder: Path) -> None:
         (half_the_weights, "model.safetensors is damaged"),
         (no_weights, "model.safetensors"),
         (wrong_type, "state.json is damaged"),
-        (no_version, "state.json is damaged (format_version is no number)"),
+        (no_version, "state.json is corrupted (format_version is not a number)"),
         (odd_segmentation, "SegmentationConfig has no field window_size"),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_file_damaged_since_it_was_written_is_named(tmp_path, config):
     config = dataclasses.replace(config, data=DataConfig(sources=(str(tmp_path),)))
     plan = plan_ingest(config)
     damage_files(info)
-    with pytest.raises(ValueError, match=r"part-000000\.parquet: is damaged or half-written .* --verify") as caught:
+    with pytest.raises(ValueError, match=r"part-000000\.parquet: is corrupted or incomplete .* --verify") as caught:
         [load_slices(plan, index, index + 1) for index in range(6)]  # every sample
     assert "\n" not in str(caught.value)
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_one_line(raw, tmp_path):
         open_source(str(write_shards(tmp_path / "none", [raw_row(1, None)], 10)))
     (tmp_path / "half").mkdir()
     (tmp_path / "half/00000.parquet").write_bytes((raw[1] / "00000.parquet").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"00000\.parquet: is damaged or half-written"):
+    with pytest.raises(ValueError, match=r"00000\.parquet: is corrupted or incomplete"):
         open_source(str(tmp_path / "half"))
     (tmp_path / "half/download.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(ValueError, match="version 99"):

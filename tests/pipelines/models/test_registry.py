@@ -259,7 +259,7 @@ def test_image_has_to_be_bytes(loaded: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "classes", "params", "message"),
     [
-        (b"no image", "dog", {}, "row 1: image: cannot be decoded: it is no whole JPEG"),
+        (b"no image", "dog", {}, "row 1: image: cannot be decoded: it is not a whole JPEG"),
         (None, "dog, Dog", {}, "row 1: classes has 'dog' and 'Dog', which are the same"),
         (None, ", ,", {}, "row 1: classes is empty"),
         (None, "dog", {"background_threshold": 2.0}, "row 0: background_threshold=2.0 is out of range"),

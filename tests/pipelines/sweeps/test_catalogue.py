@@ -170,7 +170,7 @@ def test_what_is_missing_or_unreachable_is_said_before_ray_starts(
     given = ["sweep", "debug", "--base", "debug", "--training.runs-folder", str(tmp_path / "runs")]
     for flags, message in {
         ("--data", "/nowhere", "--evaluation.root", scenes): "data.sources: /nowhere",
-        ("--data", train, "--evaluation.root", "/nowhere"): "evaluation: /nowhere is no scenes folder",
+        ("--data", train, "--evaluation.root", "/nowhere"): "evaluation: /nowhere is not a scenes folder",
         (
             *("--data", train, "--evaluation.root", scenes, "--tracking.uri", "http://127.0.0.1:9"),
         ): "tracking_uri=http://127.0.0.1:9: ",

@@ -248,7 +248,7 @@ def test_a_trial_that_cannot_go_on_says_why_in_one_line(
     blurred = make_dataset(tmp_path / "blurred", 64, corrupt=range(0, 64, 2))
     damaged = make_dataset(tmp_path / "damaged", 64)
     damage_files(damaged)
-    expected = {blurred.uri: "images were corrupt", damaged.uri: "is damaged or half-written"}
+    expected = {blurred.uri: "images were corrupt", damaged.uri: "is corrupted or incomplete"}
     for number, (uri, num_workers) in enumerate([(blurred.uri, "1"), (damaged.uri, "1"), (damaged.uri, "2")]):
         more = ["--data", uri, "--training.runs-folder", str(tmp_path), "--num-steps", "4", "--budget", "1"]
         more += ["--training.num-workers", num_workers, "--ingest.slice-size", "8", "--name", f"fails-{number}"]

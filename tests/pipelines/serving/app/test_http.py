@@ -100,7 +100,7 @@ WORDS_REFUSED: list[tuple[dict[str, str], str]] = [
     ({"words": ",".join(str(number) for number in range(255))}, "give at most 254"),
     ({"threshold": "2"}, "from 0 to 1"),
     ({"threshold": "nan"}, "from 0 to 1"),
-    ({"threshold": "much"}, "is no number"),
+    ({"threshold": "much"}, "is not a number"),
     ({"background": "yes"}, "give 1 or 0"),
 ]
 
@@ -246,9 +246,9 @@ def test_ctrl_c_ends_all_of_it_quietly(checkpoint: Path) -> None:
     [
         ("--checkpoint /nowhere", "/nowhere is neither a checkpoint nor a run"),
         ("--checkpoint CHECKPOINT --examples /nowhere", "examples=/nowhere holds no image"),
-        ("--checkpoint CHECKPOINT --port 99999", "port=99999 is no port"),
-        ("--checkpoint CHECKPOINT --host 203.0.113.7", "host=203.0.113.7 is no address of this machine"),
-        ("--checkpoint CHECKPOINT --host no.such.invalid", "host=no.such.invalid is no address or name"),
+        ("--checkpoint CHECKPOINT --port 99999", "port=99999 is not a port"),
+        ("--checkpoint CHECKPOINT --host 203.0.113.7", "host=203.0.113.7 is not an address of this machine"),
+        ("--checkpoint CHECKPOINT --host no.such.invalid", "host=no.such.invalid is not an address or name"),
         ("--checkpoint CHECKPOINT --num-replicas 0", "num_replicas=0 is too small"),
         ("--checkpoint DAMAGED", "model.safetensors is damaged"),
     ],
