@@ -103,7 +103,7 @@ def _items(uri: str, file: pa.NativeFile, reject: Reject) -> Iterator[tuple[int,
             where = line + text.count("\n", place, getattr(error, "pos", place))
             if ended and getattr(error, "pos", place) >= len(text.rstrip()):
                 raise ValueError(
-                    f"{uri}: line {where}: damaged or half-written (the array has no end); {_COPY}"
+                    f"{uri}: line {where}: corrupted or incomplete (the array has no end); {_COPY}"
                 ) from None
             raise ValueError(f"{uri}: line {where}: is not JSON ({_message(error)}); {_REWRITE}") from None
         raw = text[place:end]
@@ -140,7 +140,7 @@ def _annotations(uri: str, file: pa.NativeFile) -> list[Any]:
     except json.JSONDecodeError as error:
         if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
             raise ValueError(
-                f"{uri}: line {error.lineno}: damaged or half-written ({_message(error)}); {_COPY}"
+                f"{uri}: line {error.lineno}: corrupted or incomplete ({_message(error)}); {_COPY}"
             ) from None
         raise ValueError(f"{uri}: line {error.lineno}: is not JSON ({_message(error)}); {_REWRITE}") from None
     records = document.get("annotations") if isinstance(document, dict) else None

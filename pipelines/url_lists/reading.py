@@ -80,7 +80,7 @@ def read_list(files: Iterable[str], columns: Columns, rejected: RejectedRows) ->
                     f"{uri}: cannot be read ({error}); check the file, the disk and the network"
                 ) from error
             raise ValueError(
-                f"{uri}: damaged or half-written ({' '.join(str(error).split())[:200]}); write or copy it again"
+                f"{uri}: corrupted or incomplete ({' '.join(str(error).split())[:200]}); write or copy it again"
             ) from error
     rejected.check(finished=True)
 

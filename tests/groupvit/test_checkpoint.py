@@ -94,10 +94,10 @@ def test_no_checkpoint(saved: Path, tmp_path: Path) -> None:
 def test_damaged_files(saved: Path) -> None:
     weights = (saved / "model.safetensors").read_bytes()
     (saved / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is corrupted"):
         groupvit.load(saved)
     (saved / "state.json").write_text('{"format_version": 1')
-    with pytest.raises(ValueError, match=r"state\.json is damaged"):
+    with pytest.raises(ValueError, match=r"state\.json is corrupted"):
         groupvit.load(saved)
 
 

@@ -120,10 +120,10 @@ def test_the_later_mask_covers_the_earlier() -> None:
         (lambda content: content["annos_segmentation"][0].update(category_id=3), "category_id 3, which is none of"),
         (
             lambda content: content["annos_segmentation"][0].update(segmentation=[[1, 2, 3, 4]]),
-            "no run-length encoding",
+            "not a run-length encoding",
         ),
-        (lambda content: content["images"][0].update(height=10), "no run-length encoding of 10×500"),
-        (lambda content: content["images"][0].update(file_name="../../evil.jpg"), "no name of an image"),
+        (lambda content: content["images"][0].update(height=10), "not a run-length encoding of 10×500"),
+        (lambda content: content["images"][0].update(file_name="../../evil.jpg"), "not a name of an image"),
         (lambda content: content["images"][0].update(height=10**6, width=10**6), "1000000×1000000 pixels"),
         (lambda content: content["images"][0].pop("phase"), "without 'phase'"),
         (lambda content: content.pop("images"), "without 'images'"),

@@ -40,7 +40,7 @@ def test_a_folder_without_its_last_file_is_refused(tmp_path: Path) -> None:
     (folder / "scenes.json").unlink()
     with pytest.raises(ValueError, match=r"has no scenes\.json"):
         open_scenes(str(folder))
-    with pytest.raises(ValueError, match="no scenes folder"):
+    with pytest.raises(ValueError, match="not a scenes folder"):
         open_scenes(str(tmp_path / "missing"))
 
 

@@ -204,7 +204,7 @@ def test_what_does_not_compare_is_refused_in_one_line(tmp_path: Path, capsys: py
     (tmp_path / "imagenet/per_image.csv").write_text("")
     assert "is not of a segmentation benchmark" in refusal(capsys, a, tmp_path / "imagenet")
     (tmp_path / "imagenet/metrics.json").write_text("{")
-    assert "is damaged" in refusal(capsys, a, tmp_path / "imagenet")
+    assert "is corrupted" in refusal(capsys, a, tmp_path / "imagenet")
     (tmp_path / "empty").mkdir()
     assert "holds no evaluation" in refusal(capsys, a, tmp_path / "empty")
     assert "holds no evaluation" in refusal(capsys, a, a / "metrics.json")

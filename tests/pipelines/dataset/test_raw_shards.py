@@ -96,7 +96,7 @@ def test_what_is_no_folder_of_raw_shards(tmp_path):
     with pytest.raises(ValueError, match="version 99"):
         raw_shards(str(tmp_path))
     (tmp_path / "download.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="corrupted"):
         raw_shards(str(tmp_path))
 
 

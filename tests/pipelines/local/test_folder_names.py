@@ -17,7 +17,7 @@ def test_a_name_that_is_accepted_makes_a_folder(tmp_path: Path, name: str) -> No
     [
         ("", "run='' is not a folder name"),
         ("a/b", "run='a/b' is not a folder name"),
-        ("..", "no folder name"),
+        ("..", "not a folder name"),
         ("a\nb", "run='a.nb' has a character that cannot be printed"),
         ("caf\udce9", "run='caf.udce9' has a character that cannot be printed"),
         ("n" * 256, "run=nnnnnnnnnnnnnnnnnnnn... is 256 bytes long"),

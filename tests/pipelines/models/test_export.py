@@ -234,5 +234,5 @@ def test_mistakes_are_one_line(tmp_path: Path, checkpoint: Path, capsys: pytest.
     (newer / "state.json").write_text(json.dumps(state))
     weights = (newer / "model.safetensors").read_bytes()
     (newer / "model.safetensors").write_bytes(weights[:-100])
-    assert "is damaged" in refusal(newer, "hf", new)
+    assert "is corrupted" in refusal(newer, "hf", new)
     assert not new.exists()

@@ -232,7 +232,7 @@ def configure(**entries: Any) -> Any:
         (in_shards, "has its weights in several files (model.safetensors.index.json): save the model in one"),
         (lambda folder: (folder / "model.safetensors").write_text(LFS_POINTER), "is a Git LFS pointer, not the file"),
         (lambda folder: (folder / "config.json").unlink(), "source has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is corrupted"),
         (lambda folder: (folder / "config.json").write_text("{}"), "it lacks vision_config"),
         (configure(model_type="clip"), "is not of a GroupViTModel"),
         (configure(vision_config={"hidden_size": 64}), "with shape (1, 16, 32) where (1, 16, 64) is expected"),

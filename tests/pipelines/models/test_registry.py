@@ -118,7 +118,7 @@ def test_model_holds_neither_optimizer_nor_pickles_nor_credentials(
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     assert {f"artifacts/checkpoint/{name}" for name in ("model.safetensors", "state.json")} <= files
     assert {"served_model.py", "code/groupvit/bpe_simple_vocab_16e6.txt.gz"} <= files
-    allowed = {".safetensors", ".json", ".py", ".gz", ".yaml", ".txt", ".LICENSE", ""}
+    allowed = {".safetensors", ".json", ".py", ".gz", ".yaml", ".txt", ".LICENSE", ".typed", ""}
     assert {Path(file).suffix for file in files} <= allowed
     assert not [file for file in files if file.endswith("optimizer.pt") or "pipelines/" in file]
     texts = "".join((folder / file).read_text() for file in files if Path(file).suffix in (".json", ".yaml", ""))
@@ -198,7 +198,7 @@ def test_a_model_that_was_not_uploaded_whole_is_made_again(
     damaged.mkdir()
     (damaged / STATE_FILE).write_bytes((checkpoint / STATE_FILE).read_bytes())
     (damaged / MODEL_FILE).write_bytes((checkpoint / MODEL_FILE).read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="is corrupted"):
         log_model_to_mlflow(damaged, run_id=run_id, tracking_uri=uri, step=3)
     log_model_to_mlflow(checkpoint, run_id=run_id, tracking_uri=uri, step=3)
     models = client.search_logged_models([client.get_run(run_id).info.experiment_id])

@@ -119,7 +119,7 @@ def test_credentials_in_urls_are_left_out(tmp_path):
         ("x.tsv", b"url\ttitle\nu\tc\n", "no column caption or text; it has url, title: give --caption-column"),
         ("x.jsonl", b'{"url": "u"}\n', "no column caption or text; it has url"),
         ("x.json", b'{"a": 1}', "no list of objects"),
-        ("x.json", b'[{"url": ', "damaged or half-written"),
+        ("x.json", b'[{"url": ', "corrupted or incomplete"),
         ("x.jsonl", b'{"url": "u", "caption": "c"}\n{"url"', "line 2: .*1 of 2 rows are bad (invalid_json 1)"),
         ("x.jsonl", b"[1]\n", "line 1: int 1; .*one object per image"),
         (
@@ -128,9 +128,9 @@ def test_credentials_in_urls_are_left_out(tmp_path):
             "line 2: 3 fields, expected 2 (url, caption): 'u,c,d'; .*check the separator",
         ),
         ("x.csv", b"url,caption\nu,\xff\xfe\n", "line 2: byte 0xff in .*convert the list to UTF-8"),
-        ("x.csv.gz", gzip.compress(b"url,caption\n" + b"u,c\n" * 9999, mtime=0)[:-30], "damaged or half-written"),
-        ("x.parquet", b"PAR1 and no end", "damaged or half-written"),
-        ("x.parquet", b"", "damaged or half-written"),
+        ("x.csv.gz", gzip.compress(b"url,caption\n" + b"u,c\n" * 9999, mtime=0)[:-30], "corrupted or incomplete"),
+        ("x.parquet", b"PAR1 and no end", "corrupted or incomplete"),
+        ("x.parquet", b"", "corrupted or incomplete"),
         ("x.txt", b"u", "unknown kind of list"),
     ],
 )
@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_list_is_said_in_one_line(tmp_path, name, content, 
 def test_a_half_written_parquet_is_named(tmp_path):
     pq.write_table(pa.table({"url": ["u"] * 1000, "caption": ["c"] * 1000}), tmp_path / "x.parquet")
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"x\.parquet: damaged or half-written"):
+    with pytest.raises(ValueError, match=r"x\.parquet: corrupted or incomplete"):
         rows_of(tmp_path)
 
 

@@ -113,7 +113,7 @@ def test_words_and_settings_that_are_refused(address: str, fields: dict[str, str
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (b"no image at all", "no whole JPEG, PNG, WebP, GIF or BMP"),
+        (b"no image at all", "not a whole JPEG, PNG, WebP, GIF or BMP"),
         (png(blocks())[:300], "cannot be decoded"),
         (png(Image.new("RGB", (1, 300))), "each side must have at least 16"),
         (png(Image.new("RGB", (300, 1))), "each side must have at least 16"),
@@ -250,7 +250,7 @@ def test_ctrl_c_ends_all_of_it_quietly(checkpoint: Path) -> None:
         ("--checkpoint CHECKPOINT --host 203.0.113.7", "host=203.0.113.7 is not an address of this machine"),
         ("--checkpoint CHECKPOINT --host no.such.invalid", "host=no.such.invalid is not an address or name"),
         ("--checkpoint CHECKPOINT --num-replicas 0", "num_replicas=0 is too small"),
-        ("--checkpoint DAMAGED", "model.safetensors is damaged"),
+        ("--checkpoint DAMAGED", "model.safetensors is corrupted"),
     ],
 )
 def test_what_cannot_be_started_is_said_in_one_line(flags: str, message: str, checkpoint: Path, tmp_path: Path) -> None:
