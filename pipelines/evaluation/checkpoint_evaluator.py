@@ -130,7 +130,7 @@ class CheckpointEvaluator:
         named |= {f"evaluation/{name}": count for name, count in image_counts(summary).items()}
         metrics = metrics_record(named | {"evaluation/miou": statistics.fmean(scores.values())}, step)
         if self._tracker is not None:
-            self._tracker.send_again([metrics])
+            self._tracker.log_records([metrics])
             self._tracker.log_artifact(out, f"evaluation/{out.name}")
             for picture in sorted(out.glob("examples_*.png")):
                 self._tracker.log_picture(picture, f"evaluation {picture.stem.replace('_', ' ')}", step)

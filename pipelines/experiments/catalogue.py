@@ -4,7 +4,7 @@
     groupvit pretrain gcc_yfcc_30e --data.sources s3://bucket/cc3m s3://bucket/cc12m s3://bucket/yfcc14m
     --training.num-workers 16
 
-`section n` refers to the sections of the released recipe as described in docs. Data sizes are in pairs.
+Data sizes are in pairs.
 """
 
 import dataclasses

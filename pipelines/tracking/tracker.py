@@ -6,7 +6,7 @@ back, this process, or the next one that resumes the run, sends it. Records carr
 twice is harmless. Each job has one MLflow run. A tag holds the job's id, so a restarted job finds its run again.
 
 A spool is on one machine, which may be lost. A checkpoint therefore keeps the training metrics that were unsent when
-it was saved (`unsent_training_metrics`), and a process that resumes from it sends them first (`send_again`).
+it was saved (`unsent_training_metrics`), and a process that resumes from it sends them first (`log_records`).
 """
 
 import logging
@@ -59,10 +59,10 @@ class Tracker:
         With `training=True`, steps already recorded before a restart are dropped, so a resumed run shows each step
         once.
         """
-        self.send_again([metrics_record(metrics, step, training=training)])
+        self.log_records([metrics_record(metrics, step, training=training)])
 
-    def send_again(self, records: Sequence[Record]) -> None:
-        """Queues existing records, e.g. those that a process on a lost machine may not have sent."""
+    def log_records(self, records: Sequence[Record]) -> None:
+        """Queues records as they are, e.g. those that a process on a lost machine may not have sent."""
         for record in records:
             if _is_training(record):
                 with self._lock:

@@ -76,7 +76,7 @@ class Job:
         identity = dataclasses.replace(self.identity, makes_run=False)
         tracker = Tracker(identity, self.spool_folder.with_name("tracking-evaluation"))
         metrics = read_record(self.run).metrics
-        tracker.send_again([metrics[step] for step in sorted(metrics)])
+        tracker.log_records([metrics[step] for step in sorted(metrics)])
         return tracker
 
     def open_tracker(self, *, system_metrics: bool) -> Tracker | None:
@@ -87,7 +87,7 @@ class Job:
         tracker = Tracker(self.identity, self.spool_folder, cadence if system_metrics else None)
         try:
             if step := self.run.latest_step():
-                tracker.send_again(self.run.read_state(step).get(UNSENT_METRICS, ()))
+                tracker.log_records(self.run.read_state(step).get(UNSENT_METRICS, ()))
         except (OSError, ValueError) as error:  # training reads this state, too, and reports the error
             logger.warning("tracking: metrics kept with the newest checkpoint cannot be read: %s", error)
         return tracker

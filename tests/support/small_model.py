@@ -29,6 +29,22 @@ def small_model(config: ModelConfig = SMALL, seed: int = 0) -> GroupViT:
         return GroupViT(config)
 
 
+def one_stage_model() -> GroupViT:
+    """A model with one grouping stage and the whole vocabulary, always the same weights; in evaluation mode."""
+    torch.manual_seed(0)
+    image = ImageEncoderConfig(
+        image_size=32,
+        patch_size=8,
+        width=32,
+        depths=(1,),
+        num_heads=(2,),
+        num_group_tokens=(4,),
+        num_output_groups=(4,),
+    )
+    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
+    return GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32)).eval()
+
+
 def random_batch(size: int, seed: int, num_prompts: int = 3) -> Batch:
     """Random images and texts of varied lengths; nouns repeat within the batch."""
     generator = torch.Generator().manual_seed(seed)

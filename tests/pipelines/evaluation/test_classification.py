@@ -18,7 +18,6 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from groupvit.checkpoint import save
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.decode import decode_image
 from groupvit.model import GroupViT
 from groupvit.tokenizer import Tokenizer
@@ -28,6 +27,7 @@ from pipelines.benchmarks.imagenet import open_imagenet
 from pipelines.evaluation.classification import TEMPLATES, ClassifyConfig, classify_images
 from tests.support.local_cluster import local_cluster
 from tests.support.miniatures import Photo
+from tests.support.small_model import one_stage_model
 
 NUM_IMAGES = 40
 RANKS = (0, 4, 5, 0, 30)
@@ -42,18 +42,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> GroupViT:
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
-        width=32,
-        depths=(1,),
-        num_heads=(2,),
-        num_group_tokens=(4,),
-        num_output_groups=(4,),
-    )
-    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
-    model = GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32)).eval()
+    model = one_stage_model()
     with torch.no_grad():  # larger weights than at the start of training, so that images and classes differ
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 
-from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
-from groupvit.model import GroupViT
+from groupvit.config import SegmentationConfig
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.evaluation.scoring import SCENES_PER_BLOCK, Method, Scorer, Scores, Task, score_all
 from pipelines.evaluation.workers import model_workers
 from tests.support.local_cluster import local_cluster
 from tests.support.scenes_folder import write_scenes
+from tests.support.small_model import one_stage_model
 
 NUM_SCENES = 10 * SCENES_PER_BLOCK
 
@@ -38,18 +37,7 @@ def workers_of_this_test() -> list[psutil.Process]:
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_counted_twice(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
-        width=32,
-        depths=(1,),
-        num_heads=(2,),
-        num_group_tokens=(4,),
-        num_output_groups=(4,),
-    )
-    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
-    model = GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32)).eval()
+    model = one_stage_model()
     dataset = open_scenes(str(write_scenes(tmp_path / "scenes", NUM_SCENES, row_group_size=20)))
     segmentation = SegmentationConfig(short_side=64, window=None, scales=(1.0, 2.0, 4.0), flip=True)
     method = Method(name="groups", segmentation=segmentation, thresholds=(0.05, 0.1, 0.15))

@@ -166,19 +166,19 @@ def test_what_a_lost_machine_had_not_sent_is_sent_by_the_next(server: MlflowServ
     first.close(None, timeout=0.1)
 
     again = Tracker(identity("http://127.0.0.1:9", "lost"), tmp_path / "first")  # on the machine, what waits is known
-    again.send_again(kept)
+    again.log_records(kept)
     again.log_metrics({"train/loss": 4.0}, 4, training=True)
     assert [record["step"] for record in again.unsent_training_metrics()] == list(range(6))
     again.close(None, timeout=0.1)
 
     second = Tracker(identity(server.uri, "lost"), tmp_path / "second")  # the first machine is gone
-    second.send_again(kept)
+    second.log_records(kept)
     for step in range(4, 8):
         second.log_metrics({"train/loss": float(step)}, step, training=True)
     assert second.close(None)
     assert second.unsent_training_metrics() == []
     third = Tracker(identity(server.uri, "lost"), tmp_path / "third")  # from the same checkpoint, with more than needed
-    third.send_again(kept)
+    third.log_records(kept)
     assert third.close()
     assert history(server.uri, "lost", "train/loss") == [(step, float(step)) for step in range(8)]
 
@@ -187,7 +187,7 @@ def test_an_evaluation_that_is_sent_twice_is_there_once(server: MlflowServer, tm
     record = metrics_record({"evaluation/miou": 50.0}, 4)
     for folder in ("first", "second"):
         tracker = Tracker(identity(server.uri, "twice"), tmp_path / folder)
-        tracker.send_again([record])
+        tracker.log_records([record])
         assert tracker.close()
     assert history(server.uri, "twice", "evaluation/miou") == [(4, 50.0)]
 
