@@ -54,21 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     try:
         result = one_of(COMMANDS, arguments[0], "command")(arguments[1:])
-    except ValueError as error:
+    except (ValueError, OSError, WorkFailedError) as error:  # OSError: a disk, an object store, the network
         if os.environ.get("GROUPVIT_TRACEBACK"):
             raise
         print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a disk, an object store, the network
-        if os.environ.get("GROUPVIT_TRACEBACK"):
-            raise
-        print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except WorkFailedError as error:
-        if os.environ.get("GROUPVIT_TRACEBACK"):
-            raise
-        print(f"groupvit: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     except PartlyDone as error:
         sys.stdout.flush()
         print(f"groupvit: error: {error}", file=sys.stderr)
@@ -83,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code
 
 
-def _one_line(error: ValueError | OSError) -> str:
+def _one_line(error: ValueError | OSError | WorkFailedError) -> str:
     message = str(error)
     if isinstance(error, UnicodeEncodeError):  # raised for file names and arguments that are not UTF-8
         message = f"{error.object[:200]!a} holds bytes that are not UTF-8: rename the file, or give text in UTF-8"
