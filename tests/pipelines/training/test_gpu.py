@@ -49,12 +49,12 @@ def test_the_message_names_the_driver_that_is_there(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 3), (12, 0)])
 def test_gpus_that_torch_has_kernels_for(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: torch._C._cuda_getArchFlags().split())
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: (torch._C._cuda_getArchFlags() or "").split())
     gpu.check_capability("a GPU", capability)
 
 
 def test_a_gpu_that_torch_has_no_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: torch._C._cuda_getArchFlags().split())
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: (torch._C._cuda_getArchFlags() or "").split())
     with pytest.raises(ValueError, match=r"Tesla V100 has compute capability 7\.0, and torch .* has kernels for 7\.5"):
         gpu.check_capability("Tesla V100", (7, 0))
 
