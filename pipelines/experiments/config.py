@@ -88,8 +88,8 @@ class TrainingConfig:
     cpus_per_worker: int = 1
     """Number of CPUs reserved for a worker, and of threads that it uses."""
     gpus_per_worker: float = 1.0
-    """Number of GPUs reserved for a worker, if workers use GPUs. A fraction like 0.25 puts several workers of a small
-    model on one GPU, where they share its memory."""
+    """Number of GPUs reserved for a worker, if workers use GPUs. With one worker, it may be a fraction, like 0.25:
+    several trials of a sweep then share a GPU and its memory."""
     precision: PrecisionChoice = "auto"
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `auto`: bfloat16
     if every worker's device computes it natively, else float32. The first start chooses, and later ones keep it."""
@@ -227,6 +227,11 @@ def validate(config: ExperimentConfig) -> None:
         raise ValueError(
             f"training.gpus_per_worker={gpus} cannot be reserved: give a share between 0 and 1, or a whole number; "
             "--training.device cpu uses none"
+        )
+    if gpus < 1 < training.num_workers and training.device != "cpu":
+        raise ValueError(
+            f"training.gpus_per_worker={gpus} with training.num_workers={training.num_workers} would put several "
+            "workers on one GPU, and NCCL refuses that: give one worker, or whole GPUs"
         )
     if not 0 <= ingest.max_corrupt_fraction <= 1:
         raise ValueError(f"ingest.max_corrupt_fraction={ingest.max_corrupt_fraction} is not a share: give 0 to 1")

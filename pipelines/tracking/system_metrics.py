@@ -2,9 +2,13 @@
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from pipelines.tracking.spool import Record
+
+_DRIVER = Path("/dev/nvidiactl")
+"""Exists where an NVIDIA driver runs."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,6 @@ class SystemMetrics:
         monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         try:
             monitors.append(GPUMonitor())
-        except Exception as error:
-            logger.debug("tracking: no GPU metrics: %s", error)
+        except (ImportError, RuntimeError) as error:
+            logger.log(logging.WARNING if _DRIVER.exists() else logging.DEBUG, "tracking: no GPU metrics: %s", error)
         return monitors

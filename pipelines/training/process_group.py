@@ -73,6 +73,10 @@ def _meeting_place() -> str:
 def _join(backend: str, rank: int, size: int, url: str) -> None:
     import torch.distributed as dist
 
+    if backend == "nccl":
+        from pipelines.training.gpu import check_gpu
+
+        check_gpu()
     choose_interface()
     dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=_TIMEOUT)
 

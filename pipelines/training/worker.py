@@ -21,6 +21,7 @@ from pipelines.cluster.session import LineHandler
 from pipelines.ingest.loader import iter_slices
 from pipelines.tracking.gauges import StepGauges
 from pipelines.training.data import SlicesFromCheckpoint
+from pipelines.training.gpu import check_gpu
 from pipelines.training.job import Job
 from pipelines.training.loop import WorkerContext, train
 from pipelines.training.precision import PRECISION_TAG, settle_precision
@@ -46,6 +47,8 @@ def train_here(job: Job) -> str | None:
     """Trains in this process, which is the only worker. Lines go to standard output. Returns as `train_worker` does."""
     device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")  # only its own GPUs are visible
     try:
+        if device.type == "cuda":
+            check_gpu()
         return _work(job, SlicesFromCheckpoint(job)(), print, rank=0, world_size=1, device=device)
     except Exception as error:
         cause = root_cause(error)

@@ -1,0 +1,58 @@
+"""Checks that torch can use this machine's GPU, before a worker starts."""
+
+import torch
+
+_OLDEST_DRIVER = {"12": 525, "13": 580}
+"""Oldest major version of NVIDIA's driver, by the major version of CUDA that torch was built for."""
+_SEE = "see docs/clusters.md, GPU machines"
+
+
+def check_gpu() -> None:
+    """Raises ValueError, in one line, if torch cannot use the GPUs that Ray counted on this machine.
+
+    Ray counts a GPU whatever its driver. Torch needs a driver for its version of CUDA, and a GPU for which it has
+    kernels.
+    """
+    built = torch.version.cuda
+    if built is None:
+        raise ValueError(
+            f"training.device: this machine has a GPU, but torch {torch.__version__} was built without CUDA: install "
+            "a build with CUDA, or give --training.device cpu"
+        )
+    if not torch.cuda.is_available():
+        oldest = _OLDEST_DRIVER.get(built.partition(".")[0])
+        raise ValueError(
+            f"training.device: Ray counts a GPU on this machine, but torch cannot use it. The NVIDIA driver is "
+            f"{driver_version() or 'missing or not running'}; torch {torch.__version__} is built for CUDA {built}"
+            + (f", which needs driver {oldest} or newer" if oldest else "")
+            + f": use a machine image with a newer driver ({_SEE})"
+        )
+    for index in range(torch.cuda.device_count()):
+        check_capability(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+
+
+def check_capability(name: str, capability: tuple[int, int]) -> None:
+    """Raises ValueError if torch has no kernels for a GPU with this compute capability.
+
+    A kernel built for 8.0 runs on 8.6, too, but not on 7.5 or 9.0.
+    """
+    built = [(int(arch[3:-1]), int(arch[-1])) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    if built and not any(major == capability[0] and minor <= capability[1] for major, minor in built):
+        raise ValueError(
+            f"training.device: {name} has compute capability {capability[0]}.{capability[1]}, and torch "
+            f"{torch.__version__} has kernels for {', '.join(f'{major}.{minor}' for major, minor in built)}: use "
+            f"another GPU, or another build of torch ({_SEE})"
+        )
+
+
+def driver_version() -> str | None:
+    """Returns the version of this machine's NVIDIA driver, like 580.95.05, or None if there is no working driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+    return version
