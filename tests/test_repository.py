@@ -144,3 +144,11 @@ def test_text_files_have_an_encoding_whatever_the_locale():
                 if node.func.attr in ("read_text", "write_text") and "encoding" not in named:
                     missing.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert missing == []
+
+
+def test_the_development_container_installs_what_continuous_integration_does() -> None:
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    _, _, packages = container["onCreateCommand"].partition(" install -y -qq ")
+    added = re.findall(r"missing\+=\(([^)]+)\)", (ROOT / ".ci/run").read_text())
+    assert packages.split() == " ".join(added).split()
+    assert container["postCreateCommand"] == "make .venv/.installed"

@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-_ENTRIES = ("README.md", "CONTRIBUTING.md")
+_ENTRIES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(\))")
 
@@ -40,7 +40,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     here = page.file.src_uri
     source = ROOT / here.removeprefix("repository/") if here.startswith("repository/") else ROOT / "docs" / here
 
-    def mend(link: re.Match[str]) -> str:
+    def relocated(link: re.Match[str]) -> str:
         if "://" in link["target"] or link["target"].startswith("mailto:"):
             return link[0]
         place = posixpath.relpath(_place(_resolve(source, link["target"])), posixpath.dirname(here) or ".")
@@ -48,9 +48,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     pieces, start = [], 0
     for code in _CODE.finditer(markdown):  # in which nothing is a link
-        pieces += [_LINK.sub(mend, markdown[start : code.start()]), code[0]]
+        pieces += [_LINK.sub(relocated, markdown[start : code.start()]), code[0]]
         start = code.end()
-    return "".join([*pieces, _LINK.sub(mend, markdown[start:])])
+    return "".join([*pieces, _LINK.sub(relocated, markdown[start:])])
 
 
 def _targets(page: Path) -> Iterator[Path]:
@@ -62,7 +62,7 @@ def _targets(page: Path) -> Iterator[Path]:
 def _resolve(page: Path, target: str) -> Path:
     path = (page.parent / target).resolve()
     if not path.exists() or not path.is_relative_to(ROOT):
-        raise ValueError(f"{page.relative_to(ROOT)}: the link {target!r} leads to no file of the repository: mend it")
+        raise ValueError(f"{page.relative_to(ROOT)}: the link {target!r} leads to no file of the repository")
     return path / "README.md" if path.is_dir() else path
 
 

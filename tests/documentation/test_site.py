@@ -38,12 +38,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_page_and_what_it_leads_to_is_in_the_site(site: Path) -> None:
-    pages = [page.stem for page in (ROOT / "docs").glob("*.md")]
-    assert not [page for page in pages if not (site / f"{page}.html").exists()]
+    pages = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")]
+    assert not [page for page in pages if not (site / page).exists()]
+    assert "Keep a Changelog" in (site / "repository/CHANGELOG.html").read_text()
     clusters = (site / "clusters.html").read_text()
     assert 'href="repository/ray-cluster.yaml.html"' in clusters
     assert "idle_timeout_minutes" in (site / "repository/ray-cluster.yaml.html").read_text()
     assert 'src="../pictures/demo_seen.png"' in (site / "repository/index.html").read_text()
+
+
+def test_the_api_has_every_public_module_and_no_private_name(site: Path) -> None:
+    names = [
+        name
+        for page in (site / "api").glob("*.html")
+        for name in re.findall(r'id="(groupvit[\w.]*)"', page.read_text())
+    ]
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "groupvit").rglob("[!_]*.py")]
+    assert {".".join(file.parts) for file in files} <= set(names)
+    assert {"groupvit.config.ModelConfig.embedding_dim", "groupvit.tokenizer.Tokenizer.__call__"} <= set(names)
+    assert not [name for name in names if re.search(r"\._(?!_)", name)]
+    assert "Args:" not in (site / "api/weights.html").read_text()  # the sections of docstrings are rendered
 
 
 class Fetched(HTMLParser):
@@ -101,7 +115,7 @@ def test_it_works_where_no_name_resolves(address: str, tmp_path: Path) -> None:
         options.add_argument(option)
     driver = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))
     try:
-        for page in ("index.html", "concepts.html", "evaluation.html"):
+        for page in ("index.html", "concepts.html", "evaluation.html", "api/model.html"):
             driver.get(address + page)
             fetched = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
             assert fetched and not [name for name in fetched if not name.startswith(address)]
