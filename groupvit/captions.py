@@ -117,10 +117,12 @@ PLAIN_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 TemplateSet = Literal["simple", "subset", "full"]
 TEMPLATE_SETS: dict[TemplateSet, tuple[str, ...]] = {
     "simple": PLAIN_TEMPLATES,
-    "subset": PLAIN_TEMPLATES + SUBSET_PROMPT_TEMPLATES,
+    "subset": SUBSET_PROMPT_TEMPLATES,
     "full": PROMPT_TEMPLATES,
 }
-"""Sets of prompt templates to average class embeddings over: one template, that one and CLIP's best 7, or CLIP's 80."""
+"""Sets of prompt templates to average class embeddings over: one template, CLIP's best 7, or CLIP's 80."""
+SEGMENTATION_TEMPLATE_SETS = TEMPLATE_SETS | {"subset": PLAIN_TEMPLATES + SUBSET_PROMPT_TEMPLATES}
+"""The same for segmentation, where `subset` is the one template and CLIP's best 7."""
 
 _NOUN_TAGS = frozenset({"NN", "NNS", "NNP"})
 _VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})

@@ -1,4 +1,4 @@
-"""Exceptions by which a command reports that its work failed although its arguments were valid."""
+"""How a command says that its work failed, was done in part, or that a field of its config is too small."""
 
 from typing import Any
 
@@ -14,3 +14,14 @@ class PartlyDone(Exception):  # noqa: N818 (not an error in the program)
 
 class WorkFailedError(Exception):
     """Work failed for a reason that may be temporary: the same command may succeed later. One line. Exit code 1."""
+
+
+def require_at_least(config: object, group: str = "", /, **least: float) -> None:
+    """Raises ValueError for the first field of `config` that is below its least value, or NaN. None passes.
+
+    `group` precedes the name of the field in the message, like "training.".
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not value >= bound:
+            raise ValueError(f"{group}{name}={value} is too small: give at least {bound}")

@@ -20,14 +20,9 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
         if not arguments:
             raise ValueError("an experiment is missing: give one of those above")
         raise SystemExit(0)
-    config = pretrain_config(arguments)
-    from pipelines.experiments.config import validate
-
-    validate(config)  # before Ray is imported, which takes seconds
-
     from pipelines.training.pretrain import pretrain as run
 
-    return run(config)
+    return run(pretrain_config(arguments))
 
 
 def sweep(arguments: Sequence[str]) -> dict[str, Any]:
@@ -44,14 +39,12 @@ def sweep(arguments: Sequence[str]) -> dict[str, Any]:
         if not arguments:
             raise ValueError("a space is missing: give one of those above")
         raise SystemExit(0)
-    config, space = sweep_request(arguments)
     from pipelines.sweeps.plan import plan_sweep
 
-    plan_sweep(config, space)  # before Ray is imported, which takes seconds
+    planned = plan_sweep(*sweep_request(arguments))
+    from pipelines.sweeps.sweep import sweep as run  # only after planning: Ray takes seconds to import
 
-    from pipelines.sweeps.sweep import sweep as run
-
-    return run(config, space)
+    return run(planned)
 
 
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:

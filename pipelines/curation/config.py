@@ -12,6 +12,7 @@ from groupvit.captions import DEFAULT_TAGGER
 from groupvit.decode import MAX_PIXELS
 from pipelines import storage
 from pipelines.dataset.format import DEFAULT_ROWS_PER_GROUP
+from pipelines.errors import require_at_least
 from pipelines.local.folder_names import split_name
 
 
@@ -141,37 +142,17 @@ def validate(config: CurateConfig) -> None:
     _check_names(config.sources)
     if not config.out:
         raise ValueError("out is empty: give a folder or URI for the data set")
-    for name, least, most in (
-        ("image_side", 16, 4096),
-        ("jpeg_quality", 1, 100),
-        ("max_pixels", 1, None),
-        ("min_side", 1, None),
-        ("max_aspect_ratio", 1, None),
-        ("min_words", 0, None),
-        ("max_words", config.min_words, None),
-        ("min_characters", 1, None),
-        ("max_characters", config.min_characters, None),
-        ("min_letter_share", 0, 1),
-        ("min_latin_share", 0, 1),
-        ("max_images_per_caption", 1, None),
-        ("max_captions_per_image", 1, None),
-        ("max_punsafe", 0, 1),
-        ("max_pwatermark", 0, 1),
-        ("near_duplicate_distance", 0, 7),
-        ("seed", 0, None),
-        ("rows_per_group", 1, None),
-        ("groups_per_file", 1, None),
-        ("rows_per_piece", 1, None),
-        ("num_workers", 1, None),
-        ("plan_rows", 1, None),
-        ("cost_per_core_hour", 0, None),
-    ):
+    require_at_least(config, image_side=16, jpeg_quality=1, max_pixels=1, min_side=1, max_aspect_ratio=1)
+    require_at_least(config, min_words=0, max_words=config.min_words)
+    require_at_least(config, min_characters=1, max_characters=config.min_characters)
+    require_at_least(config, min_letter_share=0, min_latin_share=0, max_punsafe=0, max_pwatermark=0)
+    require_at_least(config, max_images_per_caption=1, max_captions_per_image=1, near_duplicate_distance=0, seed=0)
+    require_at_least(config, rows_per_group=1, groups_per_file=1, rows_per_piece=1, plan_rows=1)
+    require_at_least(config, num_workers=1, cost_per_core_hour=0)
+    shares = dict.fromkeys(("min_letter_share", "min_latin_share", "max_punsafe", "max_pwatermark"), 1)
+    for name, most in {"image_side": 4096, "jpeg_quality": 100, "near_duplicate_distance": 7, **shares}.items():
         value = getattr(config, name)
-        if value is None:
-            continue
-        if not value >= least:  # also rejects NaN
-            raise ValueError(f"{name}={value} is too small: give at least {least}")
-        if most is not None and value > most:
+        if value is not None and value > most:
             raise ValueError(f"{name}={value} is too large: give at most {most}")
     # find_spec, because importing spaCy takes seconds
     installed = config.tagger.isidentifier() and importlib.util.find_spec(config.tagger) is not None

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipelines.download.safe_http import FetchLimits
+from pipelines.errors import require_at_least
 from pipelines.url_lists.presets import PRESETS, Columns, Preset
 
 
@@ -57,13 +58,7 @@ class DownloadConfig:
     progress_every_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_processes", 1), ("num_threads", 1), ("rows_per_shard", 1), ("max_bytes", 1), ("retries", 0),
-            ("preflight", 0),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} is too small: give at least {least}")
+        require_at_least(self, num_processes=1, num_threads=1, rows_per_shard=1, max_bytes=1, retries=0, preflight=0)
         for name in ("timeout", "max_seconds", "progress_every_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} is not a length of time: give seconds above 0")

@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.cluster.causes import root_cause
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.experiments.config import ExperimentConfig
+from pipelines.experiments.config import ExperimentConfig, ScoringConfig
 from pipelines.runs.evaluations import EvaluationRecord, missing_steps, read_record, write_record
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.gauges import EvaluationGauges
@@ -180,8 +180,6 @@ def register_best(
 
 def _evaluate_config(config: ExperimentConfig, *, checkpoint: str, out: str) -> EvaluateConfig:
     evaluation: dict[str, Any] = {
-        field.name: getattr(config.evaluation, field.name)
-        for field in dataclasses.fields(config.evaluation)
-        if field.name not in ("every_n_steps", "registered_model")
+        field.name: getattr(config.evaluation, field.name) for field in dataclasses.fields(ScoringConfig)
     }
     return EvaluateConfig(checkpoint=checkpoint, out=out, save_predictions=False, **evaluation)

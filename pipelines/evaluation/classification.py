@@ -12,60 +12,32 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, SUBSET_PROMPT_TEMPLATES
+from groupvit.captions import TEMPLATE_SETS
 from groupvit.checkpoint import load, load_state
-from groupvit.config import Precision, PrecisionChoice
+from groupvit.config import Precision
 from groupvit.interop.model_card import license_of
 from groupvit.model import GroupViT
 from groupvit.precision import autocast
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import center_crop, to_tensor
 from groupvit.zero_shot import class_embeddings, classify
-from pipelines.benchmarks.imagenet import NUM_IMAGES, ImageNetDataset, LabelledImage
+from pipelines.benchmarks.imagenet import NUM_IMAGES, ImageNetDataset, LabelledImage, open_imagenet
 from pipelines.console.progress import ProgressLine
 from pipelines.console.tables import count_of
+from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.workers import model_workers, resolved_precision
 from pipelines.runs.checkpoints import local_checkpoint
 
-TEMPLATES = {"simple": PLAIN_TEMPLATES, "subset": SUBSET_PROMPT_TEMPLATES, "full": PROMPT_TEMPLATES}
 CLASSES_PER_TASK = 50
+DEFAULT_BATCH_SIZE = 64
+DEFAULT_TEMPLATES = "subset"  # as accurate as all 80, according to GroupViT
 TOP = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifyConfig:
-    """Config of the classification."""
-
-    checkpoint: str
-    """Folder of a checkpoint, or of a run (its newest checkpoint is used): a local path or s3:// URI."""
-    out: str = "classification"
-    """Folder for metrics.json and per_class.csv."""
-    templates: Literal["simple", "subset", "full"] = "subset"
-    """simple: "a photo of a {}.". subset: the 7 of CLIP's templates that give the same accuracy as all 80, according to
-    GroupViT. full: all 80."""
-    batch_size: int = 64
-    """Number of images in a batch."""
-    num_workers: int = 1
-    """Number of processes that classify images. The result is the same for any number."""
-    cpus_per_worker: int = 1
-    """Number of CPUs reserved for a worker, and of threads that it uses."""
-    gpus_per_worker: float = 0.0
-    """Number of GPUs of a worker, or a fraction of one."""
-    precision: PrecisionChoice = "auto"
-    """Precision of the model, as for `evaluate`."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "num_workers", "cpus_per_worker"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is too small: give at least 1")
-        if self.templates not in TEMPLATES:
-            raise ValueError(f"templates={self.templates!r} is unknown: give one of {', '.join(TEMPLATES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +69,12 @@ class Task:
     precision: Precision
 
 
-def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[str, Any]:
+def classify_images(config: EvaluateConfig) -> dict[str, Any]:
     """Classifies all images, prints the result, writes the folder, and returns the content of its metrics.json.
 
     Raises ValueError for invalid arguments and for an image that cannot be read.
     """
+    dataset = open_imagenet(config.root)
     started = time.monotonic()
     with local_checkpoint(config.checkpoint) as folder:
         model, state = load(folder), load_state(folder)
@@ -115,7 +88,7 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
         "benchmark": "imagenet",
         "data": dataset.uri,
         "data_digest": dataset.digest,
-        "templates": config.templates,
+        "templates": config.templates or DEFAULT_TEMPLATES,
         "precision": precision,
         "num_images": num_images,
         "official_num_images": NUM_IMAGES,
@@ -128,7 +101,7 @@ def classify_images(config: ClassifyConfig, dataset: ImageNetDataset) -> dict[st
         "images_per_second": round(num_images / seconds, 2),
     }
     print(
-        f"{count_of(num_images, NUM_IMAGES)} images of {dataset.uri}, templates {config.templates}, {precision}: "
+        f"{count_of(num_images, NUM_IMAGES)} images of {dataset.uri}, templates {summary['templates']}, {precision}: "
         f"top-1 {summary['metrics']['top1']:.2f} %, top-5 {summary['metrics']['top5']:.2f} %"
     )
     out = Path(config.out)
@@ -175,15 +148,20 @@ class Classifier:
         return hits
 
 
-def _count_hits(config: ClassifyConfig, dataset: ImageNetDataset, model: GroupViT) -> tuple[Hits, Precision]:
+def _count_hits(config: EvaluateConfig, dataset: ImageNetDataset, model: GroupViT) -> tuple[Hits, Precision]:
     names = dataset.classes
     parts = [names[start : start + CLASSES_PER_TASK] for start in range(0, len(names), CLASSES_PER_TASK)]
     resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
     with model_workers(Classifier, model, config.num_workers, **resources) as workers:
-        embedded = dict(workers.each(Classifier.embed, TEMPLATES[config.templates], parts))
+        embedded = dict(workers.each(Classifier.embed, TEMPLATE_SETS[config.templates or DEFAULT_TEMPLATES], parts))
         embeddings = np.concatenate([embedded[index] for index in range(len(parts))])
         precision = resolved_precision(workers, config.precision)
-        task = Task(dataset=dataset, embeddings=embeddings, batch_size=config.batch_size, precision=precision)
+        task = Task(
+            dataset=dataset,
+            embeddings=embeddings,
+            batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
+            precision=precision,
+        )
         total = Hits.none(len(names))
         with ProgressLine("imagenet: classified", len(dataset.labels), "images") as progress:
             for _, hits in workers.each(Classifier.count_hits, task, dataset.blocks()):

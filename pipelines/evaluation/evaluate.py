@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit.captions import TEMPLATE_SETS
+from groupvit.captions import SEGMENTATION_TEMPLATE_SETS
 from groupvit.checkpoint import load, load_state
 from groupvit.config import Precision, Protocol, SegmentationConfig
 from groupvit.interop.model_card import license_of
@@ -27,10 +27,9 @@ from groupvit.model import GroupViT
 from groupvit.protocols import protocol_of
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import SegmentationDataset
-from pipelines.benchmarks.imagenet import open_imagenet
 from pipelines.benchmarks.published import PAPER_THRESHOLDS
 from pipelines.console.progress import ProgressLine
-from pipelines.evaluation.classification import ClassifyConfig, classify_images
+from pipelines.evaluation.classification import classify_images
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.report import (
     EvaluationReport,
@@ -100,7 +99,7 @@ def segmentation_for(
         threshold = PAPER_THRESHOLDS.get(dataset.benchmark, segmentation.background_threshold)
         segmentation = dataclasses.replace(segmentation, background_threshold=threshold)
     if config.templates is not None:
-        segmentation = dataclasses.replace(segmentation, templates=TEMPLATE_SETS[config.templates])
+        segmentation = dataclasses.replace(segmentation, templates=SEGMENTATION_TEMPLATE_SETS[config.templates])
     return segmentation
 
 
@@ -109,18 +108,8 @@ def _protocol(config: EvaluateConfig, dataset: SegmentationDataset) -> Protocol:
 
 
 def _classify(config: EvaluateConfig) -> dict[str, Any]:
-    """Runs zero-shot classification with the options of the config that apply to it."""
-    task = ClassifyConfig(
-        checkpoint=config.checkpoint,
-        out=config.out,
-        templates=config.templates or ClassifyConfig.templates,
-        batch_size=config.batch_size or ClassifyConfig.batch_size,
-        num_workers=config.num_workers,
-        cpus_per_worker=config.cpus_per_worker,
-        gpus_per_worker=config.gpus_per_worker,
-        precision=config.precision,
-    )
-    summary = classify_images(task, open_imagenet(config.root))
+    """Runs zero-shot classification, and logs its result."""
+    summary = classify_images(config)
     if config.mlflow_run is not None:
         names = {f"imagenet/{name}": value for name, value in summary["metrics"].items()} | image_counts(summary)
         log_to_mlflow(

@@ -19,6 +19,7 @@ from groupvit.config import (
     to_dict,
 )
 from pipelines.benchmarks.names import BenchmarkName
+from pipelines.errors import require_at_least
 from pipelines.local.folder_names import check_folder_name
 
 
@@ -129,27 +130,45 @@ class TrackingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class ScoringConfig:
+    """How to score a checkpoint: of an evaluation beside training, and of `groupvit evaluate`."""
+
+    root: str
+    """Folder of the benchmark's data in its official layout (for `scenes`: the folder with scenes.json): a local path
+    or s3:// URI that every node can read."""
+    benchmark: BenchmarkName = "scenes"
+    """Benchmark to evaluate. `all`: every segmentation benchmark with data in `root`. `imagenet`: classification of
+    whole images, which uses only checkpoint, root, out, templates, batch size, precision, workers and MLflow run. Only
+    `groupvit evaluate` takes these two."""
+    protocol: Protocol | None = None
+    """`paper`: short side and windows of 448, stride 224, five classes per window, the paper's background threshold for
+    the benchmark. `unified`: the same sizes, all classes, one constant background score for all benchmarks. `model`:
+    as in the checkpoint's experiment, else the paper's with sizes scaled to the model's image size. None: `model` for
+    scenes, else `paper`."""
+    calibration: str | None = None
+    """Folder of scenes on which the background threshold of each compared method is chosen, for every checkpoint again.
+    It must not be the evaluated data."""
+    max_scenes: int | None = None
+    """Number of scenes used from each part, evenly spaced. None: all."""
+    num_pictures: int = 8
+    """Number of scenes drawn from each part, evenly spaced. 0: none."""
+    num_workers: int = 1
+    """Number of processes that score images. The result is the same for any number."""
+    cpus_per_worker: int = 1
+    """Number of CPUs reserved for a worker, and of threads that it uses."""
+    gpus_per_worker: float = 0.0
+    """Number of GPUs of a worker, or a fraction of one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(ScoringConfig):
     """Evaluation while the run trains, on separate workers. The training does not wait for it."""
 
     every_n_steps: int | None = None
     """Number of steps between two evaluated checkpoints; the last one is evaluated, too. `--evaluate-every-n-steps` is
     short for this flag. None: off."""
-    benchmark: BenchmarkName = "scenes"
-    """Benchmark to evaluate, as for `groupvit evaluate`."""
     root: str = ""
-    """Folder of the benchmark's data: a local path or s3:// URI that every node can read."""
-    protocol: Protocol | None = None
-    """Evaluation protocol, as for `groupvit evaluate`."""
-    calibration: str | None = None
-    """Folder of scenes on which the background threshold is chosen, for every checkpoint again."""
-    max_scenes: int | None = None
-    """Number of scenes used from each part. None: all."""
     num_pictures: int = 4
-    """Number of scenes drawn from each part."""
-    num_workers: int = 1
-    cpus_per_worker: int = 1
-    gpus_per_worker: float = 0.0
     registered_model: str | None = "default"
     """Name under which the best checkpoint is registered in MLflow at the end of the run. `default`: the experiment's
     name. None: not registered."""
@@ -191,23 +210,11 @@ def validate(config: ExperimentConfig) -> None:
     """Raises ValueError for the first rule that `config` breaks: one line with the field, its value, and what to give
     instead."""
     data, ingest, training, evaluation = config.data, config.ingest, config.training, config.evaluation
-    for name, value, least in (
-        ("training.num_steps", training.num_steps, 1),
-        ("training.global_batch_size", training.global_batch_size, 1),
-        ("training.num_workers", training.num_workers, 1),
-        ("training.cpus_per_worker", training.cpus_per_worker, 1),
-        ("training.checkpoint_every_n_steps", training.checkpoint_every_n_steps, 1),
-        ("training.keep_checkpoints", 1 if training.keep_checkpoints is None else training.keep_checkpoints, 1),
-        ("training.log_every_n_steps", training.log_every_n_steps, 1),
-        ("training.max_failures", training.max_failures, 0),
-        ("evaluation.every_n_steps", 1 if evaluation.every_n_steps is None else evaluation.every_n_steps, 1),
-        ("ingest.slice_size", ingest.slice_size, 1),
-        ("ingest.window_size", ingest.window_size, 1),
-        ("ingest.prefetch_slices", ingest.prefetch_slices, 0),
-        ("ingest.max_processes", 1 if ingest.max_processes is None else ingest.max_processes, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} is too small: give at least {least}")
+    require_at_least(training, "training.", num_steps=1, global_batch_size=1, num_workers=1, cpus_per_worker=1)
+    require_at_least(training, "training.", checkpoint_every_n_steps=1, keep_checkpoints=1, log_every_n_steps=1)
+    require_at_least(training, "training.", max_failures=0)
+    require_at_least(evaluation, "evaluation.", every_n_steps=1)
+    require_at_least(ingest, "ingest.", slice_size=1, window_size=1, prefetch_slices=0, max_processes=1)
 
     unit = ingest.slice_size * training.num_workers
     if training.global_batch_size % unit:

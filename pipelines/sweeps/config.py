@@ -5,6 +5,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from pipelines.errors import require_at_least
 from pipelines.local.folder_names import check_folder_name
 
 Scheduler = Literal["none", "asha", "pbt"]
@@ -52,17 +53,8 @@ class SweepConfig:
     """Seed of the random draws from the space."""
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "max_concurrent": 1,
-            "rung_every_n_steps": 1,
-            "reduction_factor": 2,
-            "num_seeds": 1,
-            "num_steps": 1,
-            "max_failures": 0,
-        }.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} is too small: give at least {least}")
+        require_at_least(self, max_concurrent=1, rung_every_n_steps=1, reduction_factor=2)
+        require_at_least(self, num_seeds=1, num_steps=1, max_failures=0)
         if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name={self.name!r} is not a folder name: give letters, digits, - and _")
         if self.name is not None:

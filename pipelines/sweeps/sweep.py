@@ -29,15 +29,14 @@ from pipelines.local.folder_lock import only_one
 from pipelines.local.writable import check_writable
 from pipelines.runs.evaluations import read_record
 from pipelines.sweeps.callbacks import Ends, SweepBook, Watch
-from pipelines.sweeps.config import SweepConfig
 from pipelines.sweeps.folder import SweepFolder, records_of
-from pipelines.sweeps.plan import Sweep, TrialSpec, plan_sweep
+from pipelines.sweeps.plan import Sweep, TrialSpec
 from pipelines.sweeps.search import TrialSearcher, proposer_of, scheduler_of
-from pipelines.sweeps.space import Space
 from pipelines.sweeps.trainable import TrialTask, run_trial
 from pipelines.tracking.gauges import ascii_name
 from pipelines.tracking.places import check_database
-from pipelines.training.pretrain import gpus_here, open_datasets, resources_per_worker, trains_in_place, uses_gpu
+from pipelines.training.pretrain import open_datasets
+from pipelines.training.ray_train import gpus_here, resources_per_worker, trains_in_place, uses_gpu
 
 _SETTLE_EVERY_SECONDS = 5.0
 _QUIET = {
@@ -48,7 +47,7 @@ _QUIET = {
 }
 
 
-def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
+def sweep(planned: Sweep) -> dict[str, Any]:
     """Run the sweep to its end, or resume it, and return the summary that `--json` prints.
 
     ValueError, before any work, if the user's input is invalid. PartlyDone if trials failed in ways that may be
@@ -58,11 +57,11 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
     from pipelines.sweeps.optuna_search import check_optuna
     from pipelines.sweeps.tracking import start_parent
 
-    if config.searcher == "optuna":
+    base = planned.space.base
+    if planned.searcher == "optuna":
         check_optuna()
-    planned = plan_sweep(config, space)
-    datasets = open_datasets(space.base)
-    check_evaluation(space.base)
+    datasets = open_datasets(base)
+    check_evaluation(base)
     folder = SweepFolder(planned)
     if folder.read_summary() is None:
         check_writable(planned.uri, "training.runs_folder")
@@ -74,7 +73,7 @@ def sweep(config: SweepConfig, space: Space) -> dict[str, Any]:
         print(summary["table"])
         return summary
     if starts_here():
-        _check_gpus(planned, gpus_here(space.base), "this machine")
+        _check_gpus(planned, gpus_here(base), "this machine")
         warn_of_crowd(planned, os.cpu_count() or 1)
     with only_one(planned.uri, "sweep"):
         parent = start_parent(planned, sweep_id)

@@ -1,43 +1,25 @@
-"""Pretraining on Ray Train: checks, the run folder, the workers, and recovery when a worker dies.
+"""Pretraining: checks, the run folder, the training, and its results.
 
     groupvit pretrain debug --training.num-workers 2
 
 The same command (same run name) resumes a run that was stopped or killed. The driver checks all that it can before work
-starts; worker.py holds the work of one worker. `RunFolder` keeps the checkpoints, not Ray, so a run resumes from any
-complete checkpoint, whichever process wrote it.
+starts. `RunFolder` keeps the checkpoints, not Ray, so a run resumes from any complete checkpoint, whichever process
+wrote it.
 """
 
-import os
 import sys
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
-import ray
-import ray.train
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # developer API: TorchTrainer imports torch
-from ray.util.queue import Queue
-
-from pipelines.cluster.causes import root_cause
-from pipelines.cluster.session import check_room, ray_cluster, shown_lines, starts_here
 from pipelines.console.progress import duration
-from pipelines.console.terminal import interrupts_kept
 from pipelines.dataset.format import DatasetInfo
-from pipelines.errors import WorkFailedError
 from pipelines.experiments.config import ExperimentConfig, validate
 from pipelines.ingest.uncurated import open_source
 from pipelines.local.folder_lock import only_one
 from pipelines.runs.evaluations import EvaluationRecord, read_record
 from pipelines.runs.folder import RunFolder
-from pipelines.tracking.gauges import ascii_name
-from pipelines.tracking.runs import is_reached, make_run
-from pipelines.training.data import RoundRobin, SlicesFromCheckpoint
 from pipelines.training.job import Job, SweepLink, check_places, start_or_continue, with_absolute_paths
-from pipelines.training.process_group import ProcessGroup
-
-# Timeout in seconds for starting a worker: on a busy machine, importing torch takes longer than Ray's minute.
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
 def pretrain(config: ExperimentConfig, sweep_link: SweepLink | None = None) -> dict[str, Any]:
@@ -59,63 +41,14 @@ def pretrain(config: ExperimentConfig, sweep_link: SweepLink | None = None) -> d
     job = start_or_continue(run, config, datasets, sweep_link)
     first_step = run.latest_step()
     if first_step < config.training.num_steps or job.steps_to_evaluate():
+        from pipelines.training.ray_train import train_on_ray  # Ray takes seconds to import
+
         # A trial takes no lock: its sweep holds one, and an earlier process of the trial may live on for a moment.
         with only_one(run.uri, "run") if sweep_link is None else nullcontext():
-            _train(job, sweep_link)
+            train_on_ray(job, sweep_link)
     summary = _summary(job, first_step, read_record(run) if job.evaluates else None)
     print(_results(summary), flush=True)
     return summary
-
-
-def _train(job: Job, sweep_link: SweepLink | None) -> None:
-    """Trains the remaining steps, and evaluates checkpoints during and after the training."""
-    config = job.config
-    training, evaluation = config.training, config.evaluation
-    if starts_here():
-        _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": gpus_here(config)}, "this machine")
-    # CPUs beside those of the workers: reading data and evaluating need CPUs on small machines, too.
-    others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if job.evaluates else 0)
-    least_cpus = training.num_workers * training.cpus_per_worker + others
-    mlflow_answers = _ask_mlflow(job) if sweep_link is None else None  # a sweep has already asked
-    with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
-        resources = ray.cluster_resources()
-        resources["CPU"] = resources.get("CPU", 0) - others
-        beside = f"{others} for the data and the evaluation" if job.evaluates else "one CPU for the data"
-        use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
-        if mlflow_answers is not None and job.identity is not None and mlflow_answers.result():
-            make_run(job.identity)
-        evaluator = job.start_evaluator(None if sweep_link is None else sweep_link.on_score)
-        try:
-            if job.run.latest_step() < training.num_steps:
-                _fit(job, sweep_link, use_gpu=use_gpu)
-        except BaseException:
-            if evaluator is not None:
-                evaluator.stop()
-            raise
-        if evaluator is not None:
-            evaluator.finish()
-
-
-def _ask_mlflow(job: Job) -> Future[bool] | None:
-    """Asks whether MLflow answers while Ray starts: it takes seconds. Returns None if tracking is off.
-
-    The future raises ValueError if MLflow refuses.
-    """
-    if job.identity is None:
-        return None
-    pool = ThreadPoolExecutor(1, thread_name_prefix="tracking")
-    answers = pool.submit(is_reached, job.identity)
-    pool.shutdown(wait=False)
-    return answers
-
-
-def trains_in_place(config: ExperimentConfig) -> bool:
-    """Whether a trial of `config` trains in the process of Ray Tune, which then needs the resources of a worker.
-
-    Ray Train uses six processes to start, restart and synchronise workers. They take over half of the CPU time of a
-    tiny trial. A single worker has no others to wait for, and Tune restarts trials itself.
-    """
-    return config.training.num_workers == 1
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
@@ -138,106 +71,6 @@ def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
             "data.sources: the data cannot fill a batch; give a smaller batch or more data"
         )
     return datasets
-
-
-def gpus_here(config: ExperimentConfig) -> int:
-    """Returns the number of GPUs of this machine that the config may use."""
-    if config.training.device == "cpu":
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def uses_gpu(config: ExperimentConfig, available: float) -> bool:
-    """Whether training workers use GPUs if `available` GPUs exist."""
-    return config.training.device == "gpu" or (config.training.device == "auto" and available > 0)
-
-
-def resources_per_worker(config: ExperimentConfig, *, use_gpu: bool) -> dict[str, float]:
-    """Returns the resources that Ray reserves for a training worker."""
-    training = config.training
-    return {"CPU": float(training.cpus_per_worker)} | ({"GPU": training.gpus_per_worker} if use_gpu else {})
-
-
-def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], place: str) -> bool:
-    """Whether the workers use GPUs. Raises ValueError if `place` lacks the resources for them."""
-    use_gpu = uses_gpu(config, resources.get("GPU", 0))
-    each = resources_per_worker(config, use_gpu=use_gpu)
-    check_room("training.num_workers", config.training.num_workers, each, resources, place)
-    return use_gpu
-
-
-def _train_worker(settings: dict[str, Any]) -> str | None:
-    from pipelines.training.worker import train_worker  # imports torch, which a driver does not need
-
-    return train_worker(settings)
-
-
-def _fit(job: Job, sweep_link: SweepLink | None, *, use_gpu: bool) -> None:
-    """Trains to the last step. Marks a failed run in MLflow. Raises ValueError for an error that the user must fix."""
-    error = "the workers failed"
-    try:
-        if sweep_link is not None and trains_in_place(job.config):
-            from pipelines.training.worker import train_here
-
-            error = train_here(job)
-        else:
-            # The lines of a trial go to Ray's logs; the sweep prints a line of its own.
-            with shown_lines() if sweep_link is None else nullcontext() as lines:
-                error = _fit_on_workers(job, lines, use_gpu=use_gpu)
-    finally:
-        if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
-            tracker.close("FAILED")
-    if error is not None:
-        raise ValueError(error)
-
-
-def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
-    """Trains on workers of Ray Train. Returns an error that the user must fix, or None."""
-    config = job.config
-    trainer = DataParallelTrainer(
-        _train_worker,
-        train_loop_config={"job": job, "lines": lines},
-        backend_config=ProcessGroup("nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.training.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=resources_per_worker(config, use_gpu=use_gpu),
-        ),
-        run_config=ray.train.RunConfig(
-            # Ray writes almost nothing there. If it needs another name for the run, its folder is inside the run's.
-            name=(name := ascii_name(config.run_name)),
-            storage_path=config.training.runs_folder if name == config.run_name else job.run.uri,
-            failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
-            callbacks=[_StopsAtWhatLasts()],
-        ),
-        # A function, not a data set: Ray calls it for every group of workers it starts, so that the data start at the
-        # newest checkpoint.
-        datasets={"train": SlicesFromCheckpoint(job)},
-        dataset_config=RoundRobin(),
-    )
-    try:
-        with interrupts_kept():
-            return trainer.fit().return_value
-    except ray.train.TrainingFailedError as failure:
-        cause = root_cause(failure)
-        if cause.is_lasting:
-            return cause.line
-        error = cause.to_error()
-        if isinstance(error, WorkFailedError):
-            times = f"more than training.max_failures={config.training.max_failures} times"
-            error = WorkFailedError(f"the workers failed {times}, at last by: {cause.line}; see docs/operations.md")
-        raise error from failure
-
-
-class _StopsAtWhatLasts(ray.train.UserCallback):
-    """Ends the training after a failure that would happen again. Ray alone would restart the workers."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        cause = root_cause(ray.train.WorkerGroupError("", worker_exceptions))
-        if cause.is_lasting:
-            raise ValueError(cause.line)
 
 
 def _summary(job: Job, first_step: int, evaluations: EvaluationRecord | None) -> dict[str, Any]:

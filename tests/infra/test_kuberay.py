@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipelines.cli.main import main
-from pipelines.experiments.config import ExperimentConfig
+from pipelines.experiments.config import ExperimentConfig, validate
 from tests.support import kuberay_schema
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +163,7 @@ def test_the_job_is_one_that_a_new_cluster_continues(job, monkeypatch):
     command = job["spec"]["entrypoint"].split()
     assert command[0] == "groupvit"
     assert main(command[1:]) == 0
+    validate(seen[0])
     training = seen[0].training
     assert job["spec"]["backoffLimit"] > 0
     assert training.run_name is not None

@@ -42,12 +42,11 @@ def run_side(side: str, flags: list[str]) -> None:
     from pipelines.sweeps.sweep import sweep
     from pipelines.training.pretrain import pretrain
 
-    config, space = sweep_request(flags)
-    planned = plan_sweep(config, space)
+    planned = plan_sweep(*sweep_request(flags))
     start = time.perf_counter()
     with PeakMemory() as memory:
         if side == "sweep":
-            counts = sweep(config, space)["counts"]
+            counts = sweep(planned)["counts"]
             assert counts["finished"] == planned.num_trials, counts
         else:
             with ray_cluster(least_cpus=int(planned.resources_per_trial["CPU"])):

@@ -5,6 +5,7 @@ import ipaddress
 from typing import Literal
 
 from groupvit.config import PrecisionChoice
+from pipelines.errors import require_at_least
 
 MEGABYTE = 1_000_000
 
@@ -44,8 +45,7 @@ class AppConfig:
             raise ValueError(f"port={self.port} is not a port: give 1 to 65535, or 0 for any free one")
         if not self.host or ":" in self.host or "/" in self.host:
             raise ValueError(f"host={self.host!r} is not an IPv4 address or name: give one, like 127.0.0.1")
-        if self.num_replicas < 1:
-            raise ValueError(f"num_replicas={self.num_replicas} is too small: give at least 1")
+        require_at_least(self, num_replicas=1)
         if self.gpus_per_replica < 0:
             raise ValueError(f"gpus_per_replica={self.gpus_per_replica} is negative: give 0 or more")
         if not 1 <= self.max_upload_megabytes <= 200:

@@ -14,7 +14,7 @@ from pipelines.cluster.causes import root_cause
 from pipelines.cluster.session import ray_cluster
 from pipelines.errors import WorkFailedError
 from pipelines.storage import StorageError, StorageRefusedError
-from pipelines.training.pretrain import _StopsAtWhatLasts
+from pipelines.training.ray_train import _StopsAtWhatLasts
 from tests.support.local_cluster import local_cluster
 
 pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy

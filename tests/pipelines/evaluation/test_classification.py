@@ -17,14 +17,16 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from groupvit.captions import TEMPLATE_SETS
 from groupvit.checkpoint import save
 from groupvit.decode import decode_image
 from groupvit.model import GroupViT
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import center_crop, to_tensor
 from pipelines.benchmarks.class_lists import read_imagenet_classes
-from pipelines.benchmarks.imagenet import open_imagenet
-from pipelines.evaluation.classification import TEMPLATES, ClassifyConfig, classify_images
+from pipelines.cli.main import main
+from pipelines.evaluation.classification import classify_images
+from pipelines.evaluation.config import EvaluateConfig
 from tests.support.local_cluster import local_cluster
 from tests.support.miniatures import Photo
 from tests.support.small_model import one_stage_model
@@ -96,7 +98,7 @@ def write_labelled(folder: Path, crops: list[bytes], labels: list[int]) -> str:
 def test_equal_to_torchmetrics_for_any_number_of_workers(
     templates: Any, model: GroupViT, checkpoint: str, crops: list[bytes], tmp_path: Path
 ) -> None:
-    logits = logits_of(model, crops, TEMPLATES[templates])
+    logits = logits_of(model, crops, TEMPLATE_SETS[templates])
     order = logits.argsort(dim=-1, descending=True)
     labels = torch.stack([order[index, RANKS[index % len(RANKS)]] for index in range(NUM_IMAGES)])
     assert len(set(order[:, 0].tolist())) > 3, "the model must tell images apart, or this shows little"
@@ -104,19 +106,20 @@ def test_equal_to_torchmetrics_for_any_number_of_workers(
         f"top{k}": 100 * float(MulticlassAccuracy(1000, top_k=k, average="micro")(logits, labels)) for k in (1, 5)
     }
     assert expected == pytest.approx({"top1": 40.0, "top5": 60.0})
-    dataset = open_imagenet(write_labelled(tmp_path / "data", crops, labels.tolist()))
+    root = write_labelled(tmp_path / "data", crops, labels.tolist())
     results = []
     for num_workers in (1, 3):
         out = tmp_path / f"out{num_workers}"
-        config = ClassifyConfig(
+        config = EvaluateConfig(
             checkpoint=checkpoint,
+            root=root,
             out=str(out),
             templates=templates,
             num_workers=num_workers,
             batch_size=4,
             precision="float32",
         )
-        summary = classify_images(config, dataset)
+        summary = classify_images(config)
         assert json.loads((out / "metrics.json").read_text()) == summary
         assert summary["metrics"] == pytest.approx(expected)
         assert summary["num_images"] == NUM_IMAGES and summary["hits"] == {"top1": 16, "top5": 24}
@@ -131,32 +134,33 @@ def test_equal_to_torchmetrics_for_any_number_of_workers(
 
 
 def test_templates_are_those_of_clip() -> None:
-    assert [len(TEMPLATES[name]) for name in ("simple", "subset", "full")] == [1, 7, 80]
-    assert set(TEMPLATES["simple"] + TEMPLATES["subset"]) <= set(TEMPLATES["full"])
+    assert [len(TEMPLATE_SETS[name]) for name in ("simple", "subset", "full")] == [1, 7, 80]
+    assert set(TEMPLATE_SETS["simple"] + TEMPLATE_SETS["subset"]) <= set(TEMPLATE_SETS["full"])
 
 
 def test_a_damaged_image_ends_the_evaluation_and_is_named(checkpoint: str, crops: list[bytes], tmp_path: Path) -> None:
     root = write_labelled(tmp_path / "data", [*crops[:9], crops[9][:300]], list(range(10)))
-    config = ClassifyConfig(checkpoint=checkpoint, out=str(tmp_path / "out"), templates="simple")
+    config = EvaluateConfig(checkpoint=checkpoint, root=root, out=str(tmp_path / "out"), templates="simple")
     with pytest.raises(ValueError, match=r"row 2 of .*parquet: .*cannot be decoded"):
-        classify_images(config, open_imagenet(root))
+        classify_images(config)
     assert not (tmp_path / "out").exists()
 
 
 def test_more_workers_than_there_is_room_for_are_refused(checkpoint: str, crops: list[bytes], tmp_path: Path) -> None:
-    dataset = open_imagenet(write_labelled(tmp_path / "data", crops[:1], [0]))
+    root = write_labelled(tmp_path / "data", crops[:1], [0])
     with pytest.raises(ValueError, match=r"num_workers=4 .* give at most 3"):
-        classify_images(ClassifyConfig(checkpoint=checkpoint, num_workers=4), dataset)
+        classify_images(EvaluateConfig(checkpoint=checkpoint, root=root, num_workers=4))
     with pytest.raises(ValueError, match="neither a checkpoint nor a run"):
-        classify_images(ClassifyConfig(checkpoint=str(tmp_path)), dataset)
+        classify_images(EvaluateConfig(checkpoint=str(tmp_path), root=root))
 
 
 @pytest.mark.parametrize("field", ["batch_size", "num_workers", "cpus_per_worker"])
 def test_counts_below_one_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field}=0 is too small"):
-        ClassifyConfig(checkpoint="x", **{field: 0})  # pyright: ignore[reportArgumentType]
+        EvaluateConfig(checkpoint="x", root="x", **{field: 0})  # pyright: ignore[reportArgumentType]
 
 
-def test_unknown_templates_are_refused() -> None:
-    with pytest.raises(ValueError, match="templates='all' is unknown: give one of simple, subset, full"):
-        ClassifyConfig(checkpoint="x", templates="all")  # pyright: ignore[reportArgumentType]
+def test_unknown_templates_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--checkpoint", "x", "--root", "x", "--benchmark", "imagenet", "--templates", "all"]) == 2
+    shown = capsys.readouterr().err
+    assert "unknown --templates all: " in shown and all(name in shown for name in TEMPLATE_SETS)
