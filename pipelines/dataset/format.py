@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+
+Item = TypeVar("Item")
 
 SCHEMA_VERSION = 2
 
@@ -133,7 +135,7 @@ def write_dataset(
     refuse_existing(uri)
     manifests = [
         write_data_file(uri, f"part-{index:06d}.parquet", _to_table(rows), rows_per_group)
-        for index, rows in enumerate(_batched(samples, rows_per_group * groups_per_file))
+        for index, rows in enumerate(batched(samples, rows_per_group * groups_per_file))
     ]
     return finish_dataset(uri, manifests, metadata=metadata)
 
@@ -280,7 +282,8 @@ def _to_table(rows: list[Mapping[str, Any]]) -> pa.Table:
         raise ValueError(f"samples: do not fit DATASET_SCHEMA: {error}") from error
 
 
-def _batched(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapping[str, Any]]]:
-    iterator = iter(rows)
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yields the items in lists of `size`; the last may be shorter."""
+    iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -29,7 +29,7 @@ from pipelines.console.progress import ProgressLine
 from pipelines.dataset.format import sample_id, write_dataset
 from pipelines.demo.compose import Background, Cutout, Scene, compose
 from pipelines.demo.material import Material
-from pipelines.demo.raw import write_raw_shards
+from pipelines.demo.raw import downloaded, write_raw_shards
 from pipelines.demo.scenes import write_scenes
 from pipelines.local.writable import check_writable
 
@@ -144,7 +144,7 @@ def generate(material: Material, config: DemoDataConfig, made_by: dict[str, Any]
         metadata = {"demo_data": made_by, "summary": summary}
         rows = _counted(_rows(pool, "training", config.num_training_scenes), config.num_training_scenes, material.name)
         if config.raw:
-            write_raw_shards(summary["raw"], rows)
+            write_raw_shards(summary["raw"], downloaded(rows))
             storage.write_bytes(storage.join(out, _last_file(config)), json.dumps(metadata).encode())
         else:
             write_dataset(summary["train"], rows, metadata=metadata)

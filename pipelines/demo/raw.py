@@ -4,14 +4,14 @@ DIR/00000.parquet â€¦   key, url, caption, status, jpg, width, height, sha256, â
 """
 
 import hashlib
-import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.dataset.format import batched
 
 ROWS_PER_SHARD, ROWS_PER_GROUP = 10_000, 100  # img2dataset's defaults
 RAW_SCHEMA = pa.schema(
@@ -31,29 +31,34 @@ RAW_SCHEMA = pa.schema(
 )
 
 
-def write_raw_shards(uri: str, samples: Iterable[Mapping[str, Any]]) -> None:
-    """Writes samples (image, one caption, width, height) as shards whose downloads all succeeded."""
-    iterator = iter(samples)
-    for shard in itertools.count():
-        part = itertools.islice(iterator, ROWS_PER_SHARD)
-        rows = [_row(f"{shard:05d}{index:04d}", sample) for index, sample in enumerate(part)]
-        if not rows:
-            return
+def write_raw_shards(
+    uri: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    schema: pa.Schema = RAW_SCHEMA,
+) -> None:
+    """Writes rows with the columns of `schema` as shards."""
+    for shard, part in enumerate(batched(rows, rows_per_shard)):
         buffer = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, RAW_SCHEMA), buffer, row_group_size=ROWS_PER_GROUP)
+        pq.write_table(pa.Table.from_pylist(part, schema), buffer, row_group_size=ROWS_PER_GROUP)
         storage.write_bytes(storage.join(uri, f"{shard:05d}.parquet"), memoryview(buffer.getvalue()))
 
 
-def _row(key: str, sample: Mapping[str, Any]) -> dict[str, Any]:
-    size = {"width": sample["width"], "height": sample["height"]}
-    [caption] = sample["captions"]
-    return {
-        "key": key,
-        "url": f"demo:{key}",
-        "caption": caption,
-        "status": "success",
-        **size,
-        **{f"original_{name}": pixels for name, pixels in size.items()},
-        "sha256": hashlib.sha256(sample["image"]).hexdigest(),
-        "jpg": sample["image"],
-    }
+def downloaded(samples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of samples (image, one caption, width, height) whose downloads all succeeded."""
+    for number, sample in enumerate(samples):
+        shard, index = divmod(number, ROWS_PER_SHARD)
+        key = f"{shard:05d}{index:04d}"
+        size = {"width": sample["width"], "height": sample["height"]}
+        [caption] = sample["captions"]
+        yield {
+            "key": key,
+            "url": f"demo:{key}",
+            "caption": caption,
+            "status": "success",
+            **size,
+            **{f"original_{name}": pixels for name, pixels in size.items()},
+            "sha256": hashlib.sha256(sample["image"]).hexdigest(),
+            "jpg": sample["image"],
+        }

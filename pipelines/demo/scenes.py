@@ -5,7 +5,6 @@ DIR/scenes.json      written last: schema_version, classes, parts, counts, diges
 """
 
 import hashlib
-import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.dataset.format import batched
 
 SCENES_SCHEMA_VERSION = 1
 SCENES_SCHEMA = pa.schema(
@@ -39,8 +39,7 @@ def write_scenes(
     digest = hashlib.sha256(json.dumps([classes, parts]).encode())
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, SCENES_SCHEMA) as writer:
-        iterator = iter(rows)
-        while group := list(itertools.islice(iterator, ROWS_PER_GROUP)):
+        for group in batched(rows, ROWS_PER_GROUP):
             for row in group:
                 counts[row["part"]] += 1
                 digest.update(f"{row['sample_id']} {row['part']}\n".encode())

@@ -6,10 +6,9 @@ same way. A class is embedded by its name in prompt templates; its embedding is 
 
 import csv
 import io
-import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from groupvit.precision import autocast
 from groupvit.tokenizer import Tokenizer
 from groupvit.transforms import center_crop, to_tensor
 from groupvit.zero_shot import class_embeddings, classify
-from pipelines.benchmarks.imagenet import NUM_IMAGES, ImageNetDataset, LabelledImage, open_imagenet
+from pipelines.benchmarks.imagenet import NUM_IMAGES, ImageNetDataset, open_imagenet
 from pipelines.console.progress import ProgressLine
 from pipelines.console.tables import count_of
+from pipelines.dataset.format import batched
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.workers import model_workers, resolved_precision
 from pipelines.runs.checkpoints import local_checkpoint
@@ -132,7 +132,7 @@ class Classifier:
         embeddings = torch.tensor(task.embeddings, device=self.device)
         size = self._model.config.image.image_size
         hits = Hits.none(num_classes)
-        for images in _batches(task.dataset.read(block), task.batch_size):
+        for images in batched(task.dataset.read(block), task.batch_size):
             pixels = torch.stack([to_tensor(center_crop(item.image, size)) for item in images]).to(self.device)
             labels = np.array([item.label for item in images])
             with autocast(self.device, task.precision):
@@ -168,11 +168,6 @@ def _count_hits(config: EvaluateConfig, dataset: ImageNetDataset, model: GroupVi
                 total = total.plus(hits)
                 progress.add(int(hits.images.sum()))
     return total, precision
-
-
-def _batches(images: Iterator[LabelledImage], batch_size: int) -> Iterator[list[LabelledImage]]:
-    while batch := list(itertools.islice(images, batch_size)):
-        yield batch
 
 
 def _table(dataset: ImageNetDataset, hits: Hits) -> str:

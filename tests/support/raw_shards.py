@@ -8,25 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-SCHEMA = pa.schema(
-    [
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("key", pa.string()),
-        ("status", pa.string()),
-        ("error_message", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("original_width", pa.int32()),
-        ("original_height", pa.int32()),
-        ("exif", pa.string()),
-        ("sha256", pa.string()),
-        ("jpg", pa.binary()),
-    ]
-)
+from pipelines.demo.raw import RAW_SCHEMA, write_raw_shards
+
+SCHEMA = RAW_SCHEMA.append(pa.field("exif", pa.string()))
 
 
 def picture(seed: int, width: int = 96, height: int = 80) -> Image.Image:
@@ -66,9 +52,5 @@ def good_rows(numbers: Iterable[int], **size: int) -> list[dict[str, Any]]:
 def write_shards(
     folder: Path, rows: Sequence[Mapping[str, Any]], rows_per_shard: int, schema: pa.Schema = SCHEMA
 ) -> Path:
-    """Write shards in row groups of 100 rows, as img2dataset does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard, first in enumerate(range(0, len(rows), rows_per_shard)):
-        table = pa.Table.from_pylist(list(rows[first : first + rows_per_shard]), schema=schema)
-        pq.write_table(table, folder / f"{shard:05d}.parquet", row_group_size=100)
+    write_raw_shards(str(folder), rows, rows_per_shard=rows_per_shard, schema=schema)
     return folder
