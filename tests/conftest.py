@@ -2,6 +2,7 @@
 store.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -34,17 +35,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fast(request: pytest.FixtureRequest) -> None:
+def fast(request: pytest.FixtureRequest) -> Iterator[None]:
     """With --fast, a test is skipped at the moment when it starts such a process."""
 
-    def skip(event: str, arguments: tuple[Any, ...]) -> None:
+    def skip(*_: object) -> None:
+        pytest.skip("starts Ray, a server or another Python")
+
+    def skip_at_start(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "subprocess.Popen":
             command = os.fsdecode(arguments[0]) + " " + str(arguments[1])
             if any(name in command for name in (sys.executable, "gcs_server", "object_store/serve")):
-                pytest.skip("starts Ray, a server or another Python")
+                skip()
 
-    if request.config.getoption("--fast"):
-        sys.addaudithook(skip)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--fast"):
+            sys.addaudithook(skip_at_start)
+            patch.setattr(multiprocessing.process.BaseProcess, "start", skip)
+        yield
 
 
 @pytest.fixture(scope="session")
