@@ -11,7 +11,13 @@ export RAY_USAGE_STATS_ENABLED := 0
 # A crash in a library says where.
 export PYTHONFAULTHANDLER := 1
 
-.PHONY: help demo demo-s3 test test-promises test-slow check format docs mlflow
+# Markers of tests that take long; see pyproject.toml.
+SLOW := benchmark or browser or chaos or cluster or documentation or end_to_end or slow
+# Tests are single-threaded. A file stays in one process, so that its tests share a cluster or a server.
+TEST_WORKERS ?= 2
+PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help demo demo-s3 test test-fast test-promises test-slow bench check format docs mlflow
 .DEFAULT_GOAL := check
 
 # This list
@@ -30,17 +36,25 @@ demo-s3: $(INSTALLED)
 	@. ./object-store/environment && $(BIN)/groupvit demo --store s3://groupvit/demo --out runs/demo-s3 --json; \
 		status=$$?; infra/object_store/stop; exit $$status
 
-# The tests that take seconds each
+# The tests to run after every edit: the method, and what of pipelines starts neither Ray nor another process
+test-fast: $(INSTALLED)
+	@$(BIN)/python -m pytest --fast -rfE -m "not ($(SLOW))" $(PARALLEL) tests/groupvit tests/pipelines
+
+# All tests that take seconds each
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not ($(SLOW))" $(PARALLEL)
 
 # What is promised whatever happens: processes and nodes killed, storage that fails, the chain from end to end
 test-promises: $(INSTALLED)
-	@$(BIN)/python -m pytest -m slow tests/chaos tests/end_to_end
+	@$(BIN)/python -m pytest -m "chaos or end_to_end"
 
-# All slow tests: those of test-promises, clusters, browsers, every command of the documentation
+# All slow tests: those of test-promises, clusters, browsers, benchmarks, every command of the documentation
 test-slow: $(INSTALLED)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "$(SLOW)"
+
+# Every benchmark of tests/performance with short settings, as one table of ratios
+bench: $(INSTALLED)
+	@$(BIN)/python -m tests.performance.run
 
 # Format, lint, types, and how packages import each other
 check: $(INSTALLED)

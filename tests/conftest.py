@@ -2,10 +2,13 @@
 store.
 """
 
+import multiprocessing.process
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +28,30 @@ for name, value in {
 # A shell lets what it starts in the background ignore Ctrl-C, and the commands that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # in this process, which has read the environment already
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="skip tests that start Ray, a server or another Python")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --fast, a test is skipped at the moment when it starts such a process."""
+
+    def skip(*_: object) -> None:
+        pytest.skip("starts Ray, a server or another Python")
+
+    def skip_at_start(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen":
+            command = os.fsdecode(arguments[0]) + " " + str(arguments[1])
+            if any(name in command for name in (sys.executable, "gcs_server", "object_store/serve")):
+                skip()
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--fast"):
+            sys.addaudithook(skip_at_start)
+            patch.setattr(multiprocessing.process.BaseProcess, "start", skip)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from tests.support.raw_shards import good_rows, raw_row, write_shards
 
 NUM_KILLS = 10
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

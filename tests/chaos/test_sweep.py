@@ -18,7 +18,7 @@ from pipelines.runs.folder import RunFolder
 from tests.support.scenes_folder import write_scenes
 from tests.support.small_run import write_noise
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # minutes each on a machine that is busy
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2400)]  # minutes each on a machine that is busy
 
 NUM_STEPS, RUNG = 60, 20
 CPUS = 6  # two trials of a worker, a task and an evaluation

@@ -39,7 +39,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, object_store: ObjectStor
             yield StandIns(folder, site)
 
 
-@pytest.mark.slow
+@pytest.mark.documentation
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if lines_to_run(page)], ids=name_of)
 def test_the_commands_of_a_page_run(

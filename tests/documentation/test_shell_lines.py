@@ -78,7 +78,7 @@ def test_targets_of_make_exist() -> None:
     assert {"demo", "test"} <= set(asked) and not set(asked) - set(targets)
 
 
-@pytest.mark.slow
+@pytest.mark.documentation
 def test_flags_of_ray_exist() -> None:
     lines = [words for _, words in PROGRAMS if words[0] == "ray"]
     assert lines

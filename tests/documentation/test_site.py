@@ -104,7 +104,7 @@ def address(site: Path) -> Iterator[str]:
     thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMEDRIVER is None or CHROMIUM is None, reason="chromium and chromedriver are not on PATH")
 def test_it_works_where_no_name_resolves(address: str, tmp_path: Path) -> None:
     """Pages, their pictures and the search, in a browser that reaches this machine alone."""

@@ -27,7 +27,8 @@ NUM_STEPS, CADENCE, CUT_AT = 40, 4, 6
 STORE_PORT, MLFLOW_PORT = 8333, 5000
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.end_to_end,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(missing_for_machines() is not None, reason=str(missing_for_machines())),
 ]

@@ -24,7 +24,7 @@ from pipelines.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 EARLIER = "42be6e0fe2"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 TRAINING = (
     *("--ingest.slice-size", "16", "--training.global-batch-size", "16", "--tracking.experiment", "earlier"),

@@ -14,7 +14,7 @@ from pipelines import storage
 from pipelines.dataset.format import open_dataset
 from tests.support.image_server import PLANTED, image_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 CURATION_REASONS = {
     "duplicate": "duplicate",

@@ -10,29 +10,14 @@ from safetensors.torch import load_file, save_file
 
 import groupvit
 from groupvit import checkpoint
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
-
-TINY = ModelConfig(
-    image=ImageEncoderConfig(
-        image_size=16,
-        patch_size=8,
-        width=16,
-        depths=(1, 1),
-        num_heads=(2, 2),
-        num_group_tokens=(3, 0),
-        num_output_groups=(2,),
-    ),
-    text=TextEncoderConfig(context_length=8, vocab_size=32, width=16, depth=1, num_heads=2),
-    embedding_dim=8,
-    projector_width=16,
-)
+from tests.support.small_model import SMALL
 
 
 @pytest.fixture
 def model() -> GroupViT:
     torch.manual_seed(0)
-    model = GroupViT(TINY)
+    model = GroupViT(SMALL)
     model.image_projector.norm.running_mean.normal_()  # type: ignore[union-attr]
     return model
 
@@ -45,7 +30,7 @@ def saved(model: GroupViT, tmp_path: Path) -> Path:
 
 def test_model_and_state_come_back(model: GroupViT, saved: Path) -> None:
     loaded = groupvit.load(saved)
-    assert loaded.config == TINY
+    assert loaded.config == SMALL
     assert not loaded.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -139,7 +124,7 @@ def test_tensors_that_do_not_fit(saved: Path) -> None:
     with pytest.raises(ValueError, match="unknown tensor stray"):
         groupvit.load(saved)
     save_file({**weights, "text_encoder.norm.bias": norm[:-1].clone()}, path)
-    with pytest.raises(ValueError, match=r"shape \(15,\) where \(16,\) is expected"):
+    with pytest.raises(ValueError, match=r"shape \(31,\) where \(32,\) is expected"):
         groupvit.load(saved)
 
 

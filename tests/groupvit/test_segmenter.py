@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
+from groupvit.config import ImageEncoderConfig, SegmentationConfig
 from groupvit.model import GroupViT
 from groupvit.segmentation import affinity, predict, predict_groups
 from groupvit.segmenter import Segmenter, check_image
@@ -15,30 +15,16 @@ from groupvit.transforms import to_tensor
 from groupvit.windows import group_maps
 from groupvit.words import check_lengths, check_words, parse_words
 from groupvit.zero_shot import class_embeddings
-from tests.support.small_model import small_model
+from tests.support.small_model import WORDS, distinct_model
 
-IMAGE = ImageEncoderConfig(
-    image_size=32,
-    patch_size=8,
-    width=32,
-    depths=(1, 1),
-    num_heads=(2, 2),
-    num_group_tokens=(8, 4),
-    num_output_groups=(8, 4),
-)
+IMAGE = WORDS.image
 UNGROUPED = replace(IMAGE, depths=(2,), num_heads=(2,), num_group_tokens=(0,), num_output_groups=())
-TEXT = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
 WHOLE = SegmentationConfig(short_side=64, window=None, background_threshold=0.12)
-WORDS = ("dog", "grass", "frisbee")
+NAMES = ("dog", "grass", "frisbee")
 
 
 def segmenter_of(image: ImageEncoderConfig = IMAGE, segmentation: SegmentationConfig = WHOLE) -> Segmenter:
-    config = ModelConfig(image=image, text=TEXT, embedding_dim=16, projector_width=32)
-    model = small_model(config, seed=1)
-    with torch.no_grad():  # larger weights than at the start of training, so that groups and classes differ
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "text" not in name:
-                parameter.mul_(6)
+    model = distinct_model(replace(WORDS, image=image), seed=1)
     return Segmenter(model, segmentation, Tokenizer(), precision="float32")
 
 
@@ -54,31 +40,31 @@ def picture() -> np.ndarray:
 
 
 def embeddings(model: GroupViT) -> torch.Tensor:
-    return class_embeddings(model, Tokenizer(), WORDS)
+    return class_embeddings(model, Tokenizer(), NAMES)
 
 
 def test_labels_are_those_of_predict(segmenter: Segmenter, picture: np.ndarray) -> None:
     classes = embeddings(segmenter.model)
     for background, threshold in ((True, None), (True, 0.4), (False, None)):
-        found = segmenter.segment(picture, WORDS, background=background, background_threshold=threshold)
+        found = segmenter.segment(picture, NAMES, background=background, background_threshold=threshold)
         limit = (threshold or 0.12) if background else None
         [expected] = predict(segmenter.model, picture, classes, replace(WHOLE, background_threshold=limit))
         np.testing.assert_array_equal(found.labels, expected)
         assert found.labels.shape == (80, 112) and found.labels.dtype == np.uint8
-        assert found.names == (("background", *WORDS) if background else WORDS)
+        assert found.names == (("background", *NAMES) if background else NAMES)
         assert found.has_background == background
         assert found.shares == pytest.approx([(expected == label).mean() for label in range(len(found.names))])
     assert len(np.unique(expected)) > 1
 
 
 def test_groups_and_affinities_are_those_of_the_whole_image(segmenter: Segmenter, picture: np.ndarray) -> None:
-    found = segmenter.segment(picture, WORDS)
+    found = segmenter.segment(picture, NAMES)
     for stage, expected in zip(found.group_maps, predict_groups(segmenter.model, picture, WHOLE), strict=True):
         np.testing.assert_allclose(stage, expected, atol=1e-6)
     assert [len(stage) for stage in found.group_maps] == [8, 4]
 
     square = np.ascontiguousarray(picture[:64, :64])  # no resize, so that the encoding can be had by hand
-    found = segmenter.segment(square, WORDS)
+    found = segmenter.segment(square, NAMES)
     with torch.inference_mode():
         encoding = segmenter.model.encode_image(to_tensor(square)[None])
         scale, classes = segmenter.model.logit_scale, embeddings(segmenter.model)
@@ -90,15 +76,15 @@ def test_groups_and_affinities_are_those_of_the_whole_image(segmenter: Segmenter
 
 def test_background_prompts_take_from_the_words(picture: np.ndarray) -> None:
     with_prompts = replace(WHOLE, background_prompts=("sky", "wall"), top_classes=None)
-    found = segmenter_of(segmentation=with_prompts).segment(picture, WORDS)
+    found = segmenter_of(segmentation=with_prompts).segment(picture, NAMES)
     assert found.affinities.shape == (4, 3)
     assert (found.affinities.sum(axis=1) < 0.999).all(), "the rest is what the groups are of the background's words"
-    alone = segmenter_of(segmentation=with_prompts).segment(picture, WORDS, background=False)
+    alone = segmenter_of(segmentation=with_prompts).segment(picture, NAMES, background=False)
     np.testing.assert_allclose(alone.affinities.sum(axis=1), 1, atol=1e-5)
 
 
 def test_a_model_without_groups(picture: np.ndarray) -> None:
-    found = segmenter_of(UNGROUPED).segment(picture, WORDS)
+    found = segmenter_of(UNGROUPED).segment(picture, NAMES)
     assert found.group_maps == () and found.affinities.shape == (0, 3)
     assert found.labels.shape == (80, 112) and found.names[0] == "background" and found.has_background
 
@@ -161,17 +147,17 @@ def test_images_that_are_refused(shape: tuple[int, ...], message: str, segmenter
     with pytest.raises(ValueError, match=message):
         check_image(image)
     with pytest.raises(ValueError, match=message):
-        segmenter.segment(image, WORDS)
+        segmenter.segment(image, NAMES)
 
 
 def test_the_longest_image_that_is_taken(segmenter: Segmenter) -> None:
-    assert segmenter.segment(np.zeros((16, 320, 3), np.uint8), WORDS).labels.shape == (16, 320)
+    assert segmenter.segment(np.zeros((16, 320, 3), np.uint8), NAMES).labels.shape == (16, 320)
 
 
 def test_a_threshold_out_of_range_is_refused(segmenter: Segmenter, picture: np.ndarray) -> None:
     for threshold in (1.5, float("nan")):
         with pytest.raises(ValueError, match="give a number from 0 to 1"):
-            segmenter.segment(picture, WORDS, background_threshold=threshold)
+            segmenter.segment(picture, NAMES, background_threshold=threshold)
 
 
 @pytest.mark.parametrize(
@@ -192,4 +178,4 @@ def test_a_result_that_is_not_finite_is_an_error(
     with torch.no_grad():
         segmenter.model.get_parameter(tensor).view(-1)[0] = torch.nan
     with pytest.raises(ValueError, match=message):
-        segmenter.segment(picture, WORDS)
+        segmenter.segment(picture, NAMES)

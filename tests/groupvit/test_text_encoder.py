@@ -5,19 +5,16 @@ import dataclasses
 import pytest
 import torch
 
-from groupvit.config import TextEncoderConfig
 from groupvit.text_encoder import TextEncoder
-from tests.support.small_model import random_batch
-
-CONFIG = TextEncoderConfig(context_length=16, vocab_size=100, width=32, depth=2, num_heads=2)
+from tests.support.small_model import SMALL, random_batch
 
 
 def test_trimming_packing_and_deduplication_change_nothing() -> None:
     torch.manual_seed(0)
     texts = random_batch(6, 0).token_ids.flatten(0, 1)
     texts = torch.cat([texts, texts[[3, 3, 0]]])
-    plain = TextEncoder(dataclasses.replace(CONFIG, trim=False, pack=False, deduplicate=False))
-    fast = TextEncoder(CONFIG)
+    plain = TextEncoder(dataclasses.replace(SMALL.text, trim=False, pack=False, deduplicate=False))
+    fast = TextEncoder(SMALL.text)
     fast.load_state_dict(plain.state_dict())
     features = [encoder(texts) for encoder in (plain, fast)]
     cotangent = torch.randn_like(features[0])
@@ -30,7 +27,7 @@ def test_trimming_packing_and_deduplication_change_nothing() -> None:
 
 
 def test_what_follows_the_end_token_does_not_matter() -> None:
-    encoder = TextEncoder(dataclasses.replace(CONFIG, trim=False))
+    encoder = TextEncoder(dataclasses.replace(SMALL.text, trim=False))
     texts = torch.tensor([[5, 6, 99, 0, 0, 0], [5, 6, 99, 7, 8, 9]])
     features = encoder(texts)
     torch.testing.assert_close(features[0], features[1])
@@ -38,4 +35,4 @@ def test_what_follows_the_end_token_does_not_matter() -> None:
 
 def test_texts_longer_than_the_context_are_refused() -> None:
     with pytest.raises(ValueError, match="context_length=16"):
-        TextEncoder(CONFIG)(torch.ones(1, 17, dtype=torch.int64))
+        TextEncoder(SMALL.text)(torch.ones(1, 17, dtype=torch.int64))

@@ -1,16 +1,17 @@
 """Class embeddings against the definition, with real tokens and random weights."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.tokenizer import Tokenizer
 from groupvit.zero_shot import class_embeddings, classify
+from tests.support.small_model import WORDS, small_model
 
 TEMPLATES = ("a photo of a {}.", "itap of a {}.", "a bad photo of the {}, at night.")
 CLASSES = ("dog", "traffic light", "grass")
@@ -18,17 +19,8 @@ CLASSES = ("dog", "traffic light", "grass")
 
 @pytest.fixture(scope="module")
 def model() -> GroupViT:
-    torch.manual_seed(0)
-    return GroupViT(
-        ModelConfig(
-            image=ImageEncoderConfig(
-                image_size=32, width=32, depths=(1,), num_heads=(2,), num_group_tokens=(0,), num_output_groups=()
-            ),
-            text=TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2),
-            embedding_dim=16,
-            projector_width=32,
-        )
-    ).eval()
+    image = replace(WORDS.image, depths=(1,), num_heads=(2,), num_group_tokens=(0,), num_output_groups=())
+    return small_model(replace(WORDS, image=image)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from groupvit.segmentation import Words, label
 from groupvit.transforms import resize_short_side, to_tensor
 from groupvit.windows import encode_views, windows
 from tests.performance.machine import machine
+from tests.performance.report import report
 
 BAR = 3.0
 BENCHMARKS = {
@@ -194,6 +195,7 @@ def main() -> None:
             f"{result['equal_pixels']:.4%}",
             flush=True,
         )
+    report("evaluate", {f"{name}: ours / straightforward": found["ratio"] for name, found in results.items()})
     if arguments.json:
         print(json.dumps(results))
 

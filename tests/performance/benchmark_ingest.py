@@ -39,6 +39,7 @@ from pipelines.experiments.catalogue import gcc_yfcc_30e
 from pipelines.experiments.config import DataConfig, IngestConfig, TrainingConfig
 from pipelines.ingest.loader import iter_slices, training_slices
 from tests.performance.machine import machine
+from tests.performance.report import report
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()
 NUM_SAMPLES, NUM_IMAGES, WINDOW_SIZE, SLICE_SIZE, NUM_PROMPTS = 4096, 256, 1024, 256, 3
@@ -250,6 +251,7 @@ def main() -> None:
         print(f"Ray Data / {name}: {rate:.2f} of the images/s (bar {bar}: {met}), {cpu_rate:.2f} per CPU second")
     for step, seconds in result["seconds_to_first_slice"].items():
         print(f"first slice when starting at step {step:,}: {seconds:.2f} s")
+    report("ingest", {f"Ray Data / {name}": rate for name, rate in result["ratio"].items()})
     if args.json:
         print(json.dumps(result))
 

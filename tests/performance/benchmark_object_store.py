@@ -22,6 +22,7 @@ from pipelines.experiments.catalogue import gcc_yfcc_30e
 from pipelines.experiments.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
 from tests.performance.benchmark_ingest import SLICE_SIZE, WINDOW_SIZE, make_samples, ray_slices, timed
 from tests.performance.machine import machine
+from tests.performance.report import report
 from tests.support.object_store import ObjectStore
 
 BAR = 0.8
@@ -68,6 +69,7 @@ def main() -> None:
         result = benchmark(args.processes, args.windows, args.repeats, Path(folder))
     met = "met" if result["ratio"] >= BAR else "MISSED"
     print(f"object store / local disk: {result['ratio']:.2f} of the images/s (bar {BAR}: {met})")
+    report("object store", {"object store / local disk": result["ratio"]})
     if args.json:
         print(json.dumps(result))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.demo.memory import PeakMemory
 from tests.performance.machine import machine
+from tests.performance.report import report
 
 BAR = 0.85
 """Least throughput of the sweep, over that of the runs one after the other."""
@@ -104,6 +105,7 @@ def main() -> None:
             print(f"turn {turn + 1}: ratio {ratios[-1]:.2f}", flush=True)
     ratio = statistics.median(ratios)
     print(f"sweep over alone, median of {len(ratios)}: {ratio:.2f} (bar {BAR})")
+    report("sweep", {"sweep / runs one by one": ratio})
     if arguments.json:
         print(json.dumps({"ratio": ratio, "ratios": ratios, "bar": BAR}))
 

@@ -27,6 +27,7 @@ from groupvit.optim import build_optimizer, set_learning_rate
 from groupvit.tokenizer import Tokenizer
 from groupvit.training import Batch, train_step
 from tests.performance.machine import machine
+from tests.performance.report import report
 
 CAPTIONS = (Path(__file__).parent / "captions.txt").read_text().splitlines()
 BARS: dict[tuple[int, Precision], float] = {
@@ -144,6 +145,10 @@ def main() -> None:
                 f"{result['theirs_images_per_second']:5.2f}  ratio {result['ratio']:.2f} (bar {bar})",
                 flush=True,
             )
+    report(
+        "training step",
+        {f"{name.replace('-', ', K=')}: ours / transformers": found["ratio"] for name, found in results.items()},
+    )
     if arguments.json:
         print(json.dumps(results))
 

@@ -67,7 +67,8 @@ class ObjectStore:
         try:
             self.start()
         except BaseException:
-            self.kill()
+            if self._server is not None:
+                self.kill()
             raise
         return self
 

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 from PIL import Image
 
 from groupvit.checkpoint import save
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
-from groupvit.model import GroupViT
+from tests.support.small_model import distinct_model
 
 STARTING_SECONDS = 150
 NOTICE = "CC BY 4.0 <of the tests>"
@@ -27,24 +25,8 @@ COMMAND = (sys.executable, "-m", "pipelines.cli", "app")
 
 def save_checkpoint(folder: Path) -> Path:
     """A small two-stage model whose groups and classes differ."""
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
-        width=32,
-        depths=(1, 1),
-        num_heads=(2, 2),
-        num_group_tokens=(8, 4),
-        num_output_groups=(8, 4),
-    )
-    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
-    model = GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "text" not in name:
-                parameter.mul_(6)
     segmentation = {"short_side": 64, "window": None, "background_threshold": 0.12}
-    save(folder, model, state={"config": {"segmentation": segmentation}, "license": NOTICE})
+    save(folder, distinct_model(), state={"config": {"segmentation": segmentation}, "license": NOTICE})
     return folder
 
 

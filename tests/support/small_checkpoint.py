@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from groupvit.checkpoint import save
-from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
+from groupvit.config import SegmentationConfig
 from groupvit.decode import decode_image
 from groupvit.model import GroupViT
 from groupvit.segmentation import pixel_groups
@@ -18,25 +19,16 @@ from groupvit.tokenizer import Tokenizer
 from groupvit.windows import encode_views
 from groupvit.zero_shot import class_embeddings
 from tests.support.miniatures import Photo
+from tests.support.small_model import WORDS, small_model
 
 TAUGHT = {5: "bottle", 6: "bus", 7: "car", 9: "chair", 15: "person", 18: "sofa", 0: "wall"}
 """VOC's values in the photos, and a word for each; the last is for groups that have nothing of the others."""
 
 
-def small_model() -> GroupViT:
+def contrasting_model() -> GroupViT:
     """Two grouping stages, 16-pixel patches, images of 64 pixels; larger weights than at the start of training."""
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(
-        image_size=64,
-        patch_size=16,
-        width=32,
-        depths=(1, 1),
-        num_heads=(2, 2),
-        num_group_tokens=(8, 8),
-        num_output_groups=(8, 8),
-    )
-    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
-    model = GroupViT(ModelConfig(image=image, text=text, embedding_dim=64, projector_width=256))
+    image = replace(WORDS.image, image_size=64, patch_size=16, num_group_tokens=(8, 8), num_output_groups=(8, 8))
+    model = small_model(replace(WORDS, image=image, embedding_dim=64, projector_width=256))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and (not name.startswith("text_encoder") or "token_embedding" in name):
@@ -47,7 +39,7 @@ def small_model() -> GroupViT:
 
 def write_small_checkpoint(folder: Path, photos: Sequence[Photo] = (), state: dict[str, Any] | None = None) -> str:
     """The model, taught what is in the photos if there are any."""
-    model = small_model()
+    model = contrasting_model()
     if photos:
         teach(model, photos)
     save(folder, model, state=state)

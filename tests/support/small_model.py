@@ -1,4 +1,6 @@
-"""A small two-stage model and random batches for it."""
+"""The small models of all tests, and random batches. A test that needs another one replaces a field or two."""
+
+from dataclasses import replace
 
 import torch
 
@@ -21,6 +23,22 @@ SMALL = ModelConfig(
     projector_width=64,
 )
 
+WORDS = replace(
+    SMALL,
+    image=replace(
+        SMALL.image, patch_size=8, depths=(1, 1), num_heads=(2, 2), num_group_tokens=(8, 4), num_output_groups=(8, 4)
+    ),
+    text=TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2),
+    projector_width=32,
+)
+"""Reads words: the tokeniser's whole vocabulary. Both its stages have a grouping block."""
+OFFICIAL = replace(
+    WORDS,
+    image=replace(WORDS.image, width=64, depths=(1, 1, 1), num_heads=(1, 1, 1), num_group_tokens=(8, 4, 0)),
+    text=TextEncoderConfig(width=64, depth=1, num_heads=1),
+)
+"""Of the released models' make, down to heads of 64 channels, so that it goes into every format."""
+
 
 def small_model(config: ModelConfig = SMALL, seed: int = 0) -> GroupViT:
     """A model with seeded random weights, without touching the global generator."""
@@ -29,20 +47,20 @@ def small_model(config: ModelConfig = SMALL, seed: int = 0) -> GroupViT:
         return GroupViT(config)
 
 
+def distinct_model(config: ModelConfig = WORDS, seed: int = 0) -> GroupViT:
+    """Larger weights than at the start of training, so that groups and classes differ."""
+    model = small_model(config, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "text" not in name:
+                parameter.mul_(6)
+    return model
+
+
 def one_stage_model() -> GroupViT:
-    """A model with one grouping stage and the whole vocabulary, always the same weights; in evaluation mode."""
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
-        width=32,
-        depths=(1,),
-        num_heads=(2,),
-        num_group_tokens=(4,),
-        num_output_groups=(4,),
-    )
-    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
-    return GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32)).eval()
+    """WORDS with one grouping stage, always the same weights; in evaluation mode."""
+    image = replace(WORDS.image, depths=(1,), num_heads=(2,), num_group_tokens=(4,), num_output_groups=(4,))
+    return small_model(replace(WORDS, image=image)).eval()
 
 
 def random_batch(size: int, seed: int, num_prompts: int = 3) -> Batch:

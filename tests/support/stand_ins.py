@@ -17,9 +17,8 @@ from PIL import Image
 from pyarrow import fs
 
 from groupvit.checkpoint import save
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig, to_dict
+from groupvit.config import to_dict
 from groupvit.interop.official import to_official
-from groupvit.model import GroupViT
 from pipelines import storage
 from pipelines.cli.main import main
 from pipelines.experiments.catalogue import EXPERIMENTS
@@ -27,6 +26,7 @@ from tests.support.evaluation_folder import write_evaluation
 from tests.support.hugging_face import small_hugging_face
 from tests.support.image_server import ImageServer
 from tests.support.miniatures import Photo, png, write_ade20k, write_coco, write_imagenet, write_voc
+from tests.support.small_model import OFFICIAL, small_model
 
 SCENES = ["--num-training-scenes", "64", "--num-calibration-scenes", "2", "--num-validation-scenes", "2"]
 """Sizes of the demo's data that are soon made."""
@@ -81,19 +81,19 @@ class StandIns:
         Image.fromarray(pixels.repeat(10, axis=0).repeat(10, axis=1)).save(file)
 
     def _released_weights(self, file: Path) -> None:
-        torch.save({"model": to_official(small_model())}, file)
+        torch.save({"model": to_official(small_model(OFFICIAL))}, file)
 
     def _hugging_face(self, folder: Path) -> None:
         small_hugging_face(folder)
 
     def _checkpoint(self, folder: Path) -> None:
-        save(folder, small_model())
+        save(folder, small_model(OFFICIAL))
 
     def _run(self, folder: Path) -> None:
         """A run of an experiment of its name (else the paper's), as far as is read of one that was made elsewhere."""
         experiment = EXPERIMENTS.get(folder.name, EXPERIMENTS["gcc_yfcc_30e"])()
         state = {"step": 100, "train_seconds": 1000.0, "config": to_dict(experiment)}
-        save(folder / "checkpoints/step-00000100", small_model(), state=state)
+        save(folder / "checkpoints/step-00000100", small_model(OFFICIAL), state=state)
 
     def _evaluation(self, folder: Path) -> None:
         seed = ord(folder.name)
@@ -142,22 +142,6 @@ STAND_INS: Mapping[str, Callable[[StandIns, Path], None]] = {
 }
 KNOWN_BY: Mapping[Callable[[StandIns, Path], None], tuple[str, ...]] = {StandIns._benchmarks: ("VOCdevkit",)}
 """What shows that it is there, where the folder may hold other things as well."""
-
-
-def small_model() -> GroupViT:
-    """Random weights; of the released models' make, down to heads of 64 channels, so that it goes into every format."""
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
-        width=64,
-        depths=(1, 1, 1),
-        num_heads=(1, 1, 1),
-        num_group_tokens=(8, 4, 0),
-        num_output_groups=(8, 4),
-    )
-    text = TextEncoderConfig(width=64, depth=1, num_heads=1)
-    return GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32)).eval()
 
 
 def _drawn_photos() -> list[Photo]:

@@ -1,5 +1,7 @@
 """Our full-size model against `transformers.GroupViTModel` with the same random weights, both ways."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GroupViTConfig, GroupViTModel
@@ -8,6 +10,7 @@ from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
 from groupvit.interop import official
 from groupvit.model import GroupViT
 from tests.support.hugging_face import assert_same_outputs, randomise, some_texts
+from tests.support.small_model import OFFICIAL
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +38,10 @@ def test_round_trip_is_exact(hugging_face: GroupViTModel) -> None:
 
 def test_exported_one_stage_model_equals_ours() -> None:
     torch.manual_seed(1)
-    config = ModelConfig(
-        image=ImageEncoderConfig(
-            image_size=32,
-            patch_size=8,
-            width=64,
-            depths=(2, 1),
-            num_heads=(4, 4),
-            num_group_tokens=(6, 0),
-            num_output_groups=(4,),
-        ),
-        text=TextEncoderConfig(width=64, depth=2, num_heads=2),
+    config = replace(
+        OFFICIAL,
+        image=replace(OFFICIAL.image, depths=(2, 1), num_heads=(4, 4), num_group_tokens=(6, 0), num_output_groups=(4,)),
+        text=replace(OFFICIAL.text, depth=2, num_heads=2),
         embedding_dim=32,
         projector_width=128,
     )

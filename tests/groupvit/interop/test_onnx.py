@@ -1,6 +1,7 @@
 """The ONNX graphs, run by ONNX Runtime, against the model: any batch, any image size, any length of text."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,30 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.config import ModelConfig, TextEncoderConfig
 from groupvit.interop.onnx import IMAGE_GRAPH, TEXT_GRAPH, cubic_weights, export_onnx
 from groupvit.model import GroupViT
 from groupvit.windows import group_maps
 from tests.support.hugging_face import randomise
-from tests.support.small_model import SMALL, small_model
+from tests.support.small_model import SMALL, WORDS, small_model
 
 TOLERANCE = 1e-4
-CONVOLUTIONAL = ModelConfig(
-    image=ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
+CONVOLUTIONAL = replace(
+    WORDS,
+    image=replace(
+        WORDS.image,
         stem="convolutional",
-        width=32,
-        depths=(1, 1),
-        num_heads=(2, 2),
         num_group_tokens=(4, 0),
         num_output_groups=(4,),
         assignment="soft",
         group_residual=False,
     ),
     text=SMALL.text,
-    embedding_dim=16,
-    projector_width=32,
 )
 
 
@@ -122,11 +118,9 @@ def test_cubic_weights_are_those_of_interpolate(num_out: int, num_in: int) -> No
 
 
 def test_a_model_without_groups_is_refused(tmp_path: Path) -> None:
-    image = ImageEncoderConfig(
-        image_size=16, patch_size=8, width=8, depths=(1,), num_heads=(1,), num_group_tokens=(0,), num_output_groups=()
-    )
+    image = replace(WORDS.image, depths=(1,), num_heads=(2,), num_group_tokens=(0,), num_output_groups=())
     with pytest.raises(ValueError, match=r"num_output_groups=\(\)"):
-        export_onnx(GroupViT(ModelConfig(image=image, text=SMALL.text, projector_width=8)), tmp_path, {})
+        export_onnx(small_model(replace(WORDS, image=image)), tmp_path, {})
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def wait_for_checkpoint(run: RunFolder) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_a_run_is_submitted_stopped_and_resumed(cluster: Cluster, tmp_path: Path) -> None:
     runs, data = tmp_path / "runs", write_noise(str(tmp_path / "data"))
@@ -282,7 +282,7 @@ def test_a_run_is_submitted_stopped_and_resumed(cluster: Cluster, tmp_path: Path
     assert "s3cr3t-of-mine" not in told
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_followed_job_ends_with_its_own_exit_code(cluster: Cluster, tmp_path: Path) -> None:
     command = f"pretrain debug --data {tmp_path}/none --training.runs-folder {tmp_path} --training.run-name bad"
     text = cluster.submit(*command.split(), "--allow-local-paths", "--follow", exit_code=2)
@@ -290,7 +290,7 @@ def test_a_followed_job_ends_with_its_own_exit_code(cluster: Cluster, tmp_path: 
     assert "pretrain-bad-1 failed: Job entrypoint command failed with exit code 2" in text.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_what_the_cluster_can_never_give_is_said_at_once(cluster: Cluster, tmp_path: Path) -> None:
     command = f"pretrain debug {S3} --ingest.slice-size 4 --training.run-name wide --training.num-workers"
     text = cluster.submit(*command.split(), "8", exit_code=2)
@@ -308,7 +308,7 @@ def test_what_the_cluster_can_never_give_is_said_at_once(cluster: Cluster, tmp_p
     assert "the machines did not come within wait_minutes=0.05" in text
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_tokens_are_asked_for(cluster: Cluster) -> None:
     assert "the cluster refuses the token" in cluster.submit("list", RAY_AUTH_TOKEN=secrets.token_hex(32), exit_code=2)
     assert "the cluster asks for a token" in cluster.submit("list", RAY_AUTH_MODE="disabled", exit_code=2)

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from pipelines.cli.main import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(900)]
 
 KEYS = {
     *("seen_miou", "unseen_miou", "untrained_miou", "all_background_miou", "no_grouping_miou", "train_seconds"),

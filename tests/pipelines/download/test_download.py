@@ -159,7 +159,7 @@ def test_retry_fetches_what_failed_and_touches_nothing_else(site, downloaded, tm
     )
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_killed_again_and_again_it_ends_as_if_it_had_not_been(site, tmp_path):
     site.available.clear()
     rng = random.Random(0)
@@ -221,7 +221,7 @@ def test_a_missing_bucket_is_said_in_one_line(site, bucket, tmp_path):
     assert code > 0 and "there is no bucket 'nobucket'" in printed and printed.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_process_that_is_killed_ends_the_round_and_not_the_waiting(capsys):
     from pipelines.download.fetching import run_on_this_machine
 

@@ -116,6 +116,7 @@ def test_results_land_at_their_steps_and_the_training_is_the_same(folders: dict[
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.chaos
 def test_a_killed_driver_continues_with_what_is_missing(folders: dict[str, str]) -> None:
     """Killed after the first result, with more to come; the same command then evaluates each step once more at most."""
     config = make_config(folders, "killed")

@@ -17,9 +17,8 @@ from PIL import Image
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from groupvit.checkpoint import load, save
-from groupvit.config import ImageEncoderConfig, ModelConfig, SegmentationConfig, TextEncoderConfig
+from groupvit.config import SegmentationConfig
 from groupvit.metrics import confusion_matrix, segmentation_metrics
-from groupvit.model import GroupViT
 from groupvit.protocols import protocol_of
 from groupvit.segmentation import predict
 from groupvit.tokenizer import Tokenizer
@@ -29,6 +28,7 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.evaluate import CANDIDATE_THRESHOLDS, evaluate
 from tests.support.local_cluster import local_cluster
 from tests.support.scenes_folder import CLASSES, write_scenes
+from tests.support.small_model import distinct_model
 
 WHOLE = SegmentationConfig(short_side=64, window=None, background_threshold=0.12)
 NUM_SCENES = 40
@@ -42,28 +42,8 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        image=ImageEncoderConfig(
-            image_size=32,
-            patch_size=8,
-            width=32,
-            depths=(1, 1),
-            num_heads=(2, 2),
-            num_group_tokens=(8, 4),
-            num_output_groups=(8, 4),
-        ),
-        text=TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2),
-        embedding_dim=16,
-        projector_width=32,
-    )
-    model = GroupViT(config)
-    with torch.no_grad():  # larger weights than at the start of training, so that groups and classes differ
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "text" not in name:
-                parameter.mul_(6)
     folder = tmp_path_factory.mktemp("checkpoints") / "random"
-    save(folder, model)
+    save(folder, distinct_model())
     return str(folder)
 
 

@@ -9,11 +9,11 @@ from groupvit.config import SegmentationConfig
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.evaluation.scoring import Method, Scorer, Task
 from tests.support.scenes_folder import write_scenes
-from tests.support.small_checkpoint import small_model
+from tests.support.small_checkpoint import contrasting_model
 
 
 def test_a_score_that_is_not_finite_ends_the_evaluation_and_names_the_image(tmp_path: Path) -> None:
-    model = small_model()
+    model = contrasting_model()
     with torch.no_grad():
         model.image_projector.out.bias[0] = torch.inf
     dataset = open_scenes(str(write_scenes(tmp_path / "scenes", 3)))

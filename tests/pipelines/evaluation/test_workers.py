@@ -19,6 +19,8 @@ from tests.support.local_cluster import local_cluster
 from tests.support.scenes_folder import write_scenes
 from tests.support.small_model import one_stage_model
 
+pytestmark = pytest.mark.chaos
+
 NUM_SCENES = 10 * SCENES_PER_BLOCK
 
 

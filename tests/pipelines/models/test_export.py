@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 from groupvit.checkpoint import load, load_state, save
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.config import ModelConfig
 from groupvit.interop.model_card import license_of
 from groupvit.model import GroupViT
 from groupvit.tokenizer import Tokenizer, clean, mend
@@ -21,22 +21,9 @@ from pipelines import storage
 from pipelines.cli.main import main
 from tests.support.golden import golden_encoder, golden_weights
 from tests.support.hugging_face import randomise, some_texts
+from tests.support.small_model import OFFICIAL
 
 NOTICE = "Only on Sundays: see https://example.org/sundays."
-CONFIG = ModelConfig(
-    image=ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
-        width=64,
-        depths=(1, 1, 1),
-        num_heads=(1, 1, 1),
-        num_group_tokens=(6, 3, 0),
-        num_output_groups=(6, 3),
-    ),
-    text=TextEncoderConfig(width=64, depth=1, num_heads=1),
-    embedding_dim=16,
-    projector_width=32,
-)
 TEXTS = [
     "a photo of a cat.",
     "  White\tspace \n everywhere　",
@@ -56,7 +43,7 @@ TEXTS = [
 ]
 
 
-def make_checkpoint(folder: Path, config: ModelConfig = CONFIG, state: dict[str, Any] | None = None) -> Path:
+def make_checkpoint(folder: Path, config: ModelConfig = OFFICIAL, state: dict[str, Any] | None = None) -> Path:
     torch.manual_seed(0)
     model = GroupViT(config)
     randomise(model)
@@ -206,8 +193,8 @@ def test_to_object_storage(checkpoint: Path, bucket: str, capsys: pytest.Capture
 def test_options_that_others_have_not_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: object, to: str
 ) -> None:
-    image = dataclasses.replace(CONFIG.image, **{option: value})
-    source = make_checkpoint(tmp_path / "mine", dataclasses.replace(CONFIG, image=image))
+    image = dataclasses.replace(OFFICIAL.image, **{option: value})
+    source = make_checkpoint(tmp_path / "mine", dataclasses.replace(OFFICIAL, image=image))
     assert main(["export", "--checkpoint", str(source), "--to", to, "--out", str(tmp_path / "out")]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert f"image.{option}={value!r} has no counterpart" in line

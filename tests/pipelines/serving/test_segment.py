@@ -6,32 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from groupvit.checkpoint import save
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
-from groupvit.model import GroupViT
 from pipelines.cli.main import main
 from pipelines.errors import PartlyDone
 from pipelines.serving.segment import SegmentConfig, segment
+from tests.support.small_model import WORDS, small_model
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    image = ImageEncoderConfig(
-        image_size=32,
-        patch_size=8,
-        width=32,
-        depths=(1, 1, 1),
-        num_heads=(2, 2, 2),
-        num_group_tokens=(8, 4, 0),
-        num_output_groups=(8, 4),
-    )
-    text = TextEncoderConfig(context_length=20, width=32, depth=1, num_heads=2)
     folder = tmp_path_factory.mktemp("checkpoints") / "random"
-    save(folder, GroupViT(ModelConfig(image=image, text=text, embedding_dim=16, projector_width=32)))
+    save(folder, small_model(WORDS))
     return str(folder)
 
 

@@ -17,7 +17,7 @@ from tests.support.chromium import CHROMEDRIVER, CHROMIUM, OPTIONS
 from tests.support.running_app import portrait
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.timeout(300),
     pytest.mark.skipif(CHROMEDRIVER is None or CHROMIUM is None, reason="chromium and chromedriver are not on PATH"),
 ]

@@ -16,7 +16,7 @@ from tests.support.sweep_pages import SweepPages, browser
 from tests.support.trial_records import grid
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.browser,
     pytest.mark.timeout(600),
     pytest.mark.skipif(CHROMEDRIVER is None or CHROMIUM is None, reason="chromium and chromedriver are not on PATH"),
 ]
