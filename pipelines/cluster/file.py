@@ -87,8 +87,17 @@ def _missing(cluster: Mapping[str, Any]) -> Iterator[str]:
         for name, kind in types.items():
             if not isinstance(kind, Mapping) or "node_config" not in kind:
                 yield f"available_node_types.{name}.node_config is missing: give e.g. {{InstanceType: m6i.4xlarge}}"
+            elif provider["type"] == "aws" and _has_gpus(kind) and not kind["node_config"].get("ImageId"):
+                yield (
+                    f"available_node_types.{name}.node_config.ImageId is missing, and the driver of Ray's default "
+                    "image of 2022 is too old for its GPUs: give one, as in ray-cluster.yaml"
+                )
     if not (cluster.get("auth") or {}).get("ssh_user"):
         yield "auth.ssh_user is missing: give the user that may log in, e.g. ubuntu"
+
+
+def _has_gpus(kind: Mapping[str, Any]) -> bool:
+    return bool((kind.get("resources") or {}).get("GPU"))
 
 
 def _check_schema(path: str, cluster: dict[str, Any]) -> None:

@@ -55,6 +55,11 @@ def test_ours_is_right(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("head_node_type", DROP, "head_node_type is missing: give one of head, cpu"),
         ("head_node_type", "haed", "head_node_type=haed is not a node type"),
         ("available_node_types/cpu/node_config", DROP, "available_node_types.cpu.node_config is missing"),
+        (
+            "available_node_types/gpu-spot/node_config/ImageId",
+            DROP,
+            "available_node_types.gpu-spot.node_config.ImageId is missing, and the driver of Ray's default image",
+        ),
         ("auth", DROP, "auth.ssh_user is missing"),
         ("max_worker", 3, "max_worker is not a key of cluster files: did you mean max_workers?"),
         ("available_node_types/cpu/max_worker", 3, "available_node_types.cpu.max_worker is not a key"),
