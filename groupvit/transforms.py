@@ -107,19 +107,29 @@ def finish(images: torch.Tensor, erase_boxes: torch.Tensor, noise_seeds: torch.T
         that it is the same on every device.
     """
     output = normalize(images)
+    boxes = erase_boxes.tolist()
+    sizes = [3 * height * width for _, _, height, width in boxes]
+    noise = torch.empty(sum(sizes), pin_memory=images.is_cuda)
     generator = torch.Generator()
-    for image, (top, left, height, width), seed in zip(output, erase_boxes.tolist(), noise_seeds.tolist(), strict=True):
+    for part, seed in zip(noise.split(sizes), noise_seeds.tolist(), strict=True):
+        if len(part):
+            part.normal_(generator=generator.manual_seed(seed))
+    noise = noise.to(images.device, non_blocking=True)  # one copy, for which nothing waits
+    for image, (top, left, height, width), part in zip(output, boxes, noise.split(sizes), strict=True):
         if height:
-            noise = torch.randn(3, height, width, generator=generator.manual_seed(seed))
-            image[:, top : top + height, left : left + width] = noise.to(image.device)
+            image[:, top : top + height, left : left + width] = part.view(3, height, width)
     return output
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Normalise images uint8 [...,3,H,W] → float32 of the same shape, by ImageNet's mean and standard deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    mean, std = (_channels(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def _channels(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
+    """Make float32 [3,1,1] on the device itself: the host would wait for a copy."""
+    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 
 def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:

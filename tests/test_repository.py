@@ -122,7 +122,7 @@ def test_ci_stops_at_the_first_failure(tmp_path):
     make = tmp_path / "make"
     make.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\ntest "$1" != check\n')
     make.chmod(0o755)
-    for tool in ("chromedriver", "ip", "sshd", "rsync"):
+    for tool in ("cc", "chromedriver", "ip", "sshd", "rsync"):
         (tmp_path / tool).symlink_to(make)  # nothing is installed by a test
     done = subprocess.run([ROOT / ".ci/run"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
     assert done.returncode != 0

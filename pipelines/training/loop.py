@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -149,13 +150,20 @@ def to_batch(item: Slice, device: torch.device) -> Batch:
     """Converts a slice to a micro-batch on `device`. The images are normalised and erased there."""
     return Batch(
         images=finish(
-            torch.tensor(item["image"], device=device),
+            _sent(item["image"], torch.uint8, device),
             torch.tensor(item["erase_box"]),
             torch.tensor(item["noise_seed"]),
         ),
-        token_ids=torch.tensor(item["token_ids"], device=device, dtype=torch.int64),
-        prompt_keys=torch.tensor(item["prompt_keys"], device=device, dtype=torch.int64),
+        token_ids=_sent(item["token_ids"], torch.int64, device),
+        prompt_keys=_sent(item["prompt_keys"], torch.int64, device),
     )
+
+
+def _sent(array: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copies an array to the device, to a GPU through pinned memory so that the host does not wait."""
+    held = torch.empty(array.shape, dtype=dtype, pin_memory=device.type == "cuda")
+    held.numpy()[...] = array
+    return held.to(device, non_blocking=True)
 
 
 def _next_slice(context: WorkerContext, config: ExperimentConfig, step: int, index: int) -> Slice:

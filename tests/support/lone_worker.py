@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from groupvit.config import Precision
 from pipelines.experiments.config import ExperimentConfig, IngestConfig, TrainingConfig
 from pipelines.ingest.plan import Slice
 from pipelines.runs.folder import RunFolder
@@ -18,28 +19,36 @@ SLICE = 4
 
 
 def lone_config(runs: Path, **training: Any) -> ExperimentConfig:
-    fixed: dict[str, Any] = {"global_batch_size": SLICE, "precision": "float32", "checkpoint_every_n_steps": 1}
+    fixed: dict[str, Any] = {
+        "num_steps": 2,
+        "global_batch_size": SLICE,
+        "precision": "float32",
+        "checkpoint_every_n_steps": 1,
+    }
     return ExperimentConfig(
         name="small",
         model=SMALL,
         ingest=IngestConfig(slice_size=SLICE),
-        training=TrainingConfig(num_steps=2, runs_folder=str(runs), **{**fixed, **training}),
+        training=TrainingConfig(runs_folder=str(runs), **{**fixed, **training}),
     )
 
 
-def slices(first_step: int, num_prompts: int) -> Iterator[Slice]:
-    """Random images and texts, endless."""
-    rng = np.random.default_rng(0)
-    position = first_step * SLICE
+def slices(position: int, num_prompts: int) -> Iterator[Slice]:
+    """Slices from this position on, endless: random images, some with an erased rectangle, and texts of any length."""
     while True:
+        rng = np.random.default_rng(position)
         ids = rng.integers(1, 99, (SLICE, 1 + num_prompts, 16)).astype(np.int32)
-        ids[:, :, -1] = 99
+        ends = rng.integers(2, 16, (SLICE, 1 + num_prompts, 1))
+        np.put_along_axis(ids, ends, 99, axis=2)
+        ids[np.arange(16) > ends] = 0
+        erase_box = np.zeros((SLICE, 4), np.int16)
+        erase_box[::2] = 2, 3, 9, 7
         yield {
             "image": rng.integers(0, 256, (SLICE, 3, 32, 32), dtype=np.uint8),
             "token_ids": ids,
             "prompt_keys": rng.integers(0, 5, (SLICE, num_prompts)),
-            "erase_box": np.zeros((SLICE, 4), np.int16),
-            "noise_seed": np.zeros(SLICE, np.int64),
+            "erase_box": erase_box,
+            "noise_seed": rng.integers(0, 2**62, SLICE),
             "position": np.arange(position, position + SLICE),
             "source": np.zeros(SLICE, np.int8),
             "substituted": np.zeros(SLICE, bool),
@@ -47,17 +56,25 @@ def slices(first_step: int, num_prompts: int) -> Iterator[Slice]:
         position += SLICE
 
 
-def train_alone(config: ExperimentConfig, runs: Path, tracker: Tracker | None = None) -> RunFolder:
+def train_alone(
+    config: ExperimentConfig,
+    runs: Path,
+    tracker: Tracker | None = None,
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> RunFolder:
+    """Trains the run `small` in `runs` from its newest checkpoint to the last step."""
     run = RunFolder(str(runs / "small"))
     first_step = run.latest_step()
     context = WorkerContext(
         rank=0,
         world_size=1,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         group=None,
-        precision="float32",
+        precision=precision,
         first_step=first_step,
-        slices=slices(first_step, config.loss.num_prompts),
+        slices=slices(first_step * config.training.global_batch_size, config.loss.num_prompts),
         say=lambda line: None,
         tracker=tracker,
         watch=lambda done, values: None,

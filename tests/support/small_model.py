@@ -42,7 +42,7 @@ OFFICIAL = replace(
 
 def small_model(config: ModelConfig = SMALL, seed: int = 0) -> GroupViT:
     """A model with seeded random weights, without touching the global generator."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GroupViT(config)
 

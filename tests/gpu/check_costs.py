@@ -1,0 +1,68 @@
+"""How often the host waits for the device in training, by place. Who removes a wait lowers its number here."""
+
+from collections.abc import Callable
+from functools import partial
+
+from groupvit.config import OptimizerConfig
+from groupvit.optim import build_optimizer
+from groupvit.training import compute_gradients, train_step
+from tests.gpu.check_training import LOSSES, batches
+from tests.support.pretend_cuda import Log
+from tests.support.small_model import small_model
+
+TOWER = {
+    "groupvit/text_encoder.py TextEncoder.forward: sync, unique_dim": 1,
+    "groupvit/text_encoder.py TextEncoder._encode: sync, _local_scalar_dense": 1,
+    "groupvit/packing.py pack: sync, tolist": 1,
+    "groupvit/packing.py pack: copy, 1-D int64": 1,
+    "groupvit/packing.py pack: sync, repeat_interleave without output_size": 1,
+}
+"""Waits of one pass through the towers. With several micro-batches there are two passes for each."""
+LOSS = {
+    "shared": {"groupvit/losses.py multi_label_contrastive_loss: sync, _unique2": 1},
+    "mixture": {
+        "groupvit/losses.py segment_mixture_loss: sync, _unique2": 1,
+        "groupvit/losses.py segment_mixture_loss: sync, nonzero": 1,
+    },
+}
+"""Waits of a loss that is not the paper's, once per step."""
+
+
+def expect_waits(log: Log, expected: dict[str, int]) -> None:
+    """Compares the waits since the log was cleared."""
+    found = {f"{event.place}: {event.kind}, {event.what}": n for event, n in log.of("sync", "copy").items()}
+    wrong = {place: count for place, count in found.items() if count != expected.get(place)}
+    gone = expected.keys() - found.keys()
+    assert not wrong and not gone, f"waits whose number is not the expected one: {wrong}; gone: {gone}"
+
+
+def of_slice(log: Log) -> None:
+    batches("cuda", 1, LOSSES["paper"])
+    expect_waits(log, {})
+
+
+def of_gradients(log: Log, *, loss: str, parts: int) -> None:
+    model, micro_batches = small_model().to("cuda").train(), batches("cuda", parts, LOSSES[loss])
+    log.events.clear()
+    compute_gradients(model, micro_batches, loss=LOSSES[loss], seed=0, step=0, precision="bfloat16")
+    passes = 1 if parts == 1 else 2 * parts
+    expect_waits(log, {place: passes * count for place, count in TOWER.items()} | LOSS.get(loss, {}))
+
+
+def of_update(log: Log) -> None:
+    model, micro_batches = small_model().to("cuda").train(), batches("cuda", 1, LOSSES["paper"])
+    optimizer = build_optimizer(model, OptimizerConfig())
+    log.events.clear()
+    for step in range(2):  # the first makes the optimiser's state
+        train_step(model, optimizer, micro_batches, loss=LOSSES["paper"], seed=0, step=step, clip_grad_norm=5.0)
+    expect_waits(log, {place: 2 * count for place, count in TOWER.items()})
+
+
+CHECKS: dict[str, Callable[[Log], None]] = {
+    "costs: a slice": of_slice,
+    "costs: one micro-batch": partial(of_gradients, loss="paper", parts=1),
+    "costs: two micro-batches": partial(of_gradients, loss="paper", parts=2),
+    "costs: shared positives": partial(of_gradients, loss="shared", parts=1),
+    "costs: mixture": partial(of_gradients, loss="mixture", parts=1),
+    "costs: clipping and AdamW": of_update,
+}
