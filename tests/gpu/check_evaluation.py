@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from groupvit import interop
 from groupvit.config import Precision, SegmentationConfig
+from groupvit.model import GroupViT
 from groupvit.protocols import unified_protocol
 from groupvit.segmentation import Words, label, oracle, predict_groups, segment_logits, usage
 from groupvit.segmenter import Segmenter
@@ -26,7 +27,7 @@ from pipelines.evaluation.scoring import Method, Scorer, Task
 from tests.support.golden import assert_near, golden_encoder, golden_tensors, golden_weights, outputs
 from tests.support.pretend_cuda import Log, values
 from tests.support.scenes_folder import write_scenes
-from tests.support.small_checkpoint import small_model
+from tests.support.small_checkpoint import contrasting_model
 
 IMAGE = np.random.default_rng(5).integers(0, 256, (70, 93, 3), dtype=np.uint8)
 WORDS = ("dog", ("cat", "kitten"), "grass", "sky", "tree", "road")
@@ -55,7 +56,7 @@ def golden(log: Log, *, name: str) -> None:
 
 
 def _label_map(device: str, protocol: SegmentationConfig, precision: Precision) -> NDArray[np.uint8]:
-    model, tokenizer = small_model().to(device), Tokenizer()
+    model, tokenizer = contrasting_model().to(device), Tokenizer()
     classes = class_embeddings(model, tokenizer, WORDS, protocol.templates)
     prompts = protocol.background_prompts
     background = class_embeddings(model, tokenizer, prompts, protocol.templates) if prompts else None
@@ -84,7 +85,7 @@ def scores(log: Log) -> None:
         task = Task(dataset=dataset, methods=methods, details=True, drawn=frozenset([0]))
         block = next(iter(dataset.blocks(range(2), 2)))
         found, expected = (
-            Scorer(small_model(), num_threads=1, device=device).score(task, block) for device in ("cuda", "cpu")
+            Scorer(contrasting_model(), num_threads=1, device=device).score(task, block) for device in ("cuda", "cpu")
         )
     assert found.confusion.keys() == expected.confusion.keys()
     assert all(np.array_equal(found.confusion[key], expected.confusion[key]) for key in expected.confusion)
@@ -95,7 +96,7 @@ def classifies(log: Log) -> None:
     dataset: Any = SimpleNamespace(read=lambda block: iter(images))
 
     def hits(device: str) -> Any:
-        worker = Classifier(small_model(), num_threads=1, device=device)
+        worker = Classifier(contrasting_model(), num_threads=1, device=device)
         embeddings = worker.embed(("a photo of a {}.",), ("dog", "cat", "tree", "car", "bird", "cow"))
         task: Any = SimpleNamespace(embeddings=embeddings, batch_size=2, dataset=dataset, precision="float32")
         return worker.count_hits(task, None)
@@ -104,9 +105,16 @@ def classifies(log: Log) -> None:
     assert np.array_equal(found.top1, expected.top1) and np.array_equal(found.top5, expected.top5)
 
 
+def on_both() -> list[GroupViT]:
+    """The same model on the GPU and on the CPU."""
+    return [contrasting_model().to(device) for device in ("cuda", "cpu")]
+
+
 def segments(log: Log) -> None:
     found, expected = (
-        Segmenter(small_model().to(device), PAPER, Tokenizer(), precision="float32").segment(IMAGE, ["dog", "cat"])
+        Segmenter(contrasting_model().to(device), PAPER, Tokenizer(), precision="float32").segment(
+            IMAGE, ["dog", "cat"]
+        )
         for device in ("cuda", "cpu")
     )
     assert np.array_equal(found.labels, expected.labels)
@@ -117,13 +125,14 @@ def computes_logits(log: Log) -> None:
     image = torch.randn(1, 3, 64, 96, generator=generator)
     classes = torch.nn.functional.normalize(torch.randn(5, 64, generator=generator), dim=-1)
     found, expected = (
-        segment_logits(small_model().to(device), image.to(device), classes.to(device)) for device in ("cuda", "cpu")
+        segment_logits(contrasting_model().to(device), image.to(device), classes.to(device))
+        for device in ("cuda", "cpu")
     )
     assert_near(values(found), expected)
 
 
 def maps_groups(log: Log) -> None:
-    found, expected = (predict_groups(small_model().to(device), IMAGE, PAPER) for device in ("cuda", "cpu"))
+    found, expected = (predict_groups(model, IMAGE, PAPER) for model in on_both())
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
