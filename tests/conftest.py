@@ -2,12 +2,12 @@
 store.
 """
 
-import multiprocessing.process
 import os
 import signal
 import sys
 import uuid
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
@@ -50,7 +50,7 @@ def fast(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.config.getoption("--fast"):
             sys.addaudithook(skip_at_start)
-            patch.setattr(multiprocessing.process.BaseProcess, "start", skip)
+            patch.setattr(BaseProcess, "start", skip)
         yield
 
 

@@ -26,7 +26,7 @@ from tests.support.url_list_files import rows_of
         ("x.csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "is an xls workbook"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         ("x.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
-        ("x.tsv", gzip.compress(b"url\tcaption\n"), "is compressed with gzip; add .gz"),
+        ("x.tsv", gzip.compress(b"url\tcaption\n", mtime=0), "is compressed with gzip; add .gz"),
         ("x.tsv", bz2.compress(b"url\tcaption\n"), "is compressed with bzip2; add .bz2"),
         ("x.tsv.gz", b"url\tcaption\nu\tc\n", "is not compressed with gz"),
         ("x.json", b'[{"url": "u", "caption": "c"},\n{"url" "u"}]', "line 2: is not JSON (Expecting ':' delimiter"),
