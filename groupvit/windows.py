@@ -22,7 +22,6 @@ from groupvit.config import Precision, SegmentationConfig
 from groupvit.image_encoder import ImageFeatures
 from groupvit.model import GroupViT
 from groupvit.precision import autocast
-from groupvit.prepacked import prepacked
 from groupvit.transforms import resize_short_side, to_tensor
 
 TOKENS_PER_PASS = 1024
@@ -164,7 +163,6 @@ def _encode(
     by_size: dict[torch.Size, list[int]] = {}
     for position, (_, pixels) in enumerate(crops):
         by_size.setdefault(pixels.shape, []).append(position)
-    encoder = prepacked(model.image_encoder) if precision == "float32" else model.image_encoder
     encoded: dict[int, Window] = {}
     for (_, height, width), positions in by_size.items():
         at_once = batch_size
@@ -175,7 +173,7 @@ def _encode(
             batch = positions[start : start + at_once]
             images = torch.stack([crops[position][1] for position in batch]).to(device)
             with autocast(device, precision):
-                features = encoder(images).to_float32()
+                features = model.image_encoder(images).to_float32()
             maps = group_maps(features) if grouping else []
             embeddings = model.image_projector(features.pooled)
             if maps:

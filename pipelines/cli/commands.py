@@ -137,7 +137,7 @@ def cost(arguments: Sequence[str]) -> dict[str, Any]:
     from pipelines.experiments.catalogue import EXPERIMENTS
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: groupvit cost EXPERIMENT --instances NAME=COUNT ... [--FLAG VALUE ...] [--json]\n")
+        print("usage: groupvit cost EXPERIMENT [--FLAG VALUE ...] [--json]\n")
         print(f"experiments: {', '.join(EXPERIMENTS)}\n\n`groupvit cost EXPERIMENT --help` lists the flags.")
         if not arguments:
             raise ValueError("an experiment is missing: give one of those above")

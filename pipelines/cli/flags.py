@@ -11,10 +11,6 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 Config = TypeVar("Config")
 
-_INVALID_CHOICE = re.compile(
-    r"invalid choice '(?P<value>.*)' for argument '--(?P<flag>.*)'. Expected one of (?P<known>.*)"
-)
-
 
 def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, default: Config | None = None) -> Config:
     """Parse flags into a config. The strings under its fields are the help. ValueError for an unknown flag or an
@@ -27,10 +23,11 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
     flags = flags_of(config_type)
     spelled_out: list[str] = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
-        positive = argument.replace("--no-", "--", 1)
-        if flags.get(argument) is bool and following not in ("True", "False"):
-            spelled_out += [argument, "True"]
-        elif argument.startswith("--no-") and argument not in flags and flags.get(positive) is bool:
+        flag = argument.replace("_", "-")
+        positive = flag.replace("--no-", "--", 1)
+        if flags.get(flag) is bool:
+            spelled_out += [flag] if following in ("True", "False") else [flag, "True"]
+        elif flags.get(positive) is bool:
             spelled_out += [positive, "False"]
         else:
             spelled_out += [argument]
@@ -50,10 +47,7 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
             )
     except SystemExit as exit_:
         if exit_.code:
-            message = _first_message(drawn.getvalue())
-            if choice := _INVALID_CHOICE.search(message):
-                refuse_unknown(f"--{choice['flag']}", choice["value"], re.findall(r"'([^']*)'", choice["known"]))
-            raise ValueError(message) from None
+            raise ValueError(_first_message(drawn.getvalue())) from None
         raise
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -61,23 +55,6 @@ def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, def
             raise ValueError(f"{flag!r} belongs to no flag: see {prog} --help")
         refuse_unknown("flag", flag, flags)
     return config
-
-
-def take(flag: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments without `flag`, and each value given for it. ValueError if a value is missing."""
-    rest: list[str] = []
-    values: list[str] = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument == flag:
-            values.append(next(remaining, ""))
-        elif argument.startswith(f"{flag}="):
-            values.append(argument.partition("=")[2])
-        else:
-            rest.append(argument)
-    if "" in values:
-        raise ValueError(f"{flag}: a value is missing")
-    return rest, values
 
 
 def is_number(argument: str) -> bool:
@@ -113,10 +90,8 @@ def refuse_unknown(kind: str, name: str, known: Iterable[str]) -> NoReturn:
 
 
 def _first_message(box: str) -> str:
-    """Return the text of the parser's box up to its first rule, without the frame. On a terminal with ASCII only, the
-    box has a title and a rule in place of the frame."""
-    lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [index for index, line in enumerate(lines) if line and set(line) <= {"─", "-"}]
-    first = 0 if "╭" in box or not rules else rules[0] + 1
-    last = next((rule for rule in rules if rule > first), len(lines))
-    return " ".join(" ".join(lines[first:last]).split())
+    """Return the text of the parser's box between its title and the next rule. ASCII terminals get no frame, and a rule
+    below the title."""
+    parts = re.split(r"^[│╰ ]*[─-]+[│╯ ]*$", box.partition("\n")[2], flags=re.MULTILINE)
+    message = next(part for part in parts if part.strip())
+    return " ".join(message.replace("│", " ").split())

@@ -31,7 +31,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit export --checkpoint runs/debug --to onnx --out DIR   or to hf, or to official
   groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
-  groupvit cost gcc_yfcc_30e --instances g5.12xlarge=4 --from-run RUN   hours and money a training will take
+  groupvit cost gcc_yfcc_30e --num-gpus 16 --from-run RUN   hours and money a training will take
   groupvit submit pretrain EXPERIMENT ... --follow   the same on a cluster; also sweep, evaluate, curate,
                                                   download; see docs/clusters.md
 
@@ -54,21 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     try:
         result = one_of(COMMANDS, arguments[0], "command")(arguments[1:])
-    except ValueError as error:
+    except (ValueError, OSError, WorkFailedError) as error:  # OSError: a disk, an object store, the network
         if os.environ.get("GROUPVIT_TRACEBACK"):
             raise
         print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a disk, an object store, the network
-        if os.environ.get("GROUPVIT_TRACEBACK"):
-            raise
-        print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except WorkFailedError as error:
-        if os.environ.get("GROUPVIT_TRACEBACK"):
-            raise
-        print(f"groupvit: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     except PartlyDone as error:
         sys.stdout.flush()
         print(f"groupvit: error: {error}", file=sys.stderr)
@@ -83,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code
 
 
-def _one_line(error: ValueError | OSError) -> str:
+def _one_line(error: ValueError | OSError | WorkFailedError) -> str:
     message = str(error)
     if isinstance(error, UnicodeEncodeError):  # raised for file names and arguments that are not UTF-8
         message = f"{error.object[:200]!a} holds bytes that are not UTF-8: rename the file, or give text in UTF-8"

@@ -1,11 +1,12 @@
 """Turns the arguments of `pretrain` and `sweep`, short flags included, into configs."""
 
+import argparse
 import dataclasses
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.cli.flags import flags_of, is_number, one_of, parse, refuse_unknown, take
+from pipelines.cli.flags import flags_of, is_number, one_of, parse, refuse_unknown
 
 if TYPE_CHECKING:
     from pipelines.experiments.config import DataConfig, ExperimentConfig
@@ -22,14 +23,19 @@ def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
 
     name, *flags = arguments
     default = one_of(EXPERIMENTS, name, "experiment")()
-    flags, given = take("--data", flags)
-    if given and any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
-        raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
-    if given:
-        data = dataclasses.replace(parse_data(given), seed=default.data.seed)
+    short = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in SHORT_FLAGS:
+        short.add_argument(flag, action="append", default=[])
+    try:
+        given, flags = short.parse_known_args(flags)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error.argument_name}: a value is missing") from None
+    if given.data:
+        if any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
+            raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
+        data = dataclasses.replace(parse_data(given.data), seed=default.data.seed)
         default = dataclasses.replace(default, data=data)
-    flags, cadences = take("--evaluate-every-n-steps", flags)
-    flags += [f"--evaluation.every-n-steps={cadence}" for cadence in cadences]
+    flags += [f"--evaluation.every-n-steps={cadence}" for cadence in given.evaluate_every_n_steps]
     return parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
 
 

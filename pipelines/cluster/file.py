@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from pipelines.cluster.instances import INSTANCES
 from pipelines.cluster.room import Machine
 
 _KUBERAY = {"RayCluster", "RayJob", "RayService"}
@@ -138,16 +137,12 @@ def _of_ray_up(path: str, cluster: Mapping[str, Any], gpus_first: bool) -> Itera
 
 
 def _machine(where: str, kind: Mapping[str, Any]) -> Machine:
-    """Return the CPUs and GPUs of a node type, from its `resources` or else from its instance type."""
+    """Return the CPUs and GPUs of a node type, from its `resources`."""
     said = kind.get("resources") or {}
-    name = kind["node_config"].get("InstanceType")
-    instance = INSTANCES.get(name)
-    if "CPU" not in said and instance is None:
+    if "CPU" not in said:
+        name = kind["node_config"].get("InstanceType")
         raise ValueError(f"{where}.resources does not say how many CPUs and GPUs {name} has: give {{CPU: 16, GPU: 1}}")
-    return Machine(
-        cpus=float(said.get("CPU", instance.num_vcpus if instance else 0)),
-        gpus=float(said.get("GPU", instance.num_gpus if instance else 0)),
-    )
+    return Machine(cpus=float(said["CPU"]), gpus=float(said.get("GPU", 0)))
 
 
 def _of_kuberay(path: str, manifest: Mapping[str, Any]) -> Iterator[Machine]:

@@ -19,8 +19,10 @@ from pipelines.comparison.source import ComparedRun, check_comparable, find_run
 from pipelines.console.tables import aligned, csv_text
 from pipelines.experiments.config import TrackingConfig
 from pipelines.local.writable import check_writable
+from pipelines.tracking.errors import one_line
 from pipelines.tracking.places import artifacts_beside, check_database
 from pipelines.tracking.runs import experiment_id, retry_few_requests
+from pipelines.tracking.tables import log_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,9 +106,6 @@ def _files(comparison: Comparison) -> dict[str, bytes]:
 def _log(comparison: Comparison, files: dict[str, bytes], config: CompareConfig, tracking_uri: str) -> str:
     """Logs the comparison to MLflow, in place of an earlier one of the same evaluations. Returns the run's id."""
     from mlflow import MlflowClient
-
-    from pipelines.tracking.errors import one_line
-    from pipelines.tracking.tables import log_table
 
     with one_line(tracking_uri), tempfile.TemporaryDirectory() as temporary:
         client = MlflowClient(tracking_uri=tracking_uri)

@@ -13,6 +13,7 @@ from typing import Any
 from groupvit.config import flatten
 from pipelines import storage
 from pipelines.runs.folder import RunFolder
+from pipelines.tracking.errors import one_line
 
 METRICS, PER_IMAGE = "metrics.json", "per_image.csv"
 _STEP = re.compile(r"step-(\d+)")
@@ -100,8 +101,6 @@ def _choose(given: str, found: Mapping[str, str], step: int | None, benchmark: s
 
 def _from_mlflow(given: str, step: int | None, benchmark: str | None, tracking_uri: str, folder: Path) -> ComparedRun:
     from mlflow import MlflowClient
-
-    from pipelines.tracking.errors import one_line
 
     with one_line(tracking_uri):
         client = MlflowClient(tracking_uri=tracking_uri)

@@ -14,11 +14,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines import storage
 from pipelines.console.progress import ProgressLine
 from pipelines.curation.config import CurateConfig, fixes_the_result, validate
+from pipelines.curation.files import read_file_records
 from pipelines.curation.opt_out import read_opt_out
 from pipelines.curation.pieces import Report, read_report
+from pipelines.curation.plan import print_plan
 from pipelines.curation.raw import Piece, Shard, check_shards, pieces_of, read_shards
 from pipelines.dataset.format import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
 from pipelines.local.folder_lock import only_one
@@ -44,8 +48,6 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     check_shards(shards, config)
     pieces = pieces_of(shards, config.rows_per_piece)
     if config.plan:
-        from pipelines.curation.plan import print_plan
-
         return print_plan(config, shards, pieces, opt_out)
     terms = {
         "config": fixes_the_result(config),
@@ -104,10 +106,6 @@ def _finish(
     started: float,
 ) -> dict[str, Any]:
     """Makes the data set visible, and cleans up."""
-    import pyarrow as pa
-
-    from pipelines.curation.files import read_file_records
-
     names = [source.name for source in config.sources]
     records = read_file_records(work)
     drops = {name: Counter(report.drops) for name, report in reports.items()}

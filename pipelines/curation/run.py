@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,8 +37,10 @@ from pipelines.curation.duplicates import (
     resolve,
 )
 from pipelines.curation.files import write_file
+from pipelines.curation.opt_out import read_opt_out
 from pipelines.curation.pieces import Report, add_nouns, curate_piece, index_uri
 from pipelines.curation.raw import Piece
+from pipelines.curation.steps import sample_steps
 
 _ROWS_PER_PARTITION = 250_000  # of the index, some 25 MB
 _PIECES_PER_TASK = 64  # whose part of the index is read at once
@@ -49,12 +52,6 @@ class PieceCurator:
     """Actor that loads once what is slow to load."""
 
     def __init__(self, config: CurateConfig, work: str) -> None:
-        # Imported here, because drivers and other tasks do not need it.
-        import cv2
-
-        from pipelines.curation.opt_out import read_opt_out
-        from pipelines.curation.steps import sample_steps
-
         cv2.setNumThreads(1)  # there is one actor per CPU
         self._config, self._work = config, work
         self._steps = sample_steps(config, read_opt_out(config.opt_out)[0])

@@ -32,6 +32,7 @@ from pipelines.dataset.raw_shards import (
     write_record,
 )
 from pipelines.download.config import DownloadConfig
+from pipelines.download.preflight import preflight
 from pipelines.download.progress import showing_progress
 from pipelines.download.work_list import UrlList, describe, is_written, read_by_rows, read_written
 from pipelines.local.folder_lock import only_one
@@ -111,8 +112,6 @@ def _open_record(config: DownloadConfig, out: str, files: list[str]) -> dict[str
 
 def _preflight(config: DownloadConfig, sample: Sequence[str]) -> None:
     if config.preflight and sample:
-        from pipelines.download.preflight import preflight
-
         num = min(config.preflight, len(sample))
         urls = [sample[i * len(sample) // num] for i in range(num)]
         directives = OPT_OUT_DIRECTIVES if config.respect_opt_out else ()

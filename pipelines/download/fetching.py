@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.cluster.causes import root_cause
 from pipelines.dataset.raw_shards import TEMPORARY, shard_name
 from pipelines.download.progress import ShardProgress
 from pipelines.download.safe_http import FetchError, FetchLimits, make_opener
@@ -192,7 +193,6 @@ def run_on_ray(downloader: GuardedDownloader, tasks: Iterator[Task], num_process
     """
     from ray.exceptions import RayError
 
-    from pipelines.cluster.causes import root_cause
     from pipelines.cluster.session import ray_cluster  # Ray takes seconds to import
 
     with ray_cluster(least_cpus=num_processes):

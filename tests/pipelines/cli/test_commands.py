@@ -69,6 +69,14 @@ def test_mistakes_are_one_line_on_stderr_and_exit_code_2(
     assert captured.err.count("\n") == 1
 
 
+def test_an_ascii_terminal_shows_the_same_line() -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "pretrain", "debug", "--training.num-steps", "ten"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    line = "Error parsing --training.num-steps: invalid literal for int() with base 10: 'ten'"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"groupvit: error: {line}\n")
+
+
 def test_work_that_fails_is_one_line_on_stderr_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +166,7 @@ class Switches:
     name: str = ""
     on: bool = False
     off: bool = True
+    two_words: bool = False
 
 
 @pytest.mark.parametrize(
@@ -168,6 +177,7 @@ class Switches:
         ("--on False --off False", Switches(off=False)),
         ("--on=True --off", Switches(on=True)),
         ("--on --no-off", Switches(on=True, off=False)),
+        ("--two_words --no_off", Switches(two_words=True, off=False)),
     ],
 )
 def test_a_switch_needs_no_value(arguments: str, switches: Switches) -> None:

