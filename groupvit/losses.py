@@ -18,7 +18,7 @@ from groupvit.precision import at_least_float32
 
 MAX_LOGIT_SCALE = 100.0
 """Upper limit of exp(logit scale), as in CLIP."""
-FULL_VOICE_MASS = 0.05
+FULL_WEIGHT_MASS = 0.05
 """Share of the image from which a segment has full weight, so that small objects count as much as large backgrounds."""
 
 
@@ -120,7 +120,7 @@ def segment_mixture_loss(
 ) -> Tensor:
     """Multi-label loss in which each segment predicts one noun, weighted by its share of the pixels (not in the paper).
 
-    Let w be the masses clipped at `FULL_VOICE_MASS` and normalised. The probability of noun c in image b is
+    Let w be the masses clipped at `FULL_WEIGHT_MASS` and normalised. The probability of noun c in image b is
     sum_g w[b,g] softmax_c(z[b,g,c]) over the distinct nouns of the global batch. Its logarithm is averaged over the
     image's own nouns. In the other direction, each noun is classified among the images by logsumexp_g(z + log w), and
     the target is divided equally among the images that have it. The loss is half the sum.
@@ -148,18 +148,18 @@ def segment_mixture_loss(
     has_noun = torch.zeros(len(keys), len(nouns), dtype=torch.bool, device=keys.device)
     has_noun.scatter_(1, noun_of_prompt, True)  # [WB,U]
     scale = clamped_scale(logit_scale)
-    voices = (at_least_float32(segment_masses) / FULL_VOICE_MASS).clamp(max=1)
-    log_voices = (voices / voices.sum(dim=1, keepdim=True) + 1e-6).log()[..., None]  # [B,G,1]
+    weights = (at_least_float32(segment_masses) / FULL_WEIGHT_MASS).clamp(max=1)
+    log_weights = (weights / weights.sum(dim=1, keepdim=True) + 1e-6).log()[..., None]  # [B,G,1]
 
     first = collectives.rank(group) * len(segments)
     own = has_noun[first : first + len(segments)]  # [B,U]
-    log_probability = ((scale * segments @ embeddings.T).log_softmax(dim=-1) + log_voices).logsumexp(dim=1)  # [B,U]
+    log_probability = ((scale * segments @ embeddings.T).log_softmax(dim=-1) + log_weights).logsumexp(dim=1)  # [B,U]
     image_loss = -((log_probability * own).sum(dim=1) / own.sum(dim=1)).mean()
 
     pairs = own.sum(dim=0)  # number of this worker's images per noun
     present = pairs.nonzero().flatten()
-    all_segments, all_log_voices = collectives.all_gather(segments, group), collectives.all_gather(log_voices, group)
-    noun_logits = (scale * all_segments @ embeddings[present].T + all_log_voices).logsumexp(dim=1).T  # [P,WB]
+    all_segments, all_log_weights = collectives.all_gather(segments, group), collectives.all_gather(log_weights, group)
+    noun_logits = (scale * all_segments @ embeddings[present].T + all_log_weights).logsumexp(dim=1).T  # [P,WB]
     positive = has_noun.T[present]
     own_logits = (noun_logits * positive).sum(dim=1) / positive.sum(dim=1)
     pairs_per_worker = has_noun.sum() / collectives.world_size(group)

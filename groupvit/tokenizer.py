@@ -29,7 +29,7 @@ _NUM_MERGES = 49152 - 256 - 2
 _WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def mend(text: str) -> str:
+def fix_text(text: str) -> str:
     """Fix broken unicode, undo HTML escapes and collapse white space."""
     if not (text.isascii() and text.isprintable() and "&" not in text):  # else ftfy and unescape change nothing
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -37,8 +37,8 @@ def mend(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Apply `mend` and convert to lower case, as CLIP does before encoding."""
-    return mend(text).lower()
+    """Apply `fix_text` and convert to lower case, as CLIP does before encoding."""
+    return fix_text(text).lower()
 
 
 class Tokenizer:

@@ -73,7 +73,9 @@ def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: "Tok
 
 def _lengths(texts: Sequence[str], tokenize: "Tokenize") -> list[int]:
     """Number of tokens of each text, without the start and the end."""
-    roomy = 2 + 4 * max(len(text.encode()) for text in texts)  # `mend` may lengthen a text; a token is 1 byte or more
+    roomy = 2 + 4 * max(
+        len(text.encode()) for text in texts
+    )  # `fix_text` may lengthen texts; a token is 1 byte or more
     token_ids = tokenize(texts, roomy)
     # The end has the largest id. The padding cannot be used instead: 0 is also the id of a token.
     return [int(position) - 1 for position in np.argmax(token_ids, axis=1)]

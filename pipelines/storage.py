@@ -141,14 +141,14 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
 
 @contextlib.contextmanager
-def naming_damage(uri: str, fix: str) -> Iterator[None]:
-    """Raise a ValueError of one line if a Parquet file read in the context is damaged or missing; `fix` says what to
+def reporting_corruption(uri: str, fix: str) -> Iterator[None]:
+    """Raise a ValueError of one line if a Parquet file read in the context is corrupted or missing; `fix` says what to
     do. Errors of storage and MemoryError are passed on."""
     try:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"{uri}: is missing; {fix}") from error
-    except Exception as error:  # Arrow raises errors of every kind on damaged files
+    except Exception as error:  # Arrow raises errors of every kind on corrupted files
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and is_of_storage(error)):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -102,7 +102,7 @@ class ParquetImageNet(ImageNetDataset):
 
     def read(self, block: RowGroup) -> Iterator[LabelledImage]:
         uri = storage.join(self.uri, block.file)
-        with storage.naming_damage(uri, _FIX), storage.open_parquet(uri) as file:
+        with storage.reporting_corruption(uri, _FIX), storage.open_parquet(uri) as file:
             column = storage.retry(lambda: file.read_row_group(block.number, columns=["image"]), uri).column("image")
         for index, cell in enumerate(column, start=block.first):
             value = cell.as_py()
@@ -183,13 +183,13 @@ def _open_parquet(root: str) -> ParquetImageNet | None:
 
 def _read_labels(uri: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Reads the labels, and (rows, bytes) of each row group. Raises ValueError if the file is of another kind."""
-    with storage.naming_damage(uri, _FIX):
+    with storage.reporting_corruption(uri, _FIX):
         file = storage.open_parquet(uri)
     with file:
         schema = file.schema_arrow
         if not {"image", "label"} <= set(schema.names) or not _holds_bytes(schema.field("image").type):
             raise ValueError(f"{uri} has no columns image (bytes) and label: give ImageNet's validation files")
-        with storage.naming_damage(uri, _FIX):
+        with storage.reporting_corruption(uri, _FIX):
             labels = storage.retry(lambda: file.read(columns=["label"]), uri).column("label").to_pylist()
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     if wrong := [label for label in labels if not isinstance(label, int) or not 0 <= label < NUM_CLASSES]:

@@ -59,7 +59,7 @@ class SceneDataset(SegmentationDataset):
     def read(self, block: SceneBlock) -> Iterator[Scene]:
         columns = ["sample_id", "image", "mask", "caption", "part"]
         uri = storage.join(self.uri, "data", block.file)
-        with storage.naming_damage(uri, _FIX), storage.open_parquet(uri) as file:
+        with storage.reporting_corruption(uri, _FIX), storage.open_parquet(uri) as file:
             table = storage.retry(lambda: file.read_row_group(block.row_group, columns=columns), uri)
         for index, row in zip(block.indexes, table.take(block.rows).to_pylist(), strict=True):
             try:
@@ -104,7 +104,7 @@ def open_scenes(uri: str) -> SceneDataset:
         if not (name.endswith(".parquet") and storage.is_data(name)):
             continue
         place = storage.join(uri, "data", name)
-        with storage.naming_damage(place, _FIX), storage.open_parquet(place) as parquet:
+        with storage.reporting_corruption(place, _FIX), storage.open_parquet(place) as parquet:
             part_of_scene += parquet.read(columns=["part"]).column("part").to_pylist()
             row_groups += [
                 (name, group, parquet.metadata.row_group(group).num_rows) for group in range(parquet.num_row_groups)

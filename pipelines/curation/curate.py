@@ -208,7 +208,7 @@ def _begin(config: CurateConfig, terms: Mapping[str, Any]) -> str:
         raise ValueError(_unwritable(config, error)) from error
     if begun != json.loads(json.dumps(terms)):
         raise ValueError(
-            f"out={config.out}: was begun with {_difference(begun, terms)}; give the same again, or remove {work}"
+            f"out={config.out}: was started with {_difference(begun, terms)}; give the same again, or remove {work}"
         )
     return work
 

@@ -41,7 +41,7 @@ def print_plan(
         "" if distance is None else f"; pictures whose hashes differ in at most {distance} of 64 bits from a kept one"
     )
     captions = "with its own captions" if config.captions == "first" else "with the captions of all"
-    print(f"  boiler-plate {boilerplate}")
+    print(f"  boilerplate {boilerplate}")
     print(f"  duplicates of content or original file: the first is kept, {captions}{near}")
     measured = _measure(config, pieces, opt_out)
     core_hours = num_rows * measured["seconds_per_row"] / _EFFICIENCY / 3600

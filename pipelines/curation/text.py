@@ -4,7 +4,7 @@ import re
 import unicodedata
 
 from groupvit.captions import name_person
-from groupvit.tokenizer import mend
+from groupvit.tokenizer import fix_text
 
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,300}>")  # <b>, <a href=...>
 
@@ -37,7 +37,7 @@ def clean_caption(text: str) -> str:
 
     Keeps the case. Cleaning a clean caption only changes text that now looks like markup.
     """
-    return " ".join(_TAG.sub(" ", name_person(mend(text))).split())
+    return " ".join(_TAG.sub(" ", name_person(fix_text(text))).split())
 
 
 def is_missing(caption: str) -> bool:

@@ -245,7 +245,7 @@ def open_dataset(uri: str) -> DatasetInfo:
 def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
     """Reads columns, including `file`, of the manifest. Raises ValueError if it is corrupted or a file is missing."""
     place = storage.join(uri, "manifest.parquet")
-    with storage.naming_damage(place, "write the data set again"):
+    with storage.reporting_corruption(place, "write the data set again"):
         content = storage.read_bytes(place)
         manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
     present = {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))}

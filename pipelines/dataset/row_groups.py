@@ -48,7 +48,7 @@ def read_columns(info: DatasetInfo, run: Run, columns: Sequence[str]) -> pa.Tabl
     def read() -> pa.Table:
         return read_row_groups(storage.open_parquet(uri), row_groups, columns)
 
-    with storage.naming_damage(uri, "`groupvit inspect --verify` tells what is damaged"):
+    with storage.reporting_corruption(uri, "`groupvit inspect --verify` shows what is corrupted"):
         return storage.retry(read, uri)
 
 

@@ -101,7 +101,7 @@ def _open_record(config: DownloadConfig, out: str, files: list[str]) -> dict[str
     for name, value in config.fixes_the_result().items():
         before = record["fixed"].get(name)
         if value != before:
-            raise ValueError(f"{name}={value}: {config.out} was begun with {before}; give that, or another --out")
+            raise ValueError(f"{name}={value}: {config.out} was started with {before}; give that, or another --out")
     if not record["passes"][0]["finished"]:
         _preflight(config, record["urls"]["sample"])
         if record["version"] > 1 and not is_written(out, record["urls"]["urls"]):

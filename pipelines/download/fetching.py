@@ -181,7 +181,7 @@ def run_on_this_machine(downloader: GuardedDownloader, tasks: Iterator[Task], nu
             for future in under_way:
                 future.result()
         except concurrent.futures.process.BrokenProcessPool:
-            print("a process was killed while it downloaded, for want of memory perhaps", flush=True)
+            print("a process was killed while it downloaded: memory may have run out", flush=True)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

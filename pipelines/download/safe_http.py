@@ -225,7 +225,7 @@ class _BoundedResponse(http.client.HTTPResponse):
     def begin(self) -> None:
         super().begin()
         if self.status == http.HTTPStatus.OK and self.length is not None and self.length > self._max_bytes:
-            raise FetchError("too_large", f"more than {self._max_bytes} bytes promised")
+            raise FetchError("too_large", f"Content-Length is more than {self._max_bytes} bytes")
 
     def read(self, amt: int | None = None) -> bytes:
         """Reads a whole body in pieces, so that no header decides how much memory is allocated at once."""

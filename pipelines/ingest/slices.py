@@ -144,7 +144,7 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
         return read_row_groups(_open_parquet(uri), [row_group], ["sample_id", "image", "captions", "nouns"])
 
     fix = "download it again" if plan.is_raw[source] else "`groupvit inspect --verify` tells what else is"
-    with storage.naming_damage(uri, fix):
+    with storage.reporting_corruption(uri, fix):
         return storage.retry(read, uri)
 
 

@@ -73,7 +73,7 @@ def with_captions(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _count_rows(uri: str) -> list[int]:
     """Counts the downloaded samples of each row group."""
     advice = "download it again"
-    with storage.naming_damage(uri, advice):
+    with storage.reporting_corruption(uri, advice):
         file = storage.open_parquet(uri)
     with file:
         found, names = _caption_columns(file), file.schema_arrow.names
@@ -82,7 +82,7 @@ def _count_rows(uri: str) -> list[int]:
             raise ValueError(f"{uri}: has no column {missing[0]}; raw shards are what img2dataset writes as parquet")
         if wrong := wrong_with_columns(file.schema_arrow, frozenset([*_COLUMNS, *CAPTION_COLUMNS])):
             raise ValueError(f"{uri}: {wrong}")
-        with storage.naming_damage(uri, advice):
+        with storage.reporting_corruption(uri, advice):
             groups = [file.read_row_group(index, columns=["status", *found]) for index in range(file.num_row_groups)]
             return [_arrived(group)[0].to_pylist().count(True) for group in groups]
 

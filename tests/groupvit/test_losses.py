@@ -71,16 +71,16 @@ def test_segment_mixture_equals_its_formula() -> None:
     masses = embeddings(4, 5, seed=2).softmax(dim=1)
     loss = segment_mixture_loss(segments, masses, nouns[keys], SCALE, keys)
     distinct = sorted(set(keys.flatten().tolist()))
-    voices = (masses / 0.05).clamp(max=1)
-    voices = voices / voices.sum(dim=1, keepdim=True) + 1e-6
+    weights = (masses / 0.05).clamp(max=1)
+    weights = weights / weights.sum(dim=1, keepdim=True) + 1e-6
     image_terms, noun_terms = [], []
     for image in range(4):
         logits = segments[image] @ nouns[distinct].T / 0.07  # [G,U]
-        probability = (voices[image][:, None] * logits.softmax(dim=1)).sum(dim=0)
+        probability = (weights[image][:, None] * logits.softmax(dim=1)).sum(dim=0)
         own = {distinct.index(key) for key in keys[image].tolist()}
         image_terms.append(-sum(probability[column].log() for column in own) / len(own))
         for column in own:
-            heard = [(voices[i] * (segments[i] @ nouns[distinct[column]] / 0.07).exp()).sum().log() for i in range(4)]
+            heard = [(weights[i] * (segments[i] @ nouns[distinct[column]] / 0.07).exp()).sum().log() for i in range(4)]
             having = [i for i in range(4) if distinct[column] in keys[i].tolist()]
             log_shares = torch.stack(heard).log_softmax(dim=0)
             noun_terms.append(-sum(log_shares[i] for i in having) / len(having))

@@ -64,9 +64,9 @@ def test_equals_the_reference_on_random_mixtures_of_words_and_characters(tokeniz
 
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cn", "Cs"]), max_size=60))
-@example(text="Ö\x8b:")  # mended as if it were broken, into U+058B
+@example(text="Ö\x8b:")  # fixed as if it were broken, into U+058B
 def test_equals_the_reference_on_any_text(tokenizer, reference, text):
-    # Code points that Python's Unicode tables do not know are left out, also those that mending broken text makes: the
+    # Code points that Python's Unicode tables do not know are left out, also those that fixing broken text makes: the
     # two regular expression engines may already disagree on whether those are letters.
     assume(all(unicodedata.category(character) != "Cn" for character in clean(text)))
     np.testing.assert_array_equal(tokenizer([text]), reference([text]).numpy())

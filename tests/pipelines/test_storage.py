@@ -117,7 +117,7 @@ def test_attempts_are_bounded(monkeypatch, uri, error, num_calls):
 def test_failing_storage_is_not_called_damage(failing):
     with (
         pytest.raises(type(failing)) as caught,
-        storage.naming_damage("s3://bucket/x.parquet", "write it again"),
+        storage.reporting_corruption("s3://bucket/x.parquet", "write it again"),
     ):
         raise failing
     assert caught.value is failing

@@ -41,7 +41,7 @@ def parameter_importance(
     if not varied:
         return Importance(shares={}, note="no parameter was varied")
     if len(varied) == 1:
-        note = f"only {varied[0]} was varied: whatever configurations differ by is its work, or that of seeds"
+        note = f"only {varied[0]} was varied: differences between configurations come from it or from the seeds"
         return Importance(shares={}, note=note)
     texts = [tuple(repr(each.get(name)) for name in varied) for each in values]
     num_configurations = len(set(texts))

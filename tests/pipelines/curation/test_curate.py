@@ -127,7 +127,7 @@ def curated(cluster, raw, tmp_path_factory):
 @pytest.mark.slow
 def test_every_planted_case_is_counted_once_under_its_reason(curated):
     summary, _ = curated
-    # The 13th image with the boiler-plate caption is one of the good rows.
+    # The 13th image with the boilerplate caption is one of the good rows.
     expected = PLANTED | {"caption_boilerplate": PLANTED["caption_boilerplate"] + 1}
     assert summary["drops"] == expected
     assert summary["num_samples"] == NUM_GOOD - 1
@@ -135,7 +135,7 @@ def test_every_planted_case_is_counted_once_under_its_reason(curated):
     sources = summary["sources"]
     assert sources["one"]["num_samples"] == 199 and sources["one"]["drops"] == {"caption_boilerplate": 1}
     assert sum((Counter(source["drops"]) for source in sources.values()), Counter()) == Counter(expected)
-    # Every row has one caption. The 8 duplicates bring theirs along; the 13 images of boiler-plate lose theirs.
+    # Every row has one caption. The 8 duplicates bring theirs along; the 13 images of boilerplate lose theirs.
     assert summary["num_captions_in"] == summary["num_rows"] and summary["num_captions"] == NUM_GOOD - 1 + 8
     caption_drops = Counter(summary["caption_drops"])
     of_captions = ("caption_empty", "caption_is_a_name", "caption_other_alphabet", "caption_boilerplate")
@@ -281,7 +281,7 @@ def test_the_plan_is_measured_and_writes_nothing(raw, tmp_path, capsys):
         ("--raw {tmp}/raw --raw {tmp}/raw --out {tmp}/out", "two folders are named 'raw'"),
         ("--raw {tmp}/raw --out {tmp}/dataset", "already holds a data set"),
         ("--raw {tmp}/raw --out {tmp}/unfinished", "data/ holds files of something unfinished"),
-        ("--raw {tmp}/raw --out {tmp}/begun", "was begun with seed=1 instead of 0"),
+        ("--raw {tmp}/raw --out {tmp}/begun", "was started with seed=1 instead of 0"),
         ("--raw {tmp}/raw --out {tmp}/out --min-side 0", "min_side=0 is too small: give at least 1"),
         ("--raw {tmp}/raw --out {tmp}/out --max-words 0", "max_words=0 is too small"),
         ("--raw {tmp}/raw --out {tmp}/out --opt-out {tmp}/none", "opt_out={tmp}/none: cannot be read"),

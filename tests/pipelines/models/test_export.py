@@ -15,7 +15,7 @@ from groupvit.checkpoint import load, load_state, save
 from groupvit.config import ModelConfig
 from groupvit.interop.model_card import license_of
 from groupvit.model import GroupViT
-from groupvit.tokenizer import Tokenizer, clean, mend
+from groupvit.tokenizer import Tokenizer, clean, fix_text
 from groupvit.windows import group_maps
 from pipelines import storage
 from pipelines.cli.main import main
@@ -111,7 +111,7 @@ def test_transformers_gives_the_same_embeddings_logits_and_assignments(checkpoin
 @pytest.mark.parametrize("text", TEXTS)
 def test_their_tokenizer_gives_our_ids(hf: Path, text: str) -> None:
     theirs = transformers.CLIPTokenizer.from_pretrained(hf)
-    given = theirs([mend(text)], truncation=True, padding="max_length", return_tensors="np")
+    given = theirs([fix_text(text)], truncation=True, padding="max_length", return_tensors="np")
     length = int(given["attention_mask"].sum())
     [ours] = Tokenizer()([text])
     assert given["input_ids"].shape == (1, 77)

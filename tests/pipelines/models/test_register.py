@@ -98,7 +98,9 @@ def test_command_says_how_a_deleted_experiment_is_restored(
     assert "experiment 1 was deleted: " in shown and "mlflow experiments restore --experiment-id 1`" in shown
 
 
-def test_command_leaves_a_failed_run_of_a_damaged_checkpoint_and_mends_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_command_leaves_a_failed_run_of_a_corrupted_checkpoint_and_then_succeeds(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     whole = (checkpoint / MODEL_FILE).read_bytes()
     state = (checkpoint / STATE_FILE).read_text()
     folder, uri = tmp_path / "copy", f"sqlite:///{tmp_path}/mlflow.db"

@@ -40,7 +40,7 @@ def test_a_file_of_another_kind_is_refused_with_what_was_found(tmp_path, name, c
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         rows_of(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
-    assert "damaged" not in str(caught.value)  # copying it again would not help
+    assert "corrupted" not in str(caught.value)  # copying it again would not help
 
 
 def test_workbooks_and_databases_by_mistake(tmp_path):
