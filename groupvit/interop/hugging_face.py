@@ -46,8 +46,8 @@ def write_folder(model: GroupViT, folder: Path, *, origin: str, license: str | N
         _write_tokenizer(folder, model.config.text.context_length)
     usage = (
         "`transformers.GroupViTModel.from_pretrained(DIR)` and `transformers.AutoProcessor.from_pretrained(DIR)`. "
-        "The tokeniser differs from the one of training in two ways: apply `groupvit.tokenizer.fix_text` first to texts "
-        "that may hold HTML escapes or broken unicode, and it fills up with the end token, not with zeros "
+        "The tokeniser differs from the one of training in two ways: apply `groupvit.tokenizer.fix_text` first to "
+        "texts that may hold HTML escapes or broken unicode, and it fills up with the end token, not with zeros "
         "(the model reads the first end token, so embeddings are the same). Hugging Face's segmentation output is not "
         "the protocol of the paper: it applies the logit scale twice and has no background rule. The logit scale of "
         "the multi-label loss has no place there and is left out."

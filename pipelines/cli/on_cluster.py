@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from pipelines.cli.main import main as groupvit
 from pipelines.cluster.package import load_environment
 from pipelines.cluster.room import MACHINES_FLAG, wait_for_machines
 
@@ -22,8 +23,6 @@ def main(arguments: Sequence[str]) -> int:
         except ValueError as error:
             print(f"groupvit: error: {error}", file=sys.stderr)
             return 1
-    from pipelines.cli.main import main as groupvit
-
     return groupvit(arguments)
 
 

@@ -7,13 +7,14 @@ Before the upload, the command is parsed as on the cluster, and the cluster is a
 COMMAND-NAME-ATTEMPT after what it writes. A run that is submitted again gets the next number and resumes.
 """
 
-import difflib
+import contextlib
+import io
 import json
 import shlex
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
-from pipelines.cli.flags import parse
+from pipelines.cli.flags import parse, refuse_unknown
 from pipelines.cli.submittable import SUBMITTABLE
 from pipelines.cluster.config import SubmitConfig
 from pipelines.cluster.file import check_cluster_file
@@ -54,10 +55,7 @@ def submit_command(arguments: Sequence[str]) -> dict[str, Any]:
     if command in SUBMITTABLE:
         return _submit(command, rest, config)
     if command not in _ON_JOBS:
-        known = [*SUBMITTABLE, *_ON_JOBS, "check-cluster"]
-        near = difflib.get_close_matches(command, known, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"unknown command to submit {command}: {advice}")
+        refuse_unknown("command to submit", command, [*SUBMITTABLE, *_ON_JOBS, "check-cluster"])
     return _on_jobs(command, rest, config)
 
 
@@ -149,9 +147,6 @@ def _only(rest: Sequence[str], verb: str, kind: str) -> str:
 
 def _flag_lines() -> list[str]:
     """Return the help lines of the flags."""
-    import contextlib
-    import io
-
     drawn = io.StringIO()
     with contextlib.redirect_stdout(drawn), contextlib.suppress(SystemExit):
         parse(SubmitConfig, ["--help"], prog="groupvit submit")

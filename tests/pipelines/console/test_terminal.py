@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.dataset_folder import make_dataset
 
-_START = "import os, sys; from pipelines.console.terminal import *; keep_going(); "
+_START = "import os, sys\nfrom pipelines.console.terminal import *\nkeep_going()\n"
 
 
 def run(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -92,12 +92,7 @@ def test_lines_of_rays_cpp_parts_are_left_out_and_no_others() -> None:
         "    print('progress', file=sys.stderr, flush=True)\n"
         "os.write(2, lines[0].encode())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", _START.replace("; ", "\n").strip() + "\n" + code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run(code, capture_output=True)
     shown = done.stderr.splitlines(keepends=True)
     assert done.returncode == 0
     assert [line for line in shown if line != "progress\n"] == [lines[1], lines[3], lines[4], lines[0]]
@@ -119,10 +114,5 @@ def test_ctrl_c_is_the_same_where_a_library_handles_it() -> None:
         "    os.kill(os.getpid(), 2)\n"
         "    time.sleep(9)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", _START.replace("; ", "\n").strip() + "\n" + code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run(code, capture_output=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "groupvit: stopped by Ctrl-C\n")

@@ -30,10 +30,7 @@ NUM_KILLS = 10
 
 @pytest.fixture(scope="module")
 def site():
-    with image_server(num_good=300) as site, pytest.MonkeyPatch.context() as patch:
-        for name in ("http_proxy", "https_proxy", "all_proxy"):
-            patch.delenv(name, raising=False)
-            patch.delenv(name.upper(), raising=False)
+    with image_server(num_good=300) as site:
         yield site
 
 

@@ -6,13 +6,6 @@ from pipelines.download.safe_http import FetchLimits
 LIMITS = FetchLimits(max_bytes=1000, max_seconds=5.0, allow_private_addresses=True)
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 def test_a_proxy_that_fails_is_named_without_its_password(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:1")
     with pytest.raises(ValueError, match=r"a\.example through the proxy 127\.0\.0\.1:1: .*refused") as caught:

@@ -33,13 +33,6 @@ def site():
         yield site
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 def limits(*hosts, **changes):
     return FetchLimits(**{"max_bytes": 1_000_000, "max_seconds": 20, "allow_hosts": hosts, **changes})
 

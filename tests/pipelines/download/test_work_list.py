@@ -23,10 +23,7 @@ SENTENCES = ("a {} on the grass", "one {} near a road", "somebody painted the {}
 
 @pytest.fixture(scope="module")
 def site():
-    with image_server(num_good=8) as site, pytest.MonkeyPatch.context() as patch:
-        for name in ("http_proxy", "https_proxy", "all_proxy"):
-            patch.delenv(name, raising=False)
-            patch.delenv(name.upper(), raising=False)
+    with image_server(num_good=8) as site:
         yield site
 
 
