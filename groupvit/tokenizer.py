@@ -25,8 +25,9 @@ _VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48
 _NUM_MERGES = 49152 - 256 - 2
 
 # The reference compiles its pattern with IGNORECASE. Text is lower case by then, except for the long s (U+017F), which
-# matches s but has no lower case of its own.
-_WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# matches s but has no lower case of its own. The combining iota (U+0345) is in none of the reference's classes: it is
+# not a letter, but matches one.
+_WORD_PATTERN = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{0345}]+"
 
 
 def fix_text(text: str) -> str:
