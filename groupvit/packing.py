@@ -6,7 +6,7 @@ Shapes: N texts, R rows, L tokens per row.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ class PackedTexts:
     """[R,L] int64: position of the token in its text; 0 where there is no token."""
     ends: Tensor
     """[N] int64: index of each text's last token in the flattened rows."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "PackedTexts":
+        """Apply a function to each tensor, for example to copy it to another device."""
+        return PackedTexts(texts=function(self.texts), positions=function(self.positions), ends=function(self.ends))
 
     @property
     def mask(self) -> Tensor:

@@ -25,6 +25,7 @@ from groupvit.losses import (
 )
 from groupvit.model import GroupViT
 from groupvit.precision import autocast
+from groupvit.text_encoder import ArrangedTexts
 from groupvit.transformer import Block
 
 
@@ -35,7 +36,9 @@ class Batch:
     images: Tensor
     """[b,3,H,W] float32, normalised."""
     token_ids: Tensor
-    """[b,1+K,T] int64, padded with zeros: the caption, then its prompts."""
+    """[b,1+K,T] int64, padded with zeros: the caption, then its prompts. With `texts`, on any device."""
+    texts: ArrangedTexts | None = None
+    """The same texts in this order, arranged ahead. None: the text tower does it, and on a GPU the host waits."""
     prompt_keys: Tensor | None = None
     """[b,K] int64, equal for prompts of the same noun. Needed by `shared_positives` and by `mixture`."""
 
@@ -144,7 +147,8 @@ class _TowerFeatures:
 
 def _tower_features(model: GroupViT, batch: Batch, loss: LossConfig, noise: torch.Generator) -> _TowerFeatures:
     image = model.image_encoder(batch.images, noise)
-    text_rows = model.text_encoder(batch.token_ids.flatten(0, 1)).unflatten(0, batch.token_ids.shape[:2])
+    texts = batch.token_ids.flatten(0, 1) if batch.texts is None else batch.texts
+    text_rows = model.text_encoder(texts).unflatten(0, batch.token_ids.shape[:2])
     image_rows, masses = image.pooled[:, None], ()
     if loss.looks_at_segments:
         image_rows = torch.cat([image_rows, image.segment_tokens], dim=1)

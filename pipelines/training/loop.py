@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 
 from groupvit import checkpoint
-from groupvit.config import Precision, to_dict
+from groupvit.config import Precision, TextEncoderConfig, to_dict
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
+from groupvit.text_encoder import arrange_texts
 from groupvit.training import Batch, compile_blocks, train_step
 from groupvit.transforms import finish
 from pipelines.experiments.config import ExperimentConfig
@@ -86,7 +87,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             metrics = train_step(
                 model,
                 optimizer,
-                [to_batch(item, context.device) for item in slices],
+                [to_batch(item, context.device, config.model.text) for item in slices],
                 loss=config.loss,
                 seed=training.seed,
                 step=step,
@@ -146,15 +147,19 @@ def _say_nothing(line: str) -> None:
     """Discards a line: only rank 0 shows lines."""
 
 
-def to_batch(item: Slice, device: torch.device) -> Batch:
-    """Converts a slice to a micro-batch on `device`. The images are normalised and erased there."""
+def to_batch(item: Slice, device: torch.device, text: TextEncoderConfig) -> Batch:
+    """Converts a slice to a micro-batch on `device`. The images are normalised and erased there; the texts are arranged
+    for the text tower on the CPU, because their shapes depend on their content."""
+    token_ids = torch.tensor(item["token_ids"], dtype=torch.int64)
+    texts = arrange_texts(token_ids.flatten(0, 1), text)
     return Batch(
         images=finish(
             _sent(item["image"], torch.uint8, device),
             torch.tensor(item["erase_box"]),
             torch.tensor(item["noise_seed"]),
         ),
-        token_ids=_sent(item["token_ids"], torch.int64, device),
+        token_ids=token_ids,
+        texts=texts.map(lambda x: _sent(x.numpy(), x.dtype, device)),
         prompt_keys=_sent(item["prompt_keys"], torch.int64, device),
     )
 

@@ -42,7 +42,8 @@ IMAGE_ENCODERS = {
 
 
 def batches(device: str, parts: int, loss: LossConfig) -> list[Batch]:
-    return [to_batch(item, torch.device(device)) for item in itertools.islice(slices(0, loss.num_prompts), parts)]
+    items = itertools.islice(slices(0, loss.num_prompts), parts)
+    return [to_batch(item, torch.device(device), SMALL.text) for item in items]
 
 
 def _trained(

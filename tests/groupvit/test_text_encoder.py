@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from groupvit.text_encoder import TextEncoder
+from groupvit.text_encoder import TextEncoder, arrange_texts
 from tests.support.small_model import SMALL, random_batch
 
 
@@ -24,6 +24,15 @@ def test_trimming_packing_and_deduplication_change_nothing() -> None:
     for (name, expected), actual in zip(plain.named_parameters(), fast.parameters(), strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=1e-4, msg=name)
     assert torch.equal(features[1][3], features[1][-2])
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_texts_arranged_ahead_give_the_same_bits(deduplicate: bool) -> None:
+    encoder = TextEncoder(dataclasses.replace(SMALL.text, deduplicate=deduplicate))
+    texts = random_batch(6, 0).token_ids.flatten(0, 1)
+    texts = torch.cat([texts, texts[[3, 3, 0]]])
+    copied = arrange_texts(texts, encoder.config).map(torch.clone)
+    assert torch.equal(encoder(copied), encoder(texts))
 
 
 def test_what_follows_the_end_token_does_not_matter() -> None:
