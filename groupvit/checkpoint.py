@@ -99,7 +99,7 @@ def load_weights(model: GroupViT, folder: str | Path) -> None:
     except FileNotFoundError:
         raise ValueError(f"{folder} is not a checkpoint: it has no {MODEL_FILE}") from None
     except SafetensorError as error:
-        raise _damaged(path, str(error)) from None
+        raise _corrupted(path, str(error)) from None
     check_tensors(weights, model.state_dict(), source=str(path))
     check_finite(weights, source=str(path), advice="use another checkpoint")
     model.load_state_dict(weights)
@@ -117,7 +117,7 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is not a checkpoint: it has no {STATE_FILE}") from None
     except ValueError as error:
-        raise _damaged(path, str(error)) from None
+        raise _corrupted(path, str(error)) from None
     if not isinstance(state, dict) or not set(_OWN_KEYS) <= set(state):
         raise ValueError(f"{folder} is not a checkpoint: {STATE_FILE} lacks one of {', '.join(_OWN_KEYS)}")
     if not isinstance(state["format_version"], int):
@@ -144,7 +144,7 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a corrupted file can raise almost any exception
-        raise _damaged(path, str(error).partition("\n")[0][:200] or type(error).__name__) from None
+        raise _corrupted(path, str(error).partition("\n")[0][:200] or type(error).__name__) from None
     check_finite(_tensors_of(state), source=str(path), advice="use another checkpoint")
     return state
 
@@ -198,7 +198,7 @@ def _tensors_of(value: Any, name: str = "") -> dict[str, torch.Tensor]:
     return found
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
+def _corrupted(path: Path, reason: str) -> ValueError:
     with path.open("rb") as file:
         kind = other_kind(file.read(START_BYTES))
     return ValueError(f"{path} {kind}" if kind else f"{path} is corrupted ({reason}): use another checkpoint")

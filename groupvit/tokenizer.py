@@ -90,7 +90,7 @@ def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """
     packed = _VOCABULARY_FILE.read_bytes()
     if hashlib.sha256(packed).hexdigest() != _VOCABULARY_SHA256:
-        raise ValueError(f"{_VOCABULARY_FILE}: damaged, its sha256 must be {_VOCABULARY_SHA256}; reinstall groupvit")
+        raise ValueError(f"{_VOCABULARY_FILE}: corrupted, its sha256 must be {_VOCABULARY_SHA256}; reinstall groupvit")
     lines = gzip.decompress(packed).decode().split("\n")
     merges = [(first, second) for first, second in map(str.split, lines[1 : _NUM_MERGES + 1])]
     symbols = _byte_symbols()

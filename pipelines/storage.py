@@ -229,7 +229,7 @@ def retry(attempt: Callable[[], Result], uri: str) -> Result:
         except _PERMANENT:
             raise
         except OSError as error:
-            if not is_of_storage(error):  # Arrow reports damaged content like this
+            if not is_of_storage(error):  # Arrow reports corrupted content like this
                 raise
             refused = any(word in str(error) for word in _REFUSED)
             num_attempts = 2 if refused and bucket not in _seen_to_work else _NUM_ATTEMPTS
@@ -244,7 +244,7 @@ def retry(attempt: Callable[[], Result], uri: str) -> Result:
 
 
 def is_of_storage(error: OSError) -> bool:
-    """Whether a disk, a server or the network failed. Arrow raises OSError for damaged content, too."""
+    """Whether a disk, a server or the network failed. Arrow raises OSError for corrupted content, too."""
     return isinstance(error, StorageError) or error.errno is not None or "AWS Error" in str(error)
 
 

@@ -78,7 +78,7 @@ def _read_safetensors(path: Path) -> ForeignWeights:
                 license=_notice(metadata),
             )
     except SafetensorError as error:
-        raise ValueError(f"{path} is a damaged safetensors file ({error}): fetch it again") from None
+        raise ValueError(f"{path} is a corrupted safetensors file ({error}): fetch it again") from None
 
 
 def _read_torch(path: Path) -> ForeignWeights:
@@ -98,7 +98,7 @@ def _read_torch(path: Path) -> ForeignWeights:
         ) from None
     except Exception as error:  # a corrupted file can raise almost any exception
         reason = _line(error) or type(error).__name__
-        raise ValueError(f"{path} is damaged or cut short ({reason}): fetch it again") from None
+        raise ValueError(f"{path} is corrupted or cut short ({reason}): fetch it again") from None
 
 
 def _line(error: Exception) -> str:
@@ -169,8 +169,8 @@ def _unknown_kind(start: bytes) -> str:
     if text.isprintable() and "\ufffd" not in text:
         return f"is a text that begins with {text!r}, not weights: fetch the file itself"
     return (
-        "is neither a checkpoint of PyTorch nor a safetensors file, or it is damaged: fetch it again, or give a folder "
-        "of Hugging Face"
+        "is neither a checkpoint of PyTorch nor a safetensors file, or it is corrupted: fetch it again, or give a "
+        "folder of Hugging Face"
     )
 
 

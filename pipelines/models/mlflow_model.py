@@ -104,7 +104,7 @@ def saved_model(checkpoint: Path, model: Model, metadata: Mapping[str, str]) -> 
     """Yields the folder of an MLflow model made from a checkpoint's folder. It is deleted after the context.
 
     `model` receives MLflow's records of it, including `metadata`. Raises ValueError if the checkpoint is missing or
-    damaged.
+    corrupted.
     """
     state = load_state(checkpoint)
     segmentation = protocol_of("model", load(checkpoint), state)

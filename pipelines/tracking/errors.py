@@ -53,7 +53,7 @@ def _of_database(error: BaseException, text: str, uri: str) -> str | None:
     if "readonly database" in text or "read-only transaction" in text:
         return "the database is read-only: give this user the right to write it and its folder, or another database"
     if "file is not a database" in text or "database disk image is malformed" in text:
-        return "the file is not a SQLite database, or is damaged: give another, or move it away"
+        return "the file is not a SQLite database, or is corrupted: give another, or move it away"
     if isinstance(error, ModuleNotFoundError) and (found := _NO_DRIVER.search(text)):
         return f"the database's driver is not installed: install {found[1]}"
     if "unsupported URI" in text or "filesystem tracking backend" in text:

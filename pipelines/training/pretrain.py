@@ -52,7 +52,7 @@ def pretrain(config: ExperimentConfig, sweep_link: SweepLink | None = None) -> d
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
-    """Opens the data sets. Raises ValueError if one is missing or damaged, or if together they cannot fill a batch."""
+    """Opens the data sets. Raises ValueError if one is missing or corrupted, or if they cannot fill a batch."""
     try:
         datasets = [open_source(uri) for uri in config.data.sources]
     except ValueError as error:

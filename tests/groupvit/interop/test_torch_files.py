@@ -90,8 +90,8 @@ def stretched(path: Path, whole: bytes) -> None:
         ),
         (lambda path, whole: torch.save({"a": torch.ones(3, dtype=torch.complex64)}, path), "complex64"),
         (lambda path, whole: old_format(path, 3000), "claims more numbers than it holds: it is cut short"),
-        (lambda path, whole: old_format(path, 300), "damaged or cut short"),
-        (lambda path, whole: old_format(path, 20), "damaged or cut short"),
+        (lambda path, whole: old_format(path, 300), "corrupted or cut short"),
+        (lambda path, whole: old_format(path, 20), "corrupted or cut short"),
         (lambda path, whole: path.write_bytes(pickle.dumps({"model": {}})), "is a plain pickle, not a checkpoint"),
         (lambda path, whole: torch.save([torch.ones(1)], path), "holds a list"),
         (lambda path, whole: torch.save({"a\x1b[2J\nb": torch.ones(1)}, path), "where the name of a tensor belongs"),
@@ -148,7 +148,7 @@ def test_a_checksum_is_checked_where_there_is_one(tmp_path: Path) -> None:
     assert torch.equal(found["a"], torch.arange(100.0)) and found["b"].shape == (0,)
     torch.save({"a": torch.arange(100.0)}, path)
     path.write_bytes(path.read_bytes().replace(torch.tensor([57.0]).numpy().tobytes(), bytes(4)))
-    with pytest.raises(ValueError, match="damaged or cut short"):
+    with pytest.raises(ValueError, match="corrupted or cut short"):
         read_weights(path)
 
 
@@ -163,5 +163,5 @@ def test_a_damaged_safetensors_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(100)}, path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"weights\.safetensors is a damaged safetensors file"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors is a corrupted safetensors file"):
         read_weights(path)
