@@ -1,5 +1,5 @@
-"""What holds for every test: one thread, nothing reports home, also where pytest is not run through make; and an object
-store.
+"""What holds for every test: one thread, nothing reports home, also where pytest is not run through make; and what
+several files share.
 """
 
 import os
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.support.miniatures import Photo, fetch_photos
+from tests.support.mlflow_server import MlflowServer
 from tests.support.object_store import ObjectStore
 
 for name, value in {
@@ -67,6 +68,22 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in object_store.environment.items():
         monkeypatch.setenv(name, value)
     return object_store.create_bucket(f"bucket-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server for all tests; one that kills it starts it again."""
+    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray on this machine, with the NUM_CPUS of the test module."""
+    from tests.support.local_cluster import local_cluster  # Ray: most tests do without it
+
+    with local_cluster(request.module.NUM_CPUS):
+        yield
 
 
 @pytest.fixture(scope="session")

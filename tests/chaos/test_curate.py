@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,19 +13,18 @@ import pytest
 import ray
 
 from pipelines.dataset.format import open_dataset
-from tests.support.local_cluster import local_cluster
 from tests.support.raw_shards import good_rows, raw_row, write_shards
 
+NUM_CPUS = 2
 NUM_KILLS = 10
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(cluster: None) -> str:
     """One cluster for all drivers: to start one for each would take most of the time."""
-    with local_cluster(2):
-        yield ray.get_runtime_context().gcs_address
+    return ray.get_runtime_context().gcs_address
 
 
 def files_of(out: Path) -> list[Path]:

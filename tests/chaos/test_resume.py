@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,6 @@ from mlflow import MlflowClient
 
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.training.pretrain import pretrain
-from tests.support.local_cluster import local_cluster
 from tests.support.small_run import (
     NUM_STEPS,
     assert_every_epoch_saw_every_sample_once,
@@ -30,6 +28,8 @@ from tests.support.small_run import (
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
+NUM_CPUS = 5
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -39,12 +39,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with local_cluster(5):
-        yield
 
 
 @pytest.fixture(scope="module")

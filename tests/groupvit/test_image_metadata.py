@@ -61,9 +61,7 @@ def with_exif(image: Image.Image, kind: str, block: bytes) -> bytes:
             return with_segment(plain, 0xE1, block)
         case "PNG":
             return with_chunk(plain, b"eXIf", block.removeprefix(b"Exif\0\0"))
-    file = io.BytesIO()
-    image.save(file, kind, lossless=True, exif=block)
-    return file.getvalue()
+    return encoded(image, kind, lossless=True, exif=block)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -1,6 +1,5 @@
 """Training and evaluation transforms, against timm's and torchvision's."""
 
-import io
 import random
 import threading
 
@@ -18,7 +17,7 @@ from torchvision.transforms import Compose
 
 from groupvit import transforms
 from groupvit.transforms import TrainTransform, center_crop, finish, normalize, resize_short_side, to_tensor
-from tests.support.image_files import encoded
+from tests.support.image_files import encoded, png
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -177,10 +176,8 @@ def test_seeds_give_different_samples():
 
 
 def test_a_file_gives_what_its_pixels_give():
-    file = io.BytesIO()
-    Image.fromarray(picture(80, 60)).save(file, "PNG")
     transform = TrainTransform(image_size=32)
-    np.testing.assert_array_equal(transform(file.getvalue(), 3).image, transform(picture(80, 60), 3).image)
+    np.testing.assert_array_equal(transform(png(picture(80, 60)), 3).image, transform(picture(80, 60), 3).image)
 
 
 def test_sample_has_the_stated_shapes():

@@ -9,10 +9,14 @@ import numpy as np
 from PIL import Image
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(pixels), "PNG")
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -57,8 +61,7 @@ def orientation_entry(value: int, order: str = "<") -> tuple[int, int, int, byte
 
 
 def png_that_promises(width: int, height: int) -> bytes:
-    """A PNG whose header gives this size, and which has no pixels."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rest = b"IDAT" + zlib.compress(b"")
-    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, rest, b"IEND")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    """A PNG of some bytes whose header gives this size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(999))) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content

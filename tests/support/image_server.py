@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import io
-import struct
 import threading
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from tests.support.image_files import encoded, png_that_promises
 
 PLANTED = {
     "missing": (5, "http_404"),
@@ -73,7 +72,7 @@ class ImageServer:
             image = draw(rng)
             kind = ("jpg", "jpg", "jpg", "png", "webp")[index % 5]
             path = f"/good/{index}.{kind}"
-            self.bodies[path] = encode(image, kind)
+            self.bodies[path] = encoded(image, {"jpg": "jpeg"}.get(kind, kind), quality=92)
             good.append((path, image))
             rows.append(self._row(path, len(rows), "good", None))
         for case, (count, reason) in PLANTED.items():
@@ -85,13 +84,13 @@ class ImageServer:
                 elif case == "near_duplicate":
                     original, image = good[(20 + index) % num_good]
                     smaller = image.resize((image.width * 9 // 10, image.height * 9 // 10), Image.Resampling.LANCZOS)
-                    self.bodies[path] = encode(smaller, "jpg", quality=70)
+                    self.bodies[path] = encoded(smaller, quality=70)
                 elif case == "small":
-                    self.bodies[path] = encode(draw(rng).resize((24, 24)), "jpg")
+                    self.bodies[path] = encoded(draw(rng).resize((24, 24)), quality=92)
                 elif case == "huge_header":
-                    self.bodies[path] = png_header(60_000, 60_000)
+                    self.bodies[path] = png_that_promises(60_000, 60_000)
                 else:
-                    self.bodies[path] = encode(draw(rng), "jpg")
+                    self.bodies[path] = encoded(draw(rng), quality=92)
                 if case == "redirect_good":
                     self.bodies[path.replace(case, "redirected")] = self.bodies[path]
                 rows.append(self._row(path, len(rows), case, reason, original))
@@ -157,24 +156,6 @@ def caption(number: int) -> str:
     number, colour = divmod(number, len(_COLOURS))
     other, place = divmod(number, len(_PLACES))
     return f"a {_COLOURS[colour]} {_NOUNS[noun]} at the {_PLACES[place]} with a {_COLOURS[other % len(_COLOURS)]} bag"
-
-
-def encode(image: Image.Image, kind: str, quality: int = 92) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, {"jpg": "jpeg"}.get(kind, kind), quality=quality)
-    return buffer.getvalue()
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG of some bytes that promises many pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
-    )
 
 
 class _Server(ThreadingHTTPServer):

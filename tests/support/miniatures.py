@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from pipelines.benchmarks.class_lists import read_imagenet_classes
+from tests.support.image_files import encoded, png
 
 SOURCE = "labelme==6.3.1"
 SHA256 = "2947e0d8341a92faa7b3ee50cf4b672f838051c6bf24892526e95b64fd3a707e"
@@ -46,9 +47,8 @@ class Photo:
         """The middle 240×200 pixels as a JPEG file, and their VOC labels."""
         with Image.open(io.BytesIO(self.jpeg)) as file:
             left, top = (file.width - 240) // 2, (file.height - 200) // 2
-            cropped, encoded = file.crop((left, top, left + 240, top + 200)), io.BytesIO()
-        cropped.save(encoded, format="JPEG", quality=95)
-        return encoded.getvalue(), self.values[top : top + 200, left : left + 240]
+            jpeg = encoded(file.crop((left, top, left + 240, top + 200)), quality=95)
+        return jpeg, self.values[top : top + 200, left : left + 240]
 
 
 def fetch_photos(folder: Path) -> list[Photo]:
@@ -152,21 +152,14 @@ def write_imagenet_parquet(folder: Path, photos: list[Photo], num_images: int) -
     return folder
 
 
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
-
-
 def _crops(photos: list[Photo], num_images: int) -> list[tuple[bytes, int]]:
     """JPEG files of several sizes, two to a class, in the order of their classes."""
     crops = []
     for number in range(num_images):
         with Image.open(io.BytesIO(photos[number % 3].jpeg)) as file:
-            left, top, encoded = 11 * number % 200, 7 * number % 100, io.BytesIO()
+            left, top = 11 * number % 200, 7 * number % 100
             cropped = file.crop((left, top, left + 120 + 9 * number % 100, top + 160))
-        cropped.save(encoded, format="JPEG", quality=95)
-        crops.append((encoded.getvalue(), 83 * (number // 2) % 1000))
+        crops.append((encoded(cropped, quality=95), 83 * (number // 2) % 1000))
     return crops
 
 

@@ -1,7 +1,6 @@
 """Raw shards for tests: pictures that look different to a perceptual hash, and the columns img2dataset writes."""
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.demo.raw import RAW_SCHEMA, write_raw_shards
+from tests.support.image_files import encoded
 
 SCHEMA = RAW_SCHEMA.append(pa.field("exif", pa.string()))
 
@@ -23,12 +23,6 @@ def picture(seed: int, width: int = 96, height: int = 80) -> Image.Image:
         noise = Image.fromarray(rng.integers(256, size=(side, side, 3), dtype=np.uint8))
         pixels += np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64) / 4
     return Image.fromarray(pixels.astype(np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def raw_row(number: int, image: bytes | None, caption: str | None = None, **columns: Any) -> dict[str, Any]:

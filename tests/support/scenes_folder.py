@@ -1,23 +1,17 @@
 """Writes small scenes folders by the contract, without the demo's code: coloured rectangles with exact masks."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+
+from tests.support.image_files import png
 
 COLOURS = {"red square": (220, 40, 40), "green square": (40, 200, 60), "blue square": (50, 60, 220)}
 CLASSES = ("background", *COLOURS)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
 
 
 def write_scenes(

@@ -24,8 +24,9 @@ from pipelines.cli.main import main
 from pipelines.experiments.catalogue import EXPERIMENTS
 from tests.support.evaluation_folder import write_evaluation
 from tests.support.hugging_face import small_hugging_face
+from tests.support.image_files import png
 from tests.support.image_server import ImageServer
-from tests.support.miniatures import Photo, png, write_ade20k, write_coco, write_imagenet, write_voc
+from tests.support.miniatures import Photo, write_ade20k, write_coco, write_imagenet, write_voc
 from tests.support.small_model import OFFICIAL, small_model
 
 SCENES = ["--num-training-scenes", "64", "--num-calibration-scenes", "2", "--num-validation-scenes", "2"]

@@ -12,10 +12,9 @@ from pipelines import storage
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
 from tests.support.clutter import add_clutter
-from tests.support.image_files import encoded, write_png
+from tests.support.image_files import encoded, png, write_png
 from tests.support.miniatures import (
     Photo,
-    png,
     write_ade20k,
     write_cityscapes,
     write_coco,

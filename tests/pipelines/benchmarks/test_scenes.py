@@ -11,8 +11,8 @@ import pytest
 from pipelines.benchmarks.dataset import Scene
 from pipelines.benchmarks.scenes import open_scenes
 from tests.support.clutter import add_clutter
-from tests.support.image_files import write_png
-from tests.support.scenes_folder import png, write_scenes
+from tests.support.image_files import png, write_png
+from tests.support.scenes_folder import write_scenes
 
 
 def test_every_scene_is_read_once_in_order(tmp_path: Path) -> None:

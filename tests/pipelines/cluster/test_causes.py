@@ -15,10 +15,11 @@ from pipelines.cluster.session import ray_cluster
 from pipelines.errors import WorkFailedError
 from pipelines.storage import StorageError, StorageRefusedError
 from pipelines.training.ray_train import _StopsAtWhatLasts
-from tests.support.local_cluster import local_cluster
 
-pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy
+# Starting Ray's processes takes minutes on a machine that is busy.
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(900)]
 
+NUM_CPUS = 3
 KINDS: dict[str, Exception] = {
     "damaged": ValueError("a.parquet: is damaged;\n  copy it again"),
     "column": KeyError("captions"),
@@ -40,12 +41,6 @@ LINES = {
     "disk": "[Errno 28] No space left on device: '/data'",
 }
 LASTING = ("damaged", "column", "access", "encoding", "refused")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with local_cluster(3):
-        yield
 
 
 def fail(kind: str) -> None:

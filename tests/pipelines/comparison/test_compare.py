@@ -5,7 +5,6 @@ import itertools
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +214,6 @@ def test_what_does_not_compare_is_refused_in_one_line(tmp_path: Path, capsys: py
     for name in ("voc21", "voc20"):
         write_evaluation(tmp_path / "all" / name, image_iou(1), benchmark=name)
     assert "several evaluations: give --benchmark" in refusal(capsys, tmp_path / "all", a)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
 
 
 @pytest.mark.timeout(600)  # the server needs seconds to start, or minutes on a machine that is busy

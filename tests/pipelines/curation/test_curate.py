@@ -21,10 +21,10 @@ from pipelines.curation.curate import curate
 from pipelines.dataset.card import read_card
 from pipelines.dataset.format import open_dataset, sample_id
 from tests.support.dataset_folder import make_dataset, make_samples, write_schema_1
-from tests.support.image_files import png_that_promises
-from tests.support.local_cluster import local_cluster
-from tests.support.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
+from tests.support.image_files import encoded, png_that_promises
+from tests.support.raw_shards import SCHEMA, good_rows, picture, raw_row, write_shards
 
+NUM_CPUS = 2
 NUM_GOOD = 300
 PLANTED = {
     "download_http_404": 7,
@@ -79,12 +79,6 @@ def planted_rows(rows):
         "near_duplicate": lambda n: raw_row(next(fresh), encoded(picture(n + 20).resize((120, 100)), quality=70)),
     }
     return [function(number) for reason, function in make.items() for number in range(PLANTED[reason])]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with local_cluster(2):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from pipelines.experiments.catalogue import debug
 from pipelines.experiments.config import DataConfig, IngestConfig
 from pipelines.ingest.plan import plan_ingest
 from pipelines.ingest.slices import load_slices
-from tests.support.raw_shards import SCHEMA, encoded, good_rows, picture, raw_row, write_shards
+from tests.support.image_files import encoded
+from tests.support.raw_shards import SCHEMA, good_rows, picture, raw_row, write_shards
 
 NUM_GOOD = 40
 

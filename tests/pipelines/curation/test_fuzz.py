@@ -11,7 +11,8 @@ from pipelines.curation.pieces import Report, curate_piece, run_steps
 from pipelines.curation.raw import UnreadableShardError, pieces_of, read_rows, read_shards
 from pipelines.curation.steps import Sample, sample_steps
 from tests.support.fuzzing import mutated
-from tests.support.raw_shards import encoded, good_rows, picture, raw_row, write_shards
+from tests.support.image_files import encoded
+from tests.support.raw_shards import good_rows, picture, raw_row, write_shards
 
 NUM_IMAGES, NUM_SHARDS = 10_000, 1_000
 

@@ -13,8 +13,8 @@ from pipelines.curation.images import (
     read_header,
     shrink,
 )
-from tests.support.image_files import png_that_promises
-from tests.support.raw_shards import encoded, picture
+from tests.support.image_files import encoded, png_that_promises
+from tests.support.raw_shards import picture
 
 
 def hash_of(image):

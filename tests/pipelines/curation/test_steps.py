@@ -7,8 +7,8 @@ from pipelines.curation.config import CurateConfig
 from pipelines.curation.opt_out import OptOutList
 from pipelines.curation.pieces import run_steps
 from pipelines.curation.steps import Sample, sample_steps
-from tests.support.image_files import png_that_promises
-from tests.support.raw_shards import encoded, picture, raw_row
+from tests.support.image_files import encoded, png_that_promises
+from tests.support.raw_shards import picture, raw_row
 
 CONFIG = CurateConfig(raw=("x",), out="y", min_similarity=0.2)
 GOOD = encoded(picture(0), quality=85)

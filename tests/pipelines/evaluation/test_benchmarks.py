@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
 from tests.support.independent_scores import NUM_CLASSES, mean_iou, numbers, read_predictions, read_truths
 from tests.support.independent_scores import confusion as counted
-from tests.support.local_cluster import local_cluster
 from tests.support.miniatures import (
     Photo,
     write_ade20k,
@@ -40,6 +38,9 @@ from tests.support.miniatures import (
 )
 from tests.support.small_checkpoint import write_small_checkpoint
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
+NUM_CPUS = 3
 REAL = Path(__file__).parents[4] / "shared/real"
 """Photographs that are not ours to ship: where they lie beside the repository, they are evaluated, too."""
 WHOLE = SegmentationConfig(short_side=128, window=None)
@@ -47,12 +48,6 @@ WITH_BACKGROUND = {"voc21": 0.95, "context60": 0.35, "coco-object": 0.95}
 """Benchmark → background threshold of the paper's protocol."""
 SLIDING = SegmentationConfig(short_side=128, window=64, stride=32)
 """15 windows for a photo of 500 x 375."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with local_cluster(3):
-        yield
 
 
 @pytest.fixture(scope="module")

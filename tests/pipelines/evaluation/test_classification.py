@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,15 @@ from pipelines.benchmarks.class_lists import read_imagenet_classes
 from pipelines.cli.main import main
 from pipelines.evaluation.classification import classify_images
 from pipelines.evaluation.config import EvaluateConfig
-from tests.support.local_cluster import local_cluster
 from tests.support.miniatures import Photo
 from tests.support.small_model import one_stage_model
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
+NUM_CPUS = 3
 NUM_IMAGES = 40
 RANKS = (0, 4, 5, 0, 30)
 """What the true class is among the model's guesses, by turns: a fixed share is right first, or among the first 5."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with local_cluster(3):
-        yield
 
 
 @pytest.fixture(scope="module")

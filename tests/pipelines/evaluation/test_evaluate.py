@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,14 @@ from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.evaluate import CANDIDATE_THRESHOLDS, evaluate
-from tests.support.local_cluster import local_cluster
 from tests.support.scenes_folder import CLASSES, write_scenes
 from tests.support.small_model import distinct_model
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
+NUM_CPUS = 3
 WHOLE = SegmentationConfig(short_side=64, window=None, background_threshold=0.12)
 NUM_SCENES = 40
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with local_cluster(3):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """What `groupvit evaluate` says of a benchmark or a checkpoint that cannot be used: one line, exit code 2."""
 
 import json
-import struct
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +10,15 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from pipelines.cli.main import main
-from tests.support.local_cluster import local_cluster
-from tests.support.miniatures import Photo, png, write_voc
+from tests.support.image_files import png, png_that_promises
+from tests.support.miniatures import Photo, write_voc
 from tests.support.small_checkpoint import write_small_checkpoint
 
+pytestmark = pytest.mark.usefixtures("cluster")
+
+NUM_CPUS = 2
 NAME = "2011_000006"
 IMAGE, LABELS = f"VOCdevkit/VOC2012/JPEGImages/{NAME}.jpg", f"VOCdevkit/VOC2012/SegmentationClass/{NAME}.png"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with local_cluster(2):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +61,6 @@ def test_an_mlflow_run_that_cannot_be_written_to_is_refused_before_any_work(
     assert code == 2 and f"Run with id={'0' * 32} not found" in line
 
 
-def huge_png(side: int) -> bytes:
-    """A PNG file of a kilobyte whose header promises side x side pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 def with_value(content: bytes, value: int) -> bytes:
     """The label file with one pixel of this value."""
     values = np.zeros((375, 500), np.uint8)
@@ -94,10 +78,10 @@ def with_value(content: bytes, value: int) -> bytes:
         ),
         (LABELS, lambda content: b"not a picture", f"{NAME}.png: cannot be decoded as an image"),
         (LABELS, lambda content: content[: len(content) // 2], f"{NAME}.png: cannot be decoded as an image"),
-        (LABELS, lambda content: huge_png(20_000), f"{NAME}.png: cannot be decoded as an image (Image size"),
+        (LABELS, lambda _: png_that_promises(20_000, 20_000), f"{NAME}.png: cannot be decoded as an image (Image size"),
         (IMAGE, lambda content: content[: len(content) // 2], f"{NAME}.jpg: image: cannot be decoded"),
         (IMAGE, lambda content: b"", f"{NAME}.jpg: image: cannot be decoded"),
-        (IMAGE, lambda content: huge_png(20_000), f"{NAME}.jpg: image: "),
+        (IMAGE, lambda _: png_that_promises(20_000, 20_000), f"{NAME}.jpg: image: "),
     ],
     ids=["value", "no picture", "half a label file", "huge label file", "half an image", "empty image", "huge image"],
 )

@@ -15,16 +15,10 @@ from pipelines.ingest.plan import plan_ingest
 from pipelines.ingest.sampling import slices_of_step
 from pipelines.ingest.slices import caption_index, load_slices
 from tests.support.dataset_folder import damage_files, make_dataset, make_samples
-from tests.support.local_cluster import local_cluster
 
+NUM_CPUS = 2
 NUM_STEPS = 6
 SLICES_PER_STEP = 4
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with local_cluster(2):
-        yield
 
 
 @pytest.fixture(scope="module")

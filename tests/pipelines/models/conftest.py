@@ -1,7 +1,6 @@
-"""One MLflow server and one checkpoint for the tests of models."""
+"""One checkpoint for the tests of models."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,6 @@ from pipelines.models.registry import log_model_to_mlflow
 from tests.support.mlflow_server import MlflowServer
 from tests.support.new_run import new_run
 from tests.support.running_app import portrait, save_checkpoint
-
-
-@pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,6 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,9 @@ from pipelines.sweeps.space import Choice, Range
 from pipelines.sweeps.sweep import warn_of_crowd
 from pipelines.training.pretrain import pretrain
 from tests.support.dataset_folder import damage_files, make_dataset
-from tests.support.local_cluster import local_cluster
 from tests.support.scenes_folder import write_scenes
 
+NUM_CPUS = 7
 OF_TRIALS = ("ray::ImplicitFunc", "ray::MapWorker(MapBatches(_SliceLoader)")
 """How the titles of the processes begin that train a trial with one worker and load its data."""
 
@@ -50,12 +49,6 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("--ingest.slice-size", "16", "--training.global-batch-size", "16", "--tracking.experiment", "sweeps"),
         *("--tracking.system-metrics-every-n-seconds", "None"),
     ]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with local_cluster(7):
-        yield
 
 
 def make_sweep(flags: list[str], runs: Path, *more: str, **changes: Any) -> Sweep:

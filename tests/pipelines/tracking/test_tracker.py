@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from pipelines.tracking.tracker import Tracker, metrics_record
 from tests.support.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.timeout(600)  # the server needs seconds to start, or minutes on a machine that is busy
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
 
 
 def identity(uri: str, job_id: str, **changes: object) -> RunIdentity:

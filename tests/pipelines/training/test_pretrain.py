@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,11 @@ from pipelines.runs.folder import RunFolder
 from pipelines.training.job import start_or_continue, with_absolute_paths
 from pipelines.training.pretrain import pretrain
 from tests.support.dataset_folder import make_dataset
-from tests.support.local_cluster import local_cluster
 from tests.support.scenes_folder import write_scenes
 
 pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy
 
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with local_cluster(3):
-        yield
+NUM_CPUS = 3
 
 
 def make_config(data: str, runs: Path, /, **changes: dict[str, Any]) -> ExperimentConfig:

@@ -23,15 +23,14 @@ from groupvit.protocols import protocol_of
 from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import pixel_groups
+from tests.support.image_files import encoded
 from tests.support.running_app import COMMAND, blocks, gone, portrait, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return encoded(image, "PNG")
 
 
 def picture(data_url: str) -> Image.Image:

@@ -8,7 +8,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +187,6 @@ def test_pictures_show_every_configuration_apart(tmp_path: Path) -> None:
         colours = {tuple(colour) for colour in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
     for rgb in ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167)):
         assert rgb in colours
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with MlflowServer(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
 
 
 @pytest.mark.timeout(600)  # the server needs seconds to start, or minutes on a machine that is busy
