@@ -102,7 +102,8 @@ def test_a_database_of_another_version_is_to_be_upgraded(version: str, database:
     assert f"back it up and run `mlflow db upgrade {uri}`" in (refusal(uri, "kept") or "")
 
 
-def test_a_read_only_database(database: Path) -> None:
+def test_a_read_only_database(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow takes `file:` for a folder, and makes it
     uri = f"sqlite:///file:{database}?mode=ro&uri=true"
     assert "the database is read-only: give this user the right" in (refusal(uri, "kept") or "")
 
