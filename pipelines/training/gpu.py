@@ -1,9 +1,12 @@
 """Checks that torch can use this machine's GPU, before a worker starts."""
 
+import re
+
 import torch
 
 _OLDEST_DRIVER = {"12": 525, "13": 580}
 """Oldest major version of NVIDIA's driver, by the major version of CUDA that torch was built for."""
+_ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
 _SEE = "see docs/clusters.md, GPU machines"
 
 
@@ -13,31 +16,38 @@ def check_gpu() -> None:
     Ray counts a GPU whatever its driver. Torch needs a driver for its version of CUDA, and a GPU for which it has
     kernels.
     """
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            check_capability(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+        return
     built = torch.version.cuda
     if built is None:
         raise ValueError(
             f"training.device: this machine has a GPU, but torch {torch.__version__} was built without CUDA: install "
             "a build with CUDA, or give --training.device cpu"
         )
-    if not torch.cuda.is_available():
-        oldest = _OLDEST_DRIVER.get(built.partition(".")[0])
-        raise ValueError(
-            f"training.device: Ray counts a GPU on this machine, but torch cannot use it. The NVIDIA driver is "
-            f"{driver_version() or 'missing or not running'}; torch {torch.__version__} is built for CUDA {built}"
-            + (f", which needs driver {oldest} or newer" if oldest else "")
-            + f": use a machine image with a newer driver ({_SEE})"
-        )
-    for index in range(torch.cuda.device_count()):
-        check_capability(torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index))
+    oldest = _OLDEST_DRIVER.get(built.partition(".")[0])
+    raise ValueError(
+        f"training.device: Ray counts a GPU on this machine, but torch cannot use it. The NVIDIA driver is "
+        f"{driver_version() or 'missing or not running'}; torch {torch.__version__} is built for CUDA {built}"
+        + (f", which needs driver {oldest} or newer" if oldest else "")
+        + f": use a machine image with a newer driver ({_SEE})"
+    )
 
 
 def check_capability(name: str, capability: tuple[int, int]) -> None:
     """Raises ValueError if torch has no kernels for a GPU with this compute capability.
 
-    A kernel built for 8.0 runs on 8.6, too, but not on 7.5 or 9.0.
+    A kernel built for 8.0 (`sm_80`) runs on 8.6, too, but not on 7.5 or 9.0. The driver compiles `compute_80` for 8.0
+    and all newer GPUs.
     """
-    built = [(int(arch[3:-1]), int(arch[-1])) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
-    if built and not any(major == capability[0] and minor <= capability[1] for major, minor in built):
+    found = [_ARCHITECTURE.fullmatch(name) for name in torch.cuda.get_arch_list()]
+    kernels = [(arch["kind"], (int(arch["major"]), int(arch["minor"]))) for arch in found if arch]
+    built = [version for kind, version in kernels if kind == "sm"]
+    runs = any(
+        version <= capability and (kind == "compute" or version[0] == capability[0]) for kind, version in kernels
+    )
+    if kernels and not runs:
         raise ValueError(
             f"training.device: {name} has compute capability {capability[0]}.{capability[1]}, and torch "
             f"{torch.__version__} has kernels for {', '.join(f'{major}.{minor}' for major, minor in built)}: use "

@@ -1,6 +1,7 @@
 """What is refused on a machine whose GPU torch cannot use. Ray is told of GPUs here; torch finds no driver."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pynvml
@@ -57,6 +58,23 @@ def test_a_gpu_that_torch_has_no_kernels_for(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: (torch._C._cuda_getArchFlags() or "").split())
     with pytest.raises(ValueError, match=r"Tesla V100 has compute capability 7\.0, and torch .* has kernels for 7\.5"):
         gpu.check_capability("Tesla V100", (7, 0))
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (["sm_90a"], (9, 0), True),
+        (["sm_80", "compute_80"], (12, 0), True),
+        (["sm_80", "compute_80"], (7, 5), False),
+        (["gfx942"], (9, 4), True),  # AMD's names: no statement
+    ],
+)
+def test_other_builds_of_torch(
+    monkeypatch: pytest.MonkeyPatch, built: list[str], capability: tuple[int, int], runs: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    with nullcontext() if runs else pytest.raises(ValueError, match="has compute capability"):
+        gpu.check_capability("a GPU", capability)
 
 
 def test_several_workers_on_one_gpu_are_refused(tmp_path: Path) -> None:
