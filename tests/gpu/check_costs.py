@@ -6,12 +6,12 @@ from functools import partial
 from groupvit.config import OptimizerConfig
 from groupvit.optim import build_optimizer
 from groupvit.training import compute_gradients, train_step
-from tests.gpu.check_training import LOSSES, batches
+from tests.gpu.check_training import batches
 from tests.support.pretend_cuda import Log
-from tests.support.small_model import small_model
+from tests.support.small_model import LOSSES, small_model
 
 LOSS = {
-    "shared": {"groupvit/losses.py multi_label_contrastive_loss: sync, _unique2": 1},
+    "shared positives": {"groupvit/losses.py multi_label_contrastive_loss: sync, _unique2": 1},
     "mixture": {
         "groupvit/losses.py segment_mixture_loss: sync, _unique2": 1,
         "groupvit/losses.py segment_mixture_loss: sync, nonzero": 1,
@@ -53,7 +53,7 @@ CHECKS: dict[str, Callable[[Log], None]] = {
     "costs: a slice": of_slice,
     "costs: one micro-batch": partial(of_gradients, loss="paper", parts=1),
     "costs: two micro-batches": partial(of_gradients, loss="paper", parts=2),
-    "costs: shared positives": partial(of_gradients, loss="shared", parts=1),
+    "costs: shared positives": partial(of_gradients, loss="shared positives", parts=1),
     "costs: mixture": partial(of_gradients, loss="mixture", parts=1),
     "costs: clipping and AdamW": of_update,
 }

@@ -21,15 +21,8 @@ from pipelines.training.loop import to_batch
 from pipelines.training.progress import Totals
 from tests.support.lone_worker import lone_config, slices, train_alone
 from tests.support.pretend_cuda import CUDA, Log, values
-from tests.support.small_model import SMALL, small_model
+from tests.support.small_model import LOSSES, SMALL, small_model
 
-LOSSES = {
-    "paper": LossConfig(),
-    "no prompts": LossConfig(num_prompts=0),
-    "shared": LossConfig(shared_positives=True),
-    "segments": LossConfig(shared_positives=True, multi_label_match="segments"),
-    "mixture": LossConfig(multi_label_match="mixture"),
-}
 IMAGE_ENCODERS = {
     "hard": SMALL.image,
     "soft": dataclasses.replace(SMALL.image, assignment="soft"),
@@ -145,7 +138,7 @@ CHECKS: dict[str, Callable[[Log], None]] = {
     "loop: average, bfloat16": partial(resumes, ema_decay=0.9, precision="bfloat16"),
     **{
         f"workers: {loss}": partial(gradients_of_workers, loss=loss, collectives=collectives)
-        for loss, collectives in {"paper": 17, "no prompts": 13, "shared": 18, "mixture": 20}.items()
+        for loss, collectives in {"paper": 17, "no prompts": 13, "shared positives": 18, "mixture": 20}.items()
     },
     "workers: totals": totals_of_workers,
 }

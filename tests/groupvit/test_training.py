@@ -10,17 +10,8 @@ from groupvit.config import LossConfig, OptimizerConfig, Precision
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, set_learning_rate
 from groupvit.training import Batch, compute_gradients, train_step
-from tests.support.small_model import SMALL, random_batch, small_model
+from tests.support.small_model import LOSSES, SMALL, random_batch, small_model
 from tests.support.torch_workers import run_workers
-
-LOSSES = {
-    "paper": LossConfig(),
-    "no prompts": LossConfig(num_prompts=0),
-    "shared positives": LossConfig(shared_positives=True),
-    "segments": LossConfig(shared_positives=True, multi_label_match="segments"),
-    "mixture": LossConfig(multi_label_match="mixture"),
-    "mixture without prompts": LossConfig(num_prompts=0, multi_label_match="mixture"),
-}
 
 
 def micro_batches(num_prompts: int) -> list[Batch]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from groupvit.config import ImageEncoderConfig, ModelConfig, TextEncoderConfig
+from groupvit.config import ImageEncoderConfig, LossConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.training import Batch
 
@@ -38,6 +38,15 @@ OFFICIAL = replace(
     text=TextEncoderConfig(width=64, depth=1, num_heads=1),
 )
 """Of the released models' make, down to heads of 64 channels, so that it goes into every format."""
+LOSSES = {
+    "paper": LossConfig(),
+    "no prompts": LossConfig(num_prompts=0),
+    "shared positives": LossConfig(shared_positives=True),
+    "segments": LossConfig(shared_positives=True, multi_label_match="segments"),
+    "mixture": LossConfig(multi_label_match="mixture"),
+    "mixture without prompts": LossConfig(num_prompts=0, multi_label_match="mixture"),
+}
+"""One loss of each kind."""
 
 
 def small_model(config: ModelConfig = SMALL, seed: int = 0) -> GroupViT:
