@@ -11,7 +11,6 @@ same in any process, thread and order. Given the same draws, each step equals ti
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -19,16 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageEnhance
+from PIL import Image
 
+from groupvit.augment import apply_with_pillow, draw_color_jitter, draw_rand_augment
 from groupvit.decode import MAX_PIXELS, decode_image
 
 IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 Recipe = Literal["deit", "crop_flip"]
-
-_FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
 
 class TrainSample(NamedTuple):
@@ -85,10 +83,9 @@ class TrainTransform:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         erase_box = (0, 0, 0, 0)
         if self.recipe == "crop_flip" and self.color_jitter:
-            for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                crop = enhancer(crop).enhance(1 + self.color_jitter * (2 * rng.random() - 1))
+            crop = apply_with_pillow(crop, draw_color_jitter(self.color_jitter, rng))
         if self.recipe == "deit":
-            crop = _rand_augment(crop, rng)
+            crop = apply_with_pillow(crop, draw_rand_augment(rng))
             erase_box = _erase_box(self.image_size, self.image_size, rng)
         channels_first = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))
         return TrainSample(channels_first, np.array(erase_box, dtype=np.int16), rng.getrandbits(63))
@@ -205,45 +202,3 @@ def _erase_box(image_height: int, image_width: int, rng: random.Random) -> tuple
             if width < image_width and height < image_height:
                 return rng.randint(0, image_height - height), rng.randint(0, image_width - width), height, width
     return 0, 0, 0, 0
-
-
-# RandAugment (arXiv 1909.13719) with increasing strengths: level 0 … 1 → argument of timm's operation of that name.
-# Operations with two directions get a level with a random sign.
-_SIGNED_ARGUMENTS: dict[str, Callable[[float], float]] = {
-    "Rotate": lambda level: level * 30,
-    "ShearX": lambda level: level * 0.3,
-    "ShearY": lambda level: level * 0.3,
-    "TranslateXRel": lambda level: level * 0.45,
-    "TranslateYRel": lambda level: level * 0.45,
-    "ColorIncreasing": lambda level: max(0.1, 1 + level * 0.9),
-    "ContrastIncreasing": lambda level: max(0.1, 1 + level * 0.9),
-    "BrightnessIncreasing": lambda level: max(0.1, 1 + level * 0.9),
-    "SharpnessIncreasing": lambda level: max(0.1, 1 + level * 0.9),
-}
-_UNSIGNED_ARGUMENTS: dict[str, Callable[[float], int]] = {
-    "PosterizeIncreasing": lambda level: 4 - int(level * 4),
-    "SolarizeIncreasing": lambda level: 256 - int(level * 256),
-    "SolarizeAdd": lambda level: int(level * 110),
-}
-_OPERATIONS = ("AutoContrast", "Equalize", "Invert", *_SIGNED_ARGUMENTS, *_UNSIGNED_ARGUMENTS)
-
-
-def _rand_augment(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Draw two of 15 operations and apply each with probability 0.5, at a level of 0.9 ± 0.05."""
-    for name in rng.choices(_OPERATIONS, k=2):
-        image = _augment(image, name, rng)
-    return image
-
-
-def _augment(image: Image.Image, name: str, rng: random.Random) -> Image.Image:
-    from timm.data.auto_augment import NAME_TO_OP  # imports all of timm, which takes seconds; only "deit" needs it
-
-    if rng.random() > 0.5:
-        return image
-    level = max(0.0, min(rng.gauss(9, 0.5), 10.0)) / 10
-    arguments: tuple[float, ...] = ()
-    if name in _SIGNED_ARGUMENTS:
-        arguments = (_SIGNED_ARGUMENTS[name](-level if rng.random() > 0.5 else level),)
-    elif name in _UNSIGNED_ARGUMENTS:
-        arguments = (_UNSIGNED_ARGUMENTS[name](level),)
-    return NAME_TO_OP[name](image, *arguments, resample=Image.Resampling.BILINEAR, fillcolor=_FILL)

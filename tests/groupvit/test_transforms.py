@@ -9,7 +9,6 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
 from PIL import Image
-from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from timm.data.transforms_factory import create_transform
@@ -55,41 +54,6 @@ def test_the_smallest_image_can_be_cropped():
         assert transforms._crop_box(1, 1, (0.08, 1.0), (3 / 4, 4 / 3), random.Random(seed)) == (0, 0, 1, 1)
 
 
-def test_rand_augment_equals_timm_draw_for_draw(timm_stages):
-    timm_augment = next(step for step in timm_stages[1].transforms if isinstance(step, RandAugment))
-    assert timm_augment.num_layers == 2
-    assert {operation.name for operation in timm_augment.ops} == set(transforms._OPERATIONS)
-    image = Image.fromarray(picture(64, 64))
-    for operation in timm_augment.ops:
-        for seed in range(60):
-            random.seed(seed)
-            expected = np.asarray(operation(image))
-            actual = np.asarray(transforms._augment(image, operation.name, random.Random(seed)))
-            np.testing.assert_array_equal(actual, expected, err_msg=f"{operation.name} {seed}")
-
-
-def test_rand_augment_draws_all_operations_alike(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(transforms, "_augment", lambda image, name, rng: drawn.append(name) or image)
-    rng = random.Random(0)
-    for _ in range(3000):
-        transforms._rand_augment(Image.new("RGB", (1, 1)), rng)
-    counts = np.array([drawn.count(name) for name in transforms._OPERATIONS])
-    assert counts.sum() == 6000 and counts.size == 15
-    assert np.abs(counts - 400).max() < 5 * np.sqrt(400)
-
-
-def test_posterize_survives_the_largest_magnitude():
-    class Largest(random.Random):
-        def random(self):
-            return 0.0
-
-        def gauss(self, mu=0.0, sigma=1.0):
-            return 12.0
-
-    transforms._augment(Image.fromarray(picture(8, 8)), "PosterizeIncreasing", Largest())
-
-
 @pytest.mark.parametrize("size", [224, 32, 4])
 def test_erase_box_equals_timm_draw_for_draw(timm_stages, size):
     timm_erasing = next(step for step in timm_stages[2].transforms if isinstance(step, RandomErasing))
@@ -110,7 +74,7 @@ def test_the_whole_is_timm_with_the_same_draws(monkeypatch):
     pixels = picture(200, 300)
     crop = RandomResizedCropAndInterpolation(64)
     erasing = RandomErasing(0.25, mode="pixel", device="cpu")
-    monkeypatch.setattr(transforms, "_rand_augment", lambda image, rng: image)
+    monkeypatch.setattr(transforms, "draw_rand_augment", lambda rng: [])
     for seed in range(40):
         sample = TrainTransform(image_size=64)(pixels, seed)
         random.seed(seed)
