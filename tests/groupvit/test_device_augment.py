@@ -132,7 +132,7 @@ def slice_of(samples: list[TrainSample]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "color_jitter", "exact"), [("deit", 0.0, 0.998), ("crop_flip", 0.4, 1.0), ("crop_flip", 0.0, 1.0)]
+    ("recipe", "color_jitter", "exact"), [("deit", 0.0, 0.9999), ("crop_flip", 0.4, 1.0), ("crop_flip", 0.0, 1.0)]
 )
 def test_the_whole_is_what_the_reading_process_makes(recipe: Any, color_jitter: float, exact: float) -> None:
     cpu = samples_of(TrainTransform(image_size=48, recipe=recipe, color_jitter=color_jitter), 150)
@@ -150,7 +150,7 @@ def test_the_whole_is_what_the_reading_process_makes(recipe: Any, color_jitter: 
     assert (expected != before).mean() > 0.3
     # A 1 between the rounds may be more after the second: a threshold lies between two values.
     assert (actual == expected).mean() >= exact
-    assert np.abs(actual.astype(int) - expected).mean() < 0.01
+    assert np.abs(actual.astype(int) - expected).mean() < 0.001
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
