@@ -162,14 +162,13 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 
 def test_rectangles_are_filled_with_the_noise_of_their_pixels() -> None:
-    columns = slice_of(samples_of(TrainTransform(image_size=40, recipe="crop_flip", augment_on="device"), 5))
-    columns["erase_box"] = np.array([[0, 0, 0, 0], [3, 5, 30, 20], [0, 0, 40, 40], [39, 39, 1, 1], [4, 4, 9, 0]])
+    columns = columns_of([natural(40, 56, 0)] * 5, [[]] * 5)
+    columns["erase_box"] = np.array([[0, 0, 0, 0], [3, 25, 30, 20], [0, 0, 40, 56], [39, 55, 1, 1], [4, 4, 9, 0]])
     columns["noise_seed"] = np.array([1, 2**63 - 1, 2, 3, 4])
-    augmentation = Augmentation.of(columns)
-    images = torch.full((5, 3, 40, 40), 9.0)
-    erase(images, augmentation)
-    noise = normal_noise(torch.tensor(columns["noise_seed"])[:, None], torch.arange(4800)).view(5, 3, 40, 40)
-    expected = torch.full((5, 3, 40, 40), 9.0)
+    images = torch.full((5, 3, 40, 56), 9.0)
+    erase(images, Augmentation.of(columns))
+    noise = normal_noise(torch.tensor(columns["noise_seed"])[:, None], torch.arange(3 * 40 * 56)).view(5, 3, 40, 56)
+    expected = torch.full((5, 3, 40, 56), 9.0)
     for image, values, (top, left, height, width) in zip(expected, noise, columns["erase_box"].tolist(), strict=True):
         inside = (slice(None), slice(top, top + height), slice(left, left + width))
         image[inside] = values[inside]
