@@ -27,9 +27,6 @@ class ByteImages:
     noise: Tensor
     """float32 [E]: what takes their place."""
 
-    def __len__(self) -> int:
-        return len(self.pixels)
-
     def map(self, function: Callable[[Tensor], Tensor]) -> "ByteImages":
         """Apply a function to each tensor, for example to copy it to another device."""
         return ByteImages(pixels=function(self.pixels), erased=function(self.erased), noise=function(self.noise))

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from groupvit.config import LossConfig, Precision
+from groupvit.device_augment import AugmentedImages
 from groupvit.finishing import ByteImages
 from groupvit.image_encoder import ImageFeatures, ImageNoise
 from groupvit.losses import (
@@ -36,7 +37,7 @@ from groupvit.text_encoder import ArrangedTexts, arrange_texts
 class Batch:
     """A micro-batch, on the model's device."""
 
-    images: Tensor | ByteImages
+    images: Tensor | ByteImages | AugmentedImages
     """[b,3,H,W] float32, normalised; or bytes, which are normalised when it is the micro-batch's turn."""
     token_ids: Tensor
     """[b,1+K,T] int64, padded with zeros: the caption, then its prompts. With `texts`, on any device."""
@@ -193,7 +194,7 @@ def tower_features(
     model: GroupViT, towers: Towers, batch: Batch, loss: LossConfig, uniform: Uniform, precision: Precision
 ) -> TowerFeatures:
     """Run both towers on a micro-batch, with noise drawn by `uniform`."""
-    images = batch.images.finished() if isinstance(batch.images, ByteImages) else batch.images
+    images = batch.images if isinstance(batch.images, Tensor) else batch.images.finished()
     patch_size = model.config.image.patch_size
     grid = (images.shape[-2] // patch_size, images.shape[-1] // patch_size)
     drawn = model.image_encoder.draw_noise(len(images), grid, uniform)

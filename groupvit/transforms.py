@@ -1,8 +1,9 @@
 """Image transforms of training and of evaluation.
 
 The training transform has two parts, so that samples are sent as bytes. On the CPUs that read the data,
-`TrainTransform` crops the image (uint8) and draws a rectangle to erase. On the training worker, `groupvit.finishing`
-normalises the batch and erases.
+`TrainTransform` crops and augments the image (uint8) and draws a rectangle to erase. On the training worker,
+`groupvit.finishing` normalises the batch and erases. The worker's device can augment, too (`groupvit.device_augment`):
+the first part then only crops, and draws.
 
 The recipe "deit" is the paper's: timm's `create_transform` for `rand-m9-mstd0.5-inc1` with random erasing. It is
 reimplemented here because timm draws from the global generators of Python, numpy and torch, but a sample must be the
@@ -20,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from groupvit.augment import apply_with_pillow, draw_color_jitter, draw_rand_augment
+from groupvit.augment import Operation, apply_with_pillow, draw_color_jitter, draw_rand_augment
 from groupvit.decode import MAX_PIXELS, decode_image
 from groupvit.finishing import normalize
 
 Recipe = Literal["deit", "crop_flip"]
+AugmentOn = Literal["cpu", "device"]
 
 
 class TrainSample(NamedTuple):
@@ -36,6 +38,10 @@ class TrainSample(NamedTuple):
     """Rectangle to erase after normalisation, int16 [4]: top, left, height, width. All zeros: none."""
     noise_seed: int
     """Seed of the noise in the rectangle, 63 bits."""
+    flip: bool
+    """Whether the image is still to be mirrored, by the device."""
+    operations: tuple[Operation | None, ...]
+    """Operations still to be applied after that, by the device. None: nothing in this round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,8 @@ class TrainTransform:
     """Smallest and largest aspect ratio of the crop (width / height)."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation. Used by "crop_flip" only; "deit" has its own."""
+    augment_on: AugmentOn = "cpu"
+    """"device": only draws the flip and the operations, and leaves them to `groupvit.device_augment`."""
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
@@ -58,6 +66,8 @@ class TrainTransform:
             raise ValueError(f"image_size: {self.image_size} must be at least 1 pixel")
         if self.recipe not in get_args(Recipe):
             raise ValueError(f"recipe: {self.recipe!r} is unknown; use one of {', '.join(get_args(Recipe))}")
+        if self.augment_on not in get_args(AugmentOn):
+            raise ValueError(f"augment_on: {self.augment_on!r} is unknown; use one of {', '.join(get_args(AugmentOn))}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale: {self.crop_scale} is not a range of area; use 0 < smallest <= largest <= 1")
         if not 0 <= self.color_jitter < 1:
@@ -77,16 +87,24 @@ class TrainTransform:
         top, left, height, width = _crop_box(pixels.shape[0], pixels.shape[1], self.crop_scale, self.crop_ratio, rng)
         crop = Image.fromarray(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
         crop = crop.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        if rng.random() < 0.5:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        flip = rng.random() < 0.5
+        operations = self._draw_operations(rng)
         erase_box = (0, 0, 0, 0)
-        if self.recipe == "crop_flip" and self.color_jitter:
-            crop = apply_with_pillow(crop, draw_color_jitter(self.color_jitter, rng))
         if self.recipe == "deit":
-            crop = apply_with_pillow(crop, draw_rand_augment(rng))
             erase_box = _erase_box(self.image_size, self.image_size, rng)
+        if self.augment_on == "cpu":
+            if flip:
+                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            crop = apply_with_pillow(crop, operations)
+            flip, operations = False, ()
         channels_first = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))
-        return TrainSample(channels_first, np.array(erase_box, dtype=np.int16), rng.getrandbits(63))
+        box = np.array(erase_box, dtype=np.int16)
+        return TrainSample(channels_first, box, rng.getrandbits(63), flip, operations)
+
+    def _draw_operations(self, rng: random.Random) -> tuple[Operation | None, ...]:
+        if self.recipe == "deit":
+            return draw_rand_augment(rng)
+        return draw_color_jitter(self.color_jitter, rng) if self.color_jitter else ()
 
 
 def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from groupvit.config import TextEncoderConfig
+from groupvit.device_augment import Augmentation, AugmentedImages, augment
 from groupvit.finishing import with_erasing
 from groupvit.text_encoder import arrange_texts
 from groupvit.training import Batch
@@ -120,21 +121,27 @@ def _used_on(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
 def to_batch(item: Slice, device: torch.device, text: TextEncoderConfig) -> Batch:
     """Converts a slice to a micro-batch on `device`. The host does not wait for a GPU.
 
-    The images stay bytes. The arrangement of the texts and the noise of random erasing are made on the CPU: a GPU would
-    have to tell the host their shapes.
+    The images stay bytes, and are augmented here if the slice has the draws for it. The arrangement of the texts and the
+    noise of random erasing are made on the CPU: a GPU would have to tell the host their shapes.
     """
     pins = device.type == "cuda"
-    images = with_erasing(
-        _held(item["image"], torch.uint8, pins), torch.tensor(item["erase_box"]), torch.tensor(item["noise_seed"])
-    )
-    token_ids = torch.tensor(item["token_ids"], dtype=torch.int64)
-    texts = arrange_texts(token_ids.flatten(0, 1), text)
-    keys = _held(item["prompt_keys"], torch.int64, pins)
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if device.type == "cpu" else _pinned(tensor).to(device, non_blocking=True)
+        return _pinned(tensor).to(device, non_blocking=True) if pins else tensor
 
-    return Batch(images=images.map(moved), token_ids=token_ids, texts=texts.map(moved), prompt_keys=moved(keys))
+    pixels = _held(item["image"], torch.uint8, pins)
+    if "flip" in item:  # ingest.augment_on is device
+        augmentation = Augmentation.of(item).map(moved)
+        images = AugmentedImages(pixels=augment(moved(pixels), augmentation), augmentation=augmentation)
+    else:
+        images = with_erasing(pixels, torch.tensor(item["erase_box"]), torch.tensor(item["noise_seed"])).map(moved)
+    token_ids = torch.tensor(item["token_ids"], dtype=torch.int64)
+    return Batch(
+        images=images,
+        token_ids=token_ids,
+        texts=arrange_texts(token_ids.flatten(0, 1), text).map(moved),
+        prompt_keys=moved(_held(item["prompt_keys"], torch.int64, pins)),
+    )
 
 
 def _held(array: npt.NDArray[Any], dtype: torch.dtype, pins: bool) -> torch.Tensor:
