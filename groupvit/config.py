@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
 Precision = Literal["float32", "bfloat16"]
+ReducePrecision = Literal["float32", "bfloat16"]
 """Number format of matrix products; see groupvit/precision.py."""
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 """What a user can choose. `auto`: bfloat16 if the device supports it natively, else float32."""
@@ -161,6 +162,11 @@ class LossConfig:
     def looks_at_segments(self) -> bool:
         """Whether the loss compares segments with prompts. False without prompts."""
         return self.num_prompts > 0 and self.multi_label_match != "image"
+
+    @property
+    def shares_positives(self) -> bool:
+        """Whether the loss must know which prompts have the same noun. False without prompts."""
+        return self.num_prompts > 0 and (self.shared_positives or self.multi_label_match == "mixture")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

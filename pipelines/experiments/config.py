@@ -94,6 +94,8 @@ class TrainingConfig:
     precision: PrecisionChoice = "auto"
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `auto`: bfloat16
     if every worker's device computes it natively, else float32. The first start chooses, and later ones keep it."""
+    reduce_precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the gradients that workers send each other. `bfloat16` halves the bytes, for slow networks."""
     compile: bool = False
     """Whether to compile the towers with torch.compile: it takes minutes at the start, and speeds up steps on GPUs."""
     ema_decay: float | None = None
@@ -285,7 +287,7 @@ def validate(config: ExperimentConfig) -> None:
 
 def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the fields that a run cannot change. The others (workers, cadences, ...) may differ at every start."""
-    training = ("num_steps", "global_batch_size", "seed", "precision", "ema_decay")
+    training = ("num_steps", "global_batch_size", "seed", "precision", "reduce_precision", "ema_decay")
     free_ingest = ("max_processes", "prefetch_slices", "max_corrupt_fraction")
     values = flatten(to_dict(config))
     return {

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from groupvit import checkpoint
+from groupvit.averaging import update_average
 from groupvit.config import Precision, TextEncoderConfig, to_dict
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
@@ -92,6 +93,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 seed=training.seed,
                 step=step,
                 precision=context.precision,
+                reduce_precision=training.reduce_precision,
                 clip_grad_norm=config.optimizer.clip_grad_norm,
                 group=context.group,
             )
@@ -184,19 +186,6 @@ def _next_slice(context: WorkerContext, config: ExperimentConfig, step: int, ind
             f"{place} of step {step}; expected {config.ingest.slice_size} from {expected}"
         )
     return item
-
-
-@torch.no_grad()
-def update_average(average: GroupViT, model: GroupViT, decay: float, step: int) -> None:
-    """Moves `average` towards `model`: an exponential moving average. A smaller decay forgets the first steps faster.
-
-    Batch statistics are copied, because they are averages already.
-    """
-    decay = min(decay, (1 + step) / (10 + step))
-    for target, source in zip(average.parameters(), model.parameters(), strict=True):
-        target.lerp_(source, 1 - decay)
-    for target, source in zip(average.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
 
 
 def _save(
