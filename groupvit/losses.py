@@ -4,11 +4,13 @@ These functions normalise the embeddings. The process group is an argument; None
 compares its own rows with the embeddings of all workers, gathered with gradient. So the mean of the workers' losses is
 the loss of the global batch. `contrastive_losses` gathers once for all losses of a training step.
 
-No label tensor of floats is built: memory is that of the logits, local batch x global batch (x prompts). No shape
+Memory is that of the logits, local batch x global batch (x prompts): there are no label tensors as large. No shape
 depends on the values of keys, so on a GPU the host waits for nothing.
 
 Shapes: B images per worker, W workers, K prompts per image, G segments, D channels.
 """
+
+import itertools
 
 import torch
 import torch.distributed as dist
@@ -177,20 +179,22 @@ def _multi_label(images: Gathered, prompts: Gathered, logit_scale: Tensor, keys:
     prompts = prompts.map(lambda x: _normalized(x).flatten(0, 1))  # [BK,D]
     image_to_prompt = _similarity(images.own, prompts.everyone, scale)  # [B,WBK]
     prompt_to_image = _similarity(images.everyone, prompts.own, scale).T  # [BK,WB]
+    first, device = images.first, images.own.device
     if keys is None:
-        first, device = images.first, images.own.device
         own_prompts = first * num_prompts + torch.arange(batch * num_prompts, device=device).view(batch, num_prompts)
         own_logits = image_to_prompt.gather(1, own_prompts)
-        prompt_loss = F.cross_entropy(
-            prompt_to_image, torch.arange(first, first + batch, device=device).repeat_interleave(num_prompts)
-        )
+        image_loss = (image_to_prompt.logsumexp(dim=1) - own_logits.mean(dim=1)).mean()
+        own_images = torch.arange(first, first + batch, device=device).repeat_interleave(num_prompts)
+        return 0.5 * (image_loss + F.cross_entropy(prompt_to_image, own_images))
+    # The target 1/K of each own prompt is divided among all prompts of its noun.
+    if images.own.ndim == 2:  # so their mean logit is used, which is the logit of their mean
+        means = _mean_of_noun(prompts.everyone, keys.everyone)[first * num_prompts :][: batch * num_prompts]
+        own_logits = scale * (images.own * means.unflatten(0, (batch, num_prompts)).mean(dim=1)).sum(dim=1)
+        image_loss = (image_to_prompt.logsumexp(dim=1) - own_logits).mean()
     else:
-        # The target 1/K of each own prompt is divided among all prompts of its noun, so their mean logit is used.
-        same = [own[:, None] == keys.everyone.flatten() for own in keys.own.unbind(1)]  # K x [B,WBK]
-        own_logits = torch.stack([_mean_of_positives(image_to_prompt, positive) for positive in same], dim=1)
-        prompt_loss = _uniform_cross_entropy(prompt_to_image, _has_noun(keys))
-    image_loss = (image_to_prompt.logsumexp(dim=1) - own_logits.mean(dim=1)).mean()
-    return 0.5 * (image_loss + prompt_loss)
+        target = _num_equal(keys.own, keys.everyone.reshape(-1, 1), image_to_prompt.dtype)
+        image_loss = F.cross_entropy(image_to_prompt, target.div_(num_prompts * _num_same(keys.everyone)))
+    return 0.5 * (image_loss + _uniform_cross_entropy(prompt_to_image, _has_noun(keys)))
 
 
 def _segment_mixture(
@@ -198,44 +202,58 @@ def _segment_mixture(
 ) -> Tensor:
     segments, log_weights, scale = segments.map(_normalized), masses.map(_log_weights), clamped_scale(logit_scale)
     batch, num_prompts = keys.own.shape
-    nouns, num_same = _noun_embeddings(prompts.everyone, keys.everyone)  # [WBK,D], [WBK]
-    first = segments.first * num_prompts
-    own_nouns = nouns[first : first + batch * num_prompts]  # [BK,D]
+    # A noun's embedding is the mean over its prompts, which may have different templates.
+    prompts = prompts.map(lambda x: _normalized(x).flatten(0, 1))  # [BK,D]
+    nouns = scale * F.normalize(_mean_of_noun(prompts.everyone, keys.everyone), dim=-1)  # [WBK,D]
+    own_nouns = nouns[segments.first * num_prompts :][: batch * num_prompts]  # [BK,D]
     pairs = keys.map(lambda x: 1 / (x[:, :, None] == x[:, None]).sum(dim=2).to(nouns.dtype))  # [B,K]
 
     # Each noun is there as often as it has prompts, so it counts by 1 / their number in the sum over distinct nouns.
-    normalizer = (scale * segments.own @ nouns.T - num_same.log()).logsumexp(dim=2, keepdim=True)  # [B,G,1]
-    own_logits = scale * segments.own @ own_nouns.unflatten(0, (batch, num_prompts)).mT  # [B,G,K]
-    log_probability = (own_logits - normalizer + log_weights.own).logsumexp(dim=1)  # [B,K]
+    log_shares = -_num_same(keys.everyone).to(nouns.dtype).log()
+    normalizer = F.linear(segments.own, nouns, log_shares).logsumexp(dim=2, keepdim=True)  # [B,G,1]
+    own_logits = segments.own @ own_nouns.unflatten(0, (batch, num_prompts)).mT  # [B,G,K]
+    log_probability = (own_logits - normalizer + log_weights.own[..., None]).logsumexp(dim=1)  # [B,K]
     image_loss = -((log_probability * pairs.own).sum(dim=1) / pairs.own.sum(dim=1)).mean()
 
-    noun_logits = (scale * segments.everyone @ own_nouns.T + log_weights.everyone).logsumexp(dim=1).T  # [BK,WB]
+    by_segment = segments.everyone.transpose(0, 1)  # [G,WB,D]
+    noun_logits = F.linear(own_nouns, by_segment.flatten(0, 1), log_weights.everyone.T.flatten())  # [BK,GWB]
+    noun_logits = noun_logits.unflatten(1, by_segment.shape[:2]).logsumexp(dim=1)  # [BK,WB]
     noun_losses = noun_logits.logsumexp(dim=1) - _mean_of_positives(noun_logits, _has_noun(keys))
     pairs_per_worker = pairs.everyone.sum() * (batch / len(pairs.everyone))
     return 0.5 * (image_loss + (noun_losses * pairs.own.flatten()).sum() / pairs_per_worker)
 
 
-def _noun_embeddings(prompts: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The embedding of each prompt's noun, and how many prompts have this noun: [N,K,D], [N,K] -> [NK,D], [NK].
+def _mean_of_noun(prompts: Tensor, keys: Tensor) -> Tensor:
+    """Mean over all prompts with the key of each prompt: [NK,D], [N,K] -> [NK,D]."""
+    keys, num_same = keys.flatten(), _num_same(keys)
+    place = torch.searchsorted(keys.sort().values, keys)  # equal for equal keys
+    return torch.zeros_like(prompts).index_add(0, place, prompts)[place] / num_same[:, None]
 
-    It is the mean over the noun's prompts, which may have different templates.
-    """
-    keys, rows = keys.flatten(), _normalized(prompts).flatten(0, 1)
+
+def _num_same(keys: Tensor) -> Tensor:
+    """Number of prompts with the key of each prompt: [N,K] -> [NK]."""
+    keys = keys.flatten()
     ordered = keys.sort().values
-    place = torch.searchsorted(ordered, keys)  # equal for equal keys
-    num_same = torch.searchsorted(ordered, keys, right=True) - place
-    return F.normalize(torch.zeros_like(rows).index_add(0, place, rows)[place], dim=-1), num_same.to(rows.dtype)
+    return torch.searchsorted(ordered, keys, right=True) - torch.searchsorted(ordered, keys)
+
+
+def _num_equal(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Number of pairs of equal keys: [R,K], [C,L] -> [R,C]; of dtype bool, whether there is one."""
+    count = torch.zeros(len(rows), len(columns), dtype=dtype, device=rows.device)
+    for row_keys, column_keys in itertools.product(rows.unbind(1), columns.unbind(1)):
+        count += row_keys[:, None] == column_keys
+    return count
 
 
 def _has_noun(keys: Gathered) -> Tensor:
     """Which images have the noun of each own prompt: [BK,WB] bool."""
-    return (keys.own.flatten()[:, None, None] == keys.everyone).any(dim=2)
+    return _num_equal(keys.own.reshape(-1, 1), keys.everyone, torch.bool)
 
 
 def _log_weights(masses: Tensor) -> Tensor:
-    """Logarithm of the segments' weights: masses [B,G] -> [B,G,1]."""
+    """Logarithm of the segments' weights: masses [B,G] -> [B,G]."""
     weights = (at_least_float32(masses) / FULL_WEIGHT_MASS).clamp(max=1)
-    return (weights / weights.sum(dim=1, keepdim=True) + 1e-6).log()[..., None]
+    return (weights / weights.sum(dim=1, keepdim=True) + 1e-6).log()
 
 
 def _normalized(embeddings: Tensor) -> Tensor:
