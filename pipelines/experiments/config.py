@@ -98,6 +98,8 @@ class TrainingConfig:
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `tf32`: float32,
     multiplied with 10 bits of mantissa, on NVIDIA GPUs since Ampere. `auto`: bfloat16 if every worker's device computes
     it natively, else float32. The first start chooses, and later ones keep it."""
+    reduce_precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the gradients that workers send each other. `bfloat16` halves the bytes, for slow networks."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether to compile the towers with torch.compile. It takes minutes at the first start, and makes steps on GPUs
     faster. `auto`: on GPUs."""
@@ -293,7 +295,7 @@ def validate(config: ExperimentConfig) -> None:
 
 def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the fields that a run cannot change. The others (workers, cadences, ...) may differ at every start."""
-    training = ("num_steps", "global_batch_size", "seed", "precision", "deterministic", "ema_decay")
+    training = ("num_steps", "global_batch_size", "seed", "precision", "reduce_precision", "deterministic", "ema_decay")
     free_ingest = ("max_processes", "prefetch_slices", "max_corrupt_fraction")
     values = flatten(to_dict(config))
     return {

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from groupvit import checkpoint
+from groupvit.averaging import update_average
 from groupvit.compilation import CompilationError, compile_towers
 from groupvit.config import Precision, to_dict
 from groupvit.model import GroupViT
@@ -114,6 +115,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 seed=training.seed,
                 step=step,
                 precision=context.precision,
+                reduce_precision=training.reduce_precision,
                 clip_grad_norm=config.optimizer.clip_grad_norm,
                 noise=_noise(config),
                 towers=towers,
@@ -218,19 +220,6 @@ def _compiled_towers(
 
 def _noise(config: ExperimentConfig) -> NoiseSource:
     return counter_noise if config.training.deterministic else generator_noise
-
-
-@torch.no_grad()
-def update_average(average: GroupViT, model: GroupViT, decay: float, step: int) -> None:
-    """Moves `average` towards `model`: an exponential moving average. A smaller decay forgets the first steps faster.
-
-    Batch statistics are copied, because they are averages already.
-    """
-    decay = min(decay, (1 + step) / (10 + step))
-    for target, source in zip(average.parameters(), model.parameters(), strict=True):
-        target.lerp_(source, 1 - decay)
-    for target, source in zip(average.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
 
 
 def _save(
