@@ -181,6 +181,16 @@ def measure(size: str, num_consumers: int, args: argparse.Namespace, dataset: st
     }
 
 
+def enough_memory(size: str, num_consumers: int, args: argparse.Namespace) -> bool:
+    """Whether Ray Data makes enough slices for every consumer to get its first.
+
+    A consumer waits until it has its prefetched slices and one more. Ray Data makes no more slices once those in use
+    fill about a third of the object store. If the consumers need more than that, all wait forever.
+    """
+    num_bytes = sum(column.nbytes for column in make_slice(*SIZES[size]).values())
+    return 3 * num_consumers * (args.prefetch_slices + 1) * num_bytes <= args.store_gigabytes * 10**9
+
+
 def line(size: str, num_consumers: int, result: dict[str, Any]) -> str:
     cpu = ", ".join(f"{kind} {milliseconds:.1f}" for kind, milliseconds in result["cpu_ms"].items())
     return (
@@ -245,6 +255,9 @@ def main() -> None:
         dataset = write_smallest_dataset(folder)
         for _ in range(args.repeats):
             for size, num_consumers in itertools.product(args.sizes, args.consumers):
+                if not enough_memory(size, num_consumers, args):
+                    print(f"slices of {size:>5}, {num_consumers} consumers: skipped, --store-gigabytes is too small")
+                    continue
                 result = measure(size, num_consumers, args, dataset)
                 turns.setdefault((size, num_consumers), []).append(result)
                 print(line(size, num_consumers, result), flush=True)
