@@ -177,11 +177,11 @@ def _next_slice(context: WorkerContext, config: ExperimentConfig, step: int, ind
     if item is None:
         raise RuntimeError(f"the data ended before step {step} of {config.training.num_steps}")
     place = index * context.world_size + context.rank
-    expected = step * config.training.global_batch_size + place * config.ingest.slice_size
-    if item["position"][0] != expected or len(item["position"]) != config.ingest.slice_size:
+    expected = step * config.training.global_batch_size + place * config.slice_size
+    if item["position"][0] != expected or len(item["position"]) != config.slice_size:
         raise RuntimeError(
             f"rank {context.rank} got {len(item['position'])} samples from position {item['position'][0]} for slice "
-            f"{place} of step {step}; expected {config.ingest.slice_size} from {expected}"
+            f"{place} of step {step}; expected {config.slice_size} from {expected}"
         )
     return item
 

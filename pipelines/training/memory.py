@@ -28,6 +28,18 @@ _FLOAT32 = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where a training worker computes."""
+
+    name: str
+    memory: float
+    """Bytes: of the whole GPU, or of a worker on CPUs."""
+    is_gpu: bool
+    has_bfloat16: bool
+    """Whether it computes bfloat16 natively."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Numbers:
     """How a device holds the numbers of the towers."""
 
@@ -42,17 +54,15 @@ class Numbers:
         return cls(size=2 if narrow else _FLOAT32, fused_attention=on_gpu or not narrow)
 
 
-def slice_sizes(global_batch_size: int, num_workers: int, window_size: int) -> list[int]:
+def slice_sizes(config: ExperimentConfig) -> list[int]:
     """Returns the slice sizes that divide both a worker's share of the batch and a window, ascending, to 1,024."""
-    common = math.gcd(global_batch_size // num_workers, window_size)
+    common = math.gcd(config.training.global_batch_size // config.training.num_workers, config.ingest.window_size)
     return [size for size in range(1, min(common, LARGEST_SLICE) + 1) if common % size == 0]
 
 
-def largest_slice(config: ExperimentConfig, memory: float, numbers: Numbers) -> int | None:
-    """Returns the largest slice size whose step fits a device with `memory` for one worker. None: none does."""
-    training = config.training
-    sizes = slice_sizes(training.global_batch_size, training.num_workers, config.ingest.window_size)
-    return max((size for size in sizes if step_bytes(config, size, numbers) <= USABLE_SHARE * memory), default=None)
+def fits(config: ExperimentConfig, slice_size: int, memory: float, numbers: Numbers) -> bool:
+    """Whether a step with slices of this size fits a device that has `memory` for one worker."""
+    return step_bytes(config, slice_size, numbers) <= USABLE_SHARE * memory
 
 
 def step_bytes(config: ExperimentConfig, slice_size: int, numbers: Numbers) -> int:

@@ -9,9 +9,9 @@ import torch
 from groupvit.config import ImageEncoderConfig, LossConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
 from groupvit.precision import autocast
-from pipelines.experiments.catalogue import EXPERIMENTS, demo
+from pipelines.experiments.catalogue import demo
 from pipelines.experiments.config import ExperimentConfig, TrainingConfig
-from pipelines.training.memory import Numbers, largest_slice, num_parameters, slice_sizes, step_bytes, tower_bytes
+from pipelines.training.memory import Numbers, fits, num_parameters, slice_sizes, step_bytes, tower_bytes
 from tests.support.pages import ROOT
 from tests.support.small_model import SMALL, small_model
 
@@ -123,26 +123,16 @@ def test_everything_that_takes_memory_counts() -> None:
 
 
 def test_slices_divide_a_workers_batch_and_a_window() -> None:
-    assert slice_sizes(4096, 4, 1024) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
-    assert slice_sizes(4096, 16, 1024)[-1] == 256
-    assert slice_sizes(8192, 1, 4096)[-1] == 1024
-    assert slice_sizes(96, 2, 32) == [1, 2, 4, 8, 16]
+    assert slice_sizes(with_batch(4096, num_workers=4)) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    assert slice_sizes(with_batch(4096, num_workers=16))[-1] == 256
+    config = with_batch(96, num_workers=2)
+    assert slice_sizes(config) == [1, 2, 4, 8, 16]
+    wide = dataclasses.replace(with_batch(8192), ingest=dataclasses.replace(config.ingest, window_size=4096))
+    assert slice_sizes(wide)[-1] == 1024
 
 
-@pytest.mark.parametrize(
-    ("gib", "precision", "num_workers", "expected"),
-    [
-        pytest.param(14.6, "float32", 4, 128, id="T4"),
-        pytest.param(22.0, "bfloat16", 4, 256, id="A10G"),
-        pytest.param(39.4, "bfloat16", 4, 512, id="A100, 40 GB"),
-        pytest.param(79.1, "bfloat16", 4, 1024, id="H100"),
-        pytest.param(139.8, "bfloat16", 16, 256, id="H200, but only 256 images for each of 16"),
-        pytest.param(1.0, "bfloat16", 4, None, id="too small for anything"),
-    ],
-)
-def test_the_largest_slice_of_the_paper_by_gpu(
-    gib: float, precision: str, num_workers: int, expected: int | None
-) -> None:
-    config = EXPERIMENTS["gcc_yfcc_30e"]()
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, num_workers=num_workers))
-    assert largest_slice(config, gib * GIB, Numbers.of(precision, on_gpu=True)) == expected
+def test_a_part_of_the_memory_stays_free() -> None:
+    config = with_batch(256)
+    needed = step_bytes(config, 256, BFLOAT16)
+    assert fits(config, 256, 1.3 * needed, BFLOAT16)
+    assert not fits(config, 256, 1.2 * needed, BFLOAT16)
