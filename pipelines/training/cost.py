@@ -116,6 +116,8 @@ def _check(config: CostConfig, experiment: ExperimentConfig, num_gpus: int) -> N
     if num_gpus < 1:
         raise ValueError(f"num_gpus={num_gpus} do not train: give 1 or more")
     slice_size, batch_size = experiment.ingest.slice_size, experiment.training.global_batch_size
+    if slice_size == "auto":  # any number of GPUs that divides the batch gets whole slices
+        slice_size = 1
     if batch_size % (slice_size * num_gpus):
         raise ValueError(
             f"num_gpus={num_gpus}: training.global_batch_size={batch_size} is not a multiple of ingest.slice_size x "
@@ -150,6 +152,8 @@ def _rate_of_run(uri: str, experiment: ExperimentConfig) -> tuple[float, str]:
     if theirs["training"]["device"] == "cpu":
         raise ValueError(f"from_run={uri} trained on CPUs, which says nothing of a GPU: give a run on GPUs")
     for name, value in _fixes_the_speed(to_dict(experiment)).items():
+        if (name, value) == ("ingest.slice_size", "auto"):
+            continue  # the run has what it chose on these GPUs
         if (other := _fixes_the_speed(theirs).get(name)) != value:
             raise ValueError(
                 f"from_run={uri} trained with {name}={other}, {experiment.name} has {value}: its speed says nothing "
