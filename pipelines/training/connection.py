@@ -38,9 +38,13 @@ def connect(
 
     outcome: SimpleQueue[Exception | None] = SimpleQueue()
 
+    # Gloo holds Python's lock while it connects, so it must end by itself. NCCL would end the process with it.
+    timeout = datetime.timedelta(seconds=seconds) if backend == "gloo" else _TIMEOUT
+
     def attempt() -> None:
         try:
-            dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=_TIMEOUT)
+            dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=timeout)
+            dist.set_timeout(_TIMEOUT)
             if size > 1:  # NCCL connects at the first collective
                 number = torch.ones(1, device=device)
                 dist.all_reduce(number)
@@ -50,7 +54,7 @@ def connect(
         else:
             outcome.put(None)
 
-    # The library waits for as long as its collectives may take, and not every wait of it ends at its timeout.
+    # In a thread, because NCCL waits for as long as a collective may take.
     threading.Thread(target=attempt, name="connecting", daemon=True).start()
     try:
         error = outcome.get(timeout=seconds)

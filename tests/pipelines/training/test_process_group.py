@@ -53,7 +53,7 @@ except ConnectionError as error:
 import torch, torch.distributed as dist
 number = torch.tensor([rank + 1.0])
 dist.all_reduce(number)
-print("connected", number.item(), dist.distributed_c10d._get_default_timeout("gloo"), flush=True)
+print("connected", number.item(), flush=True)
 """
 
 
@@ -98,6 +98,30 @@ def test_a_worker_alone_gives_up_and_says_what_it_tried(rank: int, url: str | No
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(ray.util.get_node_ip_address())
     for part in (url, f"rank {rank}", "GLOO_SOCKET_IFNAME", "docs/clusters.md", f"interface {interface}", "2 workers"):
         assert part in said
+
+
+HALFWAY = """
+import sys, time
+import torch.distributed as dist
+print("ready", flush=True)
+host, _, port = sys.argv[1].removeprefix("tcp://").partition(":")
+store = dist.TCPStore(host, int(port), 2, False)
+time.sleep(600)
+"""
+
+
+def test_a_worker_that_stops_halfway_is_not_waited_for() -> None:
+    """It has found rank 0, which then waits inside gloo, and for as long keeps other threads from running."""
+    url = free_address()
+    other = subprocess.Popen([sys.executable, "-c", HALFWAY, url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "ready\n"
+        first = worker(0, 2, url, 3)
+        said = first.communicate(timeout=240)[0]
+    finally:
+        other.kill()
+        other.communicate()
+    assert first.returncode == 3 and "cannot connect by gloo: rank 0" in said and said.count("\n") == 1, said
 
 
 def test_an_interface_that_is_not_there_is_named() -> None:
