@@ -116,8 +116,8 @@ class GroupViT(nn.Module):
         self.multi_label_logit_scale = nn.Parameter(torch.tensor(initial_scale))
 
     def tower_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the two towers."""
-        return [*self.image_encoder.parameters(), *self.text_encoder.parameters()]
+        """Parameters of the two towers, in the order in which a training step uses them: text first."""
+        return [*self.text_encoder.parameters(), *self.image_encoder.parameters()]
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters that the towers' outputs meet: the projectors' and the logit scales."""

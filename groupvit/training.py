@@ -157,7 +157,7 @@ def compute_gradients(
         with torch.set_grad_enabled(index == 0):  # the first pass is not repeated
             passes.append(run_towers(index))
     features = TowerFeatures.concatenate(passes)
-    reducer = GradientReducer(model.parameters(), group, reduce_precision)
+    reducer = GradientReducer([*model.tower_parameters(), *model.head_parameters()], group, reduce_precision)
     reducer.arm(model.head_parameters())
     metrics = _backward_loss(model, features, batches, loss, precision, group)
     sizes = [len(batch) for batch in batches]
