@@ -1,12 +1,15 @@
 """RandAugment (arXiv 1909.13719) and colour jitter: random draws, and the operations on one image with Pillow.
 
-Drawing is apart from applying, so that a sample has the same draws wherever they are applied.
+Drawing is apart from applying, so that a sample has the same draws whether they are applied here or on the
+training device (`groupvit.device_augment`).
 """
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
 FILL: tuple[int, int, int] = (124, 116, 104)
@@ -49,14 +52,14 @@ class Operation(NamedTuple):
     """Argument of timm's operation of that name. None: it takes none."""
 
 
-def draw_rand_augment(rng: random.Random) -> list[Operation | None]:
+def draw_rand_augment(rng: random.Random) -> tuple[Operation | None, ...]:
     """Draw two of 15 operations, each with probability 0.5 (else None), at a level of 0.9 ± 0.05."""
-    return [_draw_argument(name, rng) for name in rng.choices(OPERATIONS, k=2)]
+    return tuple(_draw_argument(name, rng) for name in rng.choices(OPERATIONS, k=2))
 
 
-def draw_color_jitter(largest: float, rng: random.Random) -> list[Operation | None]:
+def draw_color_jitter(largest: float, rng: random.Random) -> tuple[Operation | None, ...]:
     """Draw factors of brightness, contrast and saturation in 1 ± `largest`."""
-    return [Operation(name, 1 + largest * (2 * rng.random() - 1)) for name in _ENHANCERS]
+    return tuple(Operation(name, 1 + largest * (2 * rng.random() - 1)) for name in _ENHANCERS)
 
 
 def apply_with_pillow(image: Image.Image, operations: Iterable[Operation | None]) -> Image.Image:
@@ -65,6 +68,22 @@ def apply_with_pillow(image: Image.Image, operations: Iterable[Operation | None]
         if operation is not None:
             image = _apply(image, operation)
     return image
+
+
+def operation_columns(
+    drawn: Sequence[Sequence[Operation | None]],
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Return the operations of n images in R rounds as arrays: indices in `OPERATIONS` [n,R], -1 for none, and
+    arguments [n,R], 0 for none."""
+    rounds = len(drawn[0]) if drawn else 0
+    indices = np.full((len(drawn), rounds), -1, dtype=np.int8)
+    arguments = np.zeros((len(drawn), rounds), dtype=np.float32)
+    for image, operations in enumerate(drawn):
+        for place, operation in enumerate(operations):
+            if operation is not None:
+                indices[image, place] = OPERATIONS.index(operation.name)
+                arguments[image, place] = operation.argument or 0
+    return indices, arguments
 
 
 def _draw_argument(name: str, rng: random.Random) -> Operation | None:

@@ -1,8 +1,9 @@
 """Image transforms of training and of evaluation.
 
 The training transform has two parts, so that samples are sent as bytes. On the CPUs that read the data,
-`TrainTransform` crops the image (uint8) and draws a rectangle to erase. On the training worker, `finish` normalises the
-batch and erases.
+`TrainTransform` crops and augments the image (uint8) and draws a rectangle to erase. On the training worker, `finish`
+normalises the batch and erases. The worker's device can augment, too (`groupvit.device_augment`): the first part then
+only crops, and draws.
 
 The recipe "deit" is the paper's: timm's `create_transform` for `rand-m9-mstd0.5-inc1` with random erasing. It is
 reimplemented here because timm draws from the global generators of Python, numpy and torch, but a sample must be the
@@ -30,6 +31,7 @@ IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 Recipe = Literal["deit", "crop_flip"]
 Resize = Literal["pillow", "torch"]
+AugmentOn = Literal["cpu", "device"]
 
 
 class TrainSample(NamedTuple):
@@ -41,6 +43,10 @@ class TrainSample(NamedTuple):
     """Rectangle to erase after normalisation, int16 [4]: top, left, height, width. All zeros: none."""
     noise_seed: int
     """Seed of the noise in the rectangle, 63 bits."""
+    flip: bool
+    """Whether the image is still to be mirrored, by the device."""
+    operations: tuple[Operation | None, ...]
+    """Operations still to be applied after that, by the device. None: nothing in this round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ class TrainTransform:
     """Smallest and largest aspect ratio of the crop (width / height)."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation. Used by "crop_flip" only; "deit" has its own."""
+    augment_on: AugmentOn = "cpu"
+    """"device": only draws the flip and the operations, and leaves them to `groupvit.device_augment`."""
     max_pixels: int = MAX_PIXELS
     resize: Resize = "torch"
     """"torch": by SIMD code, from a JPEG decoded at 1/2, 1/4 or 1/8 of its size if the crop is still large enough.
@@ -68,6 +76,8 @@ class TrainTransform:
             raise ValueError(f"recipe: {self.recipe!r} is unknown; use one of {', '.join(get_args(Recipe))}")
         if self.resize not in get_args(Resize):
             raise ValueError(f"resize: {self.resize!r} is unknown; use one of {', '.join(get_args(Resize))}")
+        if self.augment_on not in get_args(AugmentOn):
+            raise ValueError(f"augment_on: {self.augment_on!r} is unknown; use one of {', '.join(get_args(AugmentOn))}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale: {self.crop_scale} is not a range of area; use 0 < smallest <= largest <= 1")
         if not 0 <= self.color_jitter < 1:
@@ -93,16 +103,17 @@ class TrainTransform:
         rng = random.Random(int(seed) % 2**64)  # Random takes the absolute value of a negative seed
         pixels, box = self._decode(image, rng)
         flip = rng.random() < 0.5
-        operations: Sequence[Operation | None] = ()
-        erase_box = (0, 0, 0, 0)
-        if self.recipe == "crop_flip" and self.color_jitter:
-            operations = draw_color_jitter(self.color_jitter, rng)
+        operations = self._draw_operations(rng)
+        erased = (0, 0, 0, 0)
         if self.recipe == "deit":
-            operations = draw_rand_augment(rng)
-            erase_box = _erase_box(self.image_size, self.image_size, rng)
+            erased = _erase_box(self.image_size, self.image_size, rng)
+        erase_box, noise_seed = np.array(erased, dtype=np.int16), rng.getrandbits(63)
         planes = np.empty((3, self.image_size, self.image_size), dtype=np.uint8) if out is None else out
+        if self.augment_on == "device":
+            self._augment(box.cut(pixels), False, (), planes)
+            return TrainSample(planes, erase_box, noise_seed, flip, operations)
         self._augment(box.cut(pixels), flip, operations, planes)
-        return TrainSample(planes, np.array(erase_box, dtype=np.int16), rng.getrandbits(63))
+        return TrainSample(planes, erase_box, noise_seed, False, ())
 
     def _decode(self, image: bytes | npt.NDArray[np.uint8], rng: random.Random) -> tuple[npt.NDArray[np.uint8], Box]:
         """Draw the crop and decode the image, a large JPEG only at the size that the crop needs."""
@@ -139,6 +150,11 @@ class TrainTransform:
         picture = apply_with_pillow(picture, operations)
         for plane, band in zip(planes, "RGB", strict=True):  # a third of the time of transposing an array
             plane[...] = np.frombuffer(picture.tobytes("raw", band), dtype=np.uint8).reshape(side, side)
+
+    def _draw_operations(self, rng: random.Random) -> tuple[Operation | None, ...]:
+        if self.recipe == "deit":
+            return draw_rand_augment(rng)
+        return draw_color_jitter(self.color_jitter, rng) if self.color_jitter else ()
 
 
 def finish(images: torch.Tensor, erase_boxes: torch.Tensor, noise_seeds: torch.Tensor) -> torch.Tensor:

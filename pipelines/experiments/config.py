@@ -52,6 +52,9 @@ class IngestConfig:
     multiple of `slice_size`."""
     augmentation: Literal["deit", "crop_flip"] = "deit"
     """`deit`: RandAugment and random erasing (the paper). `crop_flip`: random resized crop and flip only."""
+    augment_on: Literal["cpu", "device"] = "cpu"
+    """Where images are augmented after the crop. `device`: where the model trains, in batches; the reading processes
+    then only decode and crop. Draws and operations are the same; only the noise in erased rectangles is another."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest area of the random crop, as a share of the image."""
     color_jitter: float = 0.0

@@ -20,14 +20,20 @@ Slice = dict[str, npt.NDArray[Any]]
 image        uint8 [n,3,H,W]
 token_ids    int32 [n,1+K,T]   the caption, then the prompts
 prompt_keys  int64 [n,K]       equal for prompts with the same noun
-erase_box    int16 [n,4]       for `groupvit.transforms.finish`, unchanged
+erase_box    int16 [n,4]       top, left, height, width of what is erased after normalisation; zeros: nothing
 noise_seed   int64 [n]
 sample_id    str [n]
 position     int64 [n]         in the run's sequence
 epoch        int32 [n]         of its source
 source       int8 [n]          index in `data.sources`
 substituted  bool [n]          the image was corrupted: image, caption and nouns are those of another sample, while
-                               sample_id is that of the original one"""
+                               sample_id is that of the original one
+
+With `ingest.augment_on` = device, for `groupvit.device_augment`, where R may be 0:
+
+flip         bool [n]
+operations   int8 [n,R]        in the order of their rounds: indices in `groupvit.augment.OPERATIONS`, -1 for none
+arguments    float32 [n,R]     of the operations; 0 where they take none"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

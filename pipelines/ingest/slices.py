@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from groupvit.augment import Operation, operation_columns
 from groupvit.captions import PLAIN_TEMPLATES, PROMPT_TEMPLATES, draw_prompts, mine_nouns
 from groupvit.config import from_dict
 from groupvit.tokenizer import Tokenizer
@@ -49,19 +50,23 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
         crop_scale=ingest.crop_scale,
         color_jitter=ingest.color_jitter,
         resize="pillow" if ingest.resize == "pillow" else "torch",
+        augment_on=ingest.augment_on,
     )
     templates = PROMPT_TEMPLATES if ingest.prompt_templates == "clip" else PLAIN_TEMPLATES
     side = plan.image_size
     images = _image_memory().empty((len(places), 3, side, side))
     erase_boxes = np.empty((len(places), 4), dtype=np.int16)
     noise_seeds = np.empty(len(places), dtype=np.int64)
+    flips = np.empty(len(places), dtype=bool)
+    operations: list[tuple[Operation | None, ...]] = []
     substituted = np.zeros(len(places), dtype=bool)
     prompt_keys = np.empty((len(places), plan.num_prompts), dtype=np.int64)
     texts: list[str] = []
     for index, place in enumerate(places):
         seeds = _hash(f"{plan.order.seed} {samples.epoch[place]} {rows[place]['sample_id']}", 16)
         used, sample = _transform_first_good(transform, rows, place, seeds % 2**64, images[index])
-        _, erase_boxes[index], noise_seeds[index] = sample
+        _, erase_boxes[index], noise_seeds[index], flips[index], _ = sample
+        operations.append(sample.operations)
         substituted[index] = used != place
         caption = rows[used]["caption"]
         prompts, keys = draw_prompts(
@@ -76,6 +81,10 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
         prompt_keys[index] = [_hash(key, 8) - 2**63 for key in keys]
     token_ids = _tokenizer()(texts, plan.context_length)
     window = slice(places.start, places.stop)
+    for_device = {}
+    if ingest.augment_on == "device":
+        indices, arguments = operation_columns(operations)
+        for_device = {"flip": flips, "operations": indices, "arguments": arguments}
     return {
         "image": images,
         "token_ids": token_ids.reshape(len(places), 1 + plan.num_prompts, plan.context_length),
@@ -87,6 +96,7 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
         "epoch": samples.epoch[window].astype(np.int32),
         "source": samples.source[window].astype(np.int8),
         "substituted": substituted,
+        **for_device,
     }
 
 

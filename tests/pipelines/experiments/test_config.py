@@ -85,6 +85,7 @@ def test_what_a_continued_run_may_change() -> None:
         {"data": {"seed": 1}},
         {"ingest": {"slice_size": 8}},
         {"ingest": {"resize": "pillow"}},
+        {"ingest": {"augment_on": "device"}},
         {"optimizer": {"weight_decay": 0.1}},
         {"loss": {"num_prompts": 1}},
     ):
