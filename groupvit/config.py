@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 """Number format of matrix products; see groupvit/precision.py."""
-PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+PrecisionChoice = Literal["auto", "float32", "tf32", "bfloat16"]
 """What a user can choose. `auto`: bfloat16 if the device supports it natively, else float32."""
 Protocol = Literal["model", "paper", "unified"]
 """Segmentation settings: those that suit the model, the paper's, or those of later work; see groupvit/protocols.py."""

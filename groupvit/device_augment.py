@@ -28,6 +28,7 @@ from groupvit.batched_operations import (
     transform,
     without_color,
 )
+from groupvit.finishing import normalize
 from groupvit.noise import normal_noise
 
 # The operations in the order in which a round works on them, in groups for which there is one computation.
@@ -107,6 +108,25 @@ class Augmentation:
         """Apply a function to each tensor, for example to copy it to another device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: function(x) for name, x in values.items() if isinstance(x, Tensor)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentedImages:
+    """Augmented images of a batch, before normalisation and erasing. All tensors are on one device."""
+
+    pixels: Tensor
+    """uint8 [B,3,H,W]."""
+    augmentation: Augmentation
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "AugmentedImages":
+        """Apply a function to each tensor, for example to copy it to another device."""
+        return AugmentedImages(pixels=function(self.pixels), augmentation=self.augmentation.map(function))
+
+    def finished(self) -> Tensor:
+        """Normalise and erase -> float32 [B,3,H,W]."""
+        output = normalize(self.pixels)
+        erase(output, self.augmentation)
+        return output
 
 
 def augment(images: Tensor, augmentation: Augmentation) -> Tensor:

@@ -16,9 +16,8 @@ EMPTY_GROUP_MASS = 1.0
 n segments is their mean times n / (n + 1). The released code uses 1, not a small epsilon."""
 
 
-def sample_gumbel(shape: torch.Size, noise: torch.Generator) -> Tensor:
-    """Draw i.i.d. Gumbel(0, 1) noise, float32, on the generator's device."""
-    uniform = torch.rand(shape, generator=noise, device=noise.device)
+def gumbel_noise(uniform: Tensor) -> Tensor:
+    """Turn float32 draws from [0, 1) into Gumbel(0, 1) noise of the same shape."""
     limits = torch.finfo(torch.float32)
     return -torch.log(-torch.log(uniform.clamp(limits.tiny, 1 - limits.eps)))
 
@@ -41,15 +40,18 @@ class AssignmentAttention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, groups: Tensor, segments: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Groups [B,G,C], segments [B,S,C] -> update of the groups [B,G,C], noise-free assignment logits [B,G,S]."""
+    def forward(self, groups: Tensor, segments: Tensor, gumbel: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Groups [B,G,C], segments [B,S,C] -> update of the groups [B,G,C], noise-free assignment logits [B,G,S].
+
+        `gumbel` [B,G,S] is added to the logits of the hard assignment. None: no noise.
+        """
         # Keys and values of the segments are not computed. Since S is much larger than G, it is cheaper to project the
         # queries, q (K x + b) = (q K) x + q b, and to average before projecting, A (V x + b) = V (A x) + b sum(A).
         queries = self.query(groups)
         logits = (queries @ self.key.weight) @ segments.transpose(1, 2) + (queries @ self.key.bias)[..., None]
         logits = at_least_float32(logits) * self.scale
         if self.hard:
-            noisy = logits if noise is None else logits + sample_gumbel(logits.shape, noise)
+            noisy = logits if gumbel is None else logits + gumbel
             assignment = straight_through_assignment(noisy / self.tau)
         else:
             logits = logits / self.tau
@@ -114,15 +116,15 @@ class GroupingBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio), width)
 
-    def forward(self, segments: Tensor, group_tokens: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def forward(self, segments: Tensor, group_tokens: Tensor, gumbel: Tensor | None) -> tuple[Tensor, Tensor]:
         """Segments [B,S,C], group tokens [B,M,C] -> new segments [B,G,C], noise-free assignment logits [B,G,S].
 
-        `noise` draws the Gumbel noise of the hard assignment. None: no noise (evaluation).
+        `gumbel` [B,G,S] is the noise of the hard assignment. None: no noise (evaluation).
         """
         segments = self.segment_norm(segments)
         groups = self.mixed_norm(self.token_mixing(self.group_norm(group_tokens)))
         groups = self.pre_assignment(groups, segments)
-        update, logits = self.assignment(groups, segments, noise)
+        update, logits = self.assignment(groups, segments, gumbel)
         groups = groups + update if self.residual else update
         return groups + self.mlp(self.mlp_norm(groups)), logits
 

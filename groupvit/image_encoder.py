@@ -5,6 +5,7 @@ channels.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groupvit.config import ImageEncoderConfig
-from groupvit.grouping import GroupingBlock, TokenMixing
+from groupvit.grouping import GroupingBlock, TokenMixing, gumbel_noise
+from groupvit.noise import Uniform
 from groupvit.precision import at_least_float32
 from groupvit.transformer import Block
 
@@ -45,6 +47,16 @@ class ImageFeatures:
         for logits in self.assignment_logits[1:]:
             owned = (logits.softmax(dim=1) @ owned[..., None]).squeeze(-1)
         return owned
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageNoise:
+    """The random numbers of one pass of the image tower in training. They are drawn before it."""
+
+    keeps: Tensor | None
+    """Stochastic depth, float32 [blocks,2,B,1,1]: a factor per residual branch and image, as in `Block`. None: off."""
+    gumbel: tuple[Tensor, ...]
+    """Gumbel noise, one float32 [B,G_l,S_l] per grouping block. Empty for soft assignment."""
 
 
 class PatchStem(nn.Module):
@@ -121,8 +133,8 @@ class Stage(nn.Module):
         self,
         segments: Tensor,
         previous_group_tokens: Tensor | None,
-        keeps: list[Tensor | None],
-        noise: torch.Generator | None,
+        keeps: Sequence[Tensor | None],
+        gumbel: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Segments [B,S,C] -> output segments [B,G,C], segments before grouping [B,S,C], group tokens [B,M,C], logits
         [B,G,S].
@@ -145,7 +157,7 @@ class Stage(nn.Module):
         if self.grouping is None:
             return x, x, None, None
         segments, group_tokens = x[:, :num_segments], x[:, num_segments:]
-        grouped, logits = self.grouping(segments, group_tokens, noise)
+        grouped, logits = self.grouping(segments, group_tokens, gumbel)
         return grouped, segments, group_tokens, logits
 
 
@@ -162,6 +174,10 @@ class ImageEncoder(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
         self.stages = nn.ModuleList(Stage(config, stage) for stage in range(len(config.depths)))
         self.norm = nn.LayerNorm(config.width)
+        num_blocks = sum(config.depths)
+        rates = [1 - config.stochastic_depth * index / max(num_blocks - 1, 1) for index in range(num_blocks)]
+        self.keep_rates: Tensor
+        self.register_buffer("keep_rates", torch.tensor(rates), persistent=False)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 std = 0.02
@@ -170,10 +186,10 @@ class ImageEncoder(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor, noise: torch.Generator | None = None) -> ImageFeatures:
+    def forward(self, images: Tensor, noise: ImageNoise | None = None) -> ImageFeatures:
         """Encode images [B,3,H,W], normalised. ValueError if a side is not a multiple of the patch size.
 
-        `noise` draws stochastic depth and then Gumbel noise; equal generator states give equal draws. None: neither.
+        `noise` comes from `draw_noise`. None: no stochastic depth, and no Gumbel noise.
         Positions are resized bicubically if the grid differs from that of the training image.
         """
         height, width = images.shape[-2:]
@@ -185,14 +201,18 @@ class ImageEncoder(nn.Module):
         grid = (height // size, width // size)
         return self.encode_tokens(self.stem_norm(self.stem(images)) + self._resized_positions(grid), grid, noise)
 
-    def encode_tokens(self, x: Tensor, grid: tuple[int, int], noise: torch.Generator | None = None) -> ImageFeatures:
+    def encode_tokens(self, x: Tensor, grid: tuple[int, int], noise: ImageNoise | None = None) -> ImageFeatures:
         """Encode image tokens [B,N,C] with positions added; grid: (rows, columns). `noise` as in `forward`."""
-        keeps = self._draw_stochastic_depth(x.shape[0], noise)
+        keeps: list[Tensor | None] = [None] * sum(self.config.depths)
+        if noise is not None and noise.keeps is not None:
+            keeps = list(noise.keeps)
+        gumbel = () if noise is None else noise.gumbel
         image_tokens: Tensor | None = None
         group_tokens: Tensor | None = None
         assignment_logits: list[Tensor] = []
         for stage, depth in zip(self.stages, self.config.depths, strict=True):
-            x, before_grouping, group_tokens, logits = stage(x, group_tokens, keeps[:depth], noise)
+            drawn = gumbel[len(assignment_logits)] if len(assignment_logits) < len(gumbel) else None
+            x, before_grouping, group_tokens, logits = stage(x, group_tokens, keeps[:depth], drawn)
             keeps = keeps[depth:]
             image_tokens = before_grouping if image_tokens is None else image_tokens
             if logits is not None:
@@ -207,6 +227,20 @@ class ImageEncoder(nn.Module):
             grid=grid,
         )
 
+    def draw_noise(self, batch: int, grid: tuple[int, int], uniform: Uniform) -> ImageNoise:
+        """Draw the noise for `batch` images of (rows, columns) tokens: first stochastic depth, then Gumbel noise."""
+        keeps = None
+        if self.config.stochastic_depth > 0:
+            keep_rates = self.keep_rates[:, None, None, None, None]
+            keeps = (uniform((len(keep_rates), 2, batch, 1, 1)) < keep_rates) / keep_rates
+        gumbel: list[Tensor] = []
+        num_segments = grid[0] * grid[1]
+        if self.config.assignment == "hard":
+            for num_groups in self.config.num_output_groups:
+                gumbel.append(gumbel_noise(uniform((batch, num_groups, num_segments))))
+                num_segments = num_groups
+        return ImageNoise(keeps=keeps, gumbel=tuple(gumbel))
+
     def _resized_positions(self, grid: tuple[int, int]) -> Tensor:
         side = self.config.grid_size
         if grid == (side, side):
@@ -214,14 +248,3 @@ class ImageEncoder(nn.Module):
         table = self.positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
         table = F.interpolate(table.float(), size=grid, mode="bicubic", align_corners=False)
         return table.flatten(2).transpose(1, 2)
-
-    def _draw_stochastic_depth(self, batch: int, noise: torch.Generator | None) -> list[Tensor | None]:
-        num_blocks = sum(self.config.depths)
-        if noise is None or self.config.stochastic_depth == 0:
-            return [None] * num_blocks
-        keeps: list[Tensor | None] = []
-        for index in range(num_blocks):
-            keep_rate = 1 - self.config.stochastic_depth * index / max(num_blocks - 1, 1)
-            uniform = torch.rand((2, batch, 1, 1), generator=noise, device=noise.device)
-            keeps.append((uniform < keep_rate) / keep_rate)
-        return keeps

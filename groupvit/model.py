@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from groupvit import collectives
 from groupvit.config import ModelConfig
 from groupvit.grouping import hard_assignment
-from groupvit.image_encoder import ImageEncoder, ImageFeatures, Stage
+from groupvit.image_encoder import ImageEncoder, ImageFeatures, ImageNoise, Stage
 from groupvit.precision import at_least_float32
 from groupvit.text_encoder import TextEncoder
 
@@ -94,10 +94,10 @@ class GroupViT(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(initial_scale))
         self.multi_label_logit_scale = nn.Parameter(torch.tensor(initial_scale))
 
-    def encode_image(self, images: Tensor, noise: torch.Generator | None = None) -> ImageEncoding:
+    def encode_image(self, images: Tensor, noise: ImageNoise | None = None) -> ImageEncoding:
         """Encode images [B,3,H,W], normalised, with sides that are multiples of the patch size.
 
-        `noise` draws Gumbel noise and stochastic depth. None: neither.
+        `noise`: stochastic depth and Gumbel noise, from `image_encoder.draw_noise`. None: neither.
         """
         features = self.image_encoder(images, noise)
         return ImageEncoding(

@@ -1,7 +1,8 @@
-"""Random numbers by counting: number i of a seed is a hash of both.
+"""Sources of noise: torch's generators, and random numbers by counting, where number i of a seed is a hash of both.
 
-torch's generators give other numbers on other GPUs, because they hand them out to threads. These are the same on every
-device, for any shape and order in which they are made: uniform ones bit for bit, normal ones up to rounding.
+torch's generators give other numbers on other GPUs, because they hand them out to threads. Those by counting are the
+same on every device, for any shape and order in which they are made: uniform ones bit for bit, normal ones up to
+rounding.
 
 The hash is SplitMix64 (Steele, Lea and Flood: Fast splittable pseudorandom number generators, OOPSLA 2014). Number i
 comes from output i of a SplitMix64 that starts at the first output for the seed. All steps are elementwise, and
@@ -9,9 +10,26 @@ torch.compile makes one kernel of them.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+Uniform = Callable[[Sequence[int]], Tensor]
+"""Draws a float32 tensor of a shape from [0, 1)."""
+NoiseSource = Callable[[int, torch.device], Uniform]
+"""Makes a source of random numbers from a seed, on a device."""
+
+
+def generator_noise(seed: int, device: torch.device) -> Uniform:
+    """Noise of torch's generator. On a GPU, its numbers depend on the kind of GPU."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return lambda shape: torch.rand(tuple(shape), generator=generator, device=device)
+
+
+def counter_noise(seed: int, device: torch.device) -> Uniform:
+    """Noise that is the same on every device."""
+    return CounterNoise(seed, device).uniform
 
 
 def _wrapped(value: int) -> int:
@@ -52,10 +70,10 @@ class CounterNoise:
         self._seed = torch.full((), _wrapped(seed), device=device)
         self._next = 0
 
-    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+    def uniform(self, shape: Sequence[int]) -> Tensor:
         """Return the next numbers of `uniform_noise`, of this shape."""
         first, self._next = self._next, self._next + math.prod(shape)
-        return uniform_noise(self._seed, torch.arange(first, self._next, device=self.device)).view(shape)
+        return uniform_noise(self._seed, torch.arange(first, self._next, device=self.device)).view(tuple(shape))
 
 
 def _states(seeds: Tensor, counters: Tensor) -> Tensor:

@@ -1,15 +1,16 @@
 """One step of contrastive pretraining, on one worker or many.
 
-Gradient accumulation keeps all negatives. First, the towers' outputs for every micro-batch are cached without a graph.
-Then projectors and losses run once over all of them, so the batch statistics are those of the global batch. Last, the
-towers run again on each micro-batch with the same noise, to backpropagate the gradients of their outputs. So the
-gradient does not depend on how a global batch is divided into micro-batches and workers.
+Gradient accumulation keeps all negatives. First, the towers' outputs for every micro-batch are cached, and the graph of
+the first one is kept. Then projectors and losses run once over all of them, so the batch statistics are those of the
+global batch. Last, the gradients of the outputs go back through the towers. For each micro-batch but the first, these
+run again for this, with the same noise. So the gradient does not depend on how a global batch is divided into
+micro-batches and workers.
 
 Shapes: b images per micro-batch, B per worker, K prompts, T token ids, G segments, C channels of a tower.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from groupvit.config import LossConfig, Precision
+from groupvit.device_augment import AugmentedImages
+from groupvit.finishing import ByteImages
+from groupvit.image_encoder import ImageFeatures, ImageNoise
 from groupvit.losses import (
     clamped_scale,
     image_text_contrastive_loss,
@@ -24,17 +28,17 @@ from groupvit.losses import (
     segment_mixture_loss,
 )
 from groupvit.model import GroupViT
+from groupvit.noise import NoiseSource, Uniform, generator_noise
 from groupvit.precision import autocast
-from groupvit.text_encoder import ArrangedTexts
-from groupvit.transformer import Block
+from groupvit.text_encoder import ArrangedTexts, arrange_texts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """A micro-batch, on the model's device."""
 
-    images: Tensor
-    """[b,3,H,W] float32, normalised."""
+    images: Tensor | ByteImages | AugmentedImages
+    """[b,3,H,W] float32, normalised; or bytes, which are normalised when it is the micro-batch's turn."""
     token_ids: Tensor
     """[b,1+K,T] int64, padded with zeros: the caption, then its prompts. With `texts`, on any device."""
     texts: ArrangedTexts | None = None
@@ -42,27 +46,78 @@ class Batch:
     prompt_keys: Tensor | None = None
     """[b,K] int64, equal for prompts of the same noun. Needed by `shared_positives` and by `mixture`."""
 
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply a function to each tensor, for example to copy it to another device."""
+        return Batch(
+            images=function(self.images) if isinstance(self.images, Tensor) else self.images.map(function),
+            token_ids=function(self.token_ids),
+            texts=None if self.texts is None else self.texts.map(function),
+            prompt_keys=None if self.prompt_keys is None else function(self.prompt_keys),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Towers:
+    """The passes through a model's two towers in training: as they are, or compiled (`groupvit.compilation`)."""
+
+    image: Callable[[Tensor, ImageNoise], ImageFeatures]
+    text: Callable[[ArrangedTexts], Tensor]
+
+    @classmethod
+    def of(cls, model: GroupViT) -> "Towers":
+        """The towers as they are."""
+        return cls(image=model.image_encoder, text=model.text_encoder)
+
 
 def train_step(
     model: GroupViT,
     optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Batch],
+    micro_batches: Iterable[Batch],
     *,
     loss: LossConfig,
     seed: int,
     step: int,
     precision: Precision = "float32",
     clip_grad_norm: float | None = None,
+    noise: NoiseSource = generator_noise,
+    towers: Towers | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
     """Update the model once from this worker's micro-batches. All workers need the same number and size of them.
+
+    Args:
+        model: The model, on its device, in training mode.
+        optimizer: Its optimiser, with the learning rate of the step.
+        micro_batches: This worker's micro-batches. They are taken one by one, so the first may be computed while the
+            next is made.
+        loss: The losses.
+        seed: Seed of the noise.
+        step: Index of the step, which changes the noise.
+        precision: Precision of the towers and projectors.
+        clip_grad_norm: Largest norm of the gradient. None: not clipped.
+        noise: Makes the source of the noise.
+        towers: The passes through the model's towers. None: as they are, not compiled.
+        group: The workers. None: this one alone.
 
     Returns 0-D metrics: `loss`, its parts, `grad_norm` (before clipping) and the logit scales, which are the same on
     every worker; and `groups_used_l`, the mean number of groups of stage l that win a segment in this worker's first
     micro-batch.
     """
     optimizer.zero_grad(set_to_none=True)
-    metrics = compute_gradients(model, micro_batches, loss=loss, seed=seed, step=step, precision=precision, group=group)
+    metrics = compute_gradients(
+        model,
+        micro_batches,
+        loss=loss,
+        seed=seed,
+        step=step,
+        precision=precision,
+        noise=noise,
+        towers=towers,
+        group=group,
+    )
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     metrics["grad_norm"] = nn.utils.clip_grad_norm_(
         parameters, float("inf") if clip_grad_norm is None else clip_grad_norm
@@ -73,42 +128,40 @@ def train_step(
 
 def compute_gradients(
     model: GroupViT,
-    micro_batches: Sequence[Batch],
+    micro_batches: Iterable[Batch],
     *,
     loss: LossConfig,
     seed: int,
     step: int,
     precision: Precision = "float32",
+    noise: NoiseSource = generator_noise,
+    towers: Towers | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
-    """Store the global batch's gradient in `.grad`, equal on all workers. Returns the metrics of `train_step`."""
+    """Store the global batch's gradient in `.grad`, equal on all workers. Arguments and metrics as of `train_step`."""
     device = model.logit_scale.device
+    towers = Towers.of(model) if towers is None else towers
     rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
 
-    def noise(index: int) -> torch.Generator:
+    def run_towers(index: int) -> TowerFeatures:
         # Seeded by the micro-batch's index in the global batch, so that it does not depend on the number of workers.
         entropy = np.random.SeedSequence((seed, step, index * world_size + rank)).generate_state(1, np.uint64)
-        return torch.Generator(device).manual_seed(int(entropy[0] >> 1))
+        uniform = noise(int(entropy[0] >> 1), device)
+        return tower_features(model, towers, batches[index], loss, uniform, precision)
 
-    def towers(index: int) -> _TowerFeatures:
-        with autocast(device, precision):
-            return _tower_features(model, micro_batches[index], loss, noise(index))
-
-    if len(micro_batches) == 1:
-        features = first = towers(0)
-        metrics = _backward_loss(model, features, micro_batches, loss, precision, group)
-    else:
-        with torch.no_grad():
-            cached = [towers(index) for index in range(len(micro_batches))]
-        first = cached[0]
-        features = _TowerFeatures.concatenate(cached)
-        metrics = _backward_loss(model, features, micro_batches, loss, precision, group)
-        sizes = [len(batch.images) for batch in micro_batches]
-        gradients = zip(
-            *(tensor.grad.split(sizes) for tensor in features.tensors if tensor.grad is not None), strict=True
-        )
-        for index, gradient in enumerate(gradients):
-            torch.autograd.backward(towers(index).tensors, gradient)
+    batches: list[Batch] = []
+    passes: list[TowerFeatures] = []
+    for index, batch in enumerate(micro_batches):
+        batches.append(batch)
+        with torch.set_grad_enabled(index == 0):  # the first pass is not repeated
+            passes.append(run_towers(index))
+    features = TowerFeatures.concatenate(passes)
+    metrics = _backward_loss(model, features, batches, loss, precision, group)
+    sizes = [len(batch) for batch in batches]
+    gradients = zip(*(tensor.grad.split(sizes) for tensor in features.tensors if tensor.grad is not None), strict=True)
+    for index, gradient in enumerate(gradients):
+        with_graph = passes[0] if index == 0 else run_towers(index)
+        torch.autograd.backward(with_graph.tensors, gradient)
     if group is not None:
         _average(  # gradients and losses in one collective
             [parameter.grad for parameter in model.parameters() if parameter.grad is not None] + list(metrics.values()),
@@ -116,22 +169,13 @@ def compute_gradients(
         )
     metrics["logit_scale"] = clamped_scale(model.logit_scale.detach())
     metrics["multi_label_logit_scale"] = clamped_scale(model.multi_label_logit_scale.detach())
-    for stage, used in enumerate(first.groups_used):
+    for stage, used in enumerate(passes[0].groups_used):
         metrics[f"groups_used_{stage}"] = used
     return metrics
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Apply torch.compile to every transformer block in place. This gives most of the speed-up with one small graph,
-    which noise does not recompile.
-    """
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.compile(dynamic=True)
-
-
 @dataclasses.dataclass(frozen=True)
-class _TowerFeatures:
+class TowerFeatures:
     """Outputs of the towers that the losses need: of one micro-batch, or of all of a worker's, concatenated."""
 
     tensors: tuple[Tensor, ...]
@@ -140,27 +184,38 @@ class _TowerFeatures:
     groups_used: tuple[Tensor, ...] = ()
 
     @classmethod
-    def concatenate(cls, parts: Sequence["_TowerFeatures"]) -> "_TowerFeatures":
+    def concatenate(cls, parts: Sequence["TowerFeatures"]) -> "TowerFeatures":
         """Concatenate parts into leaves that require gradients."""
-        return cls(tuple(torch.cat(same).requires_grad_() for same in zip(*(p.tensors for p in parts), strict=True)))
+        together = (torch.cat([x.detach() for x in same]) for same in zip(*(p.tensors for p in parts), strict=True))
+        return cls(tuple(tensor.requires_grad_() for tensor in together))
 
 
-def _tower_features(model: GroupViT, batch: Batch, loss: LossConfig, noise: torch.Generator) -> _TowerFeatures:
-    image = model.image_encoder(batch.images, noise)
-    texts = batch.token_ids.flatten(0, 1) if batch.texts is None else batch.texts
-    text_rows = model.text_encoder(texts).unflatten(0, batch.token_ids.shape[:2])
+def tower_features(
+    model: GroupViT, towers: Towers, batch: Batch, loss: LossConfig, uniform: Uniform, precision: Precision
+) -> TowerFeatures:
+    """Run both towers on a micro-batch, with noise drawn by `uniform`."""
+    images = batch.images if isinstance(batch.images, Tensor) else batch.images.finished()
+    patch_size = model.config.image.patch_size
+    grid = (images.shape[-2] // patch_size, images.shape[-1] // patch_size)
+    drawn = model.image_encoder.draw_noise(len(images), grid, uniform)
+    texts = batch.texts
+    if texts is None:
+        texts = arrange_texts(batch.token_ids.flatten(0, 1), model.config.text)
+    with autocast(images.device, precision):
+        text_rows = towers.text(texts).unflatten(0, batch.token_ids.shape[:2])
+        image = towers.image(images, drawn)
     image_rows, masses = image.pooled[:, None], ()
     if loss.looks_at_segments:
         image_rows = torch.cat([image_rows, image.segment_tokens], dim=1)
     if loss.looks_at_segments and loss.multi_label_match == "mixture":
         masses = (image.segment_masses,)
     groups_used = tuple(_groups_used(logits) for logits in image.assignment_logits)
-    return _TowerFeatures((image_rows, text_rows, *masses), groups_used)
+    return TowerFeatures((image_rows, text_rows, *masses), groups_used)
 
 
 def _backward_loss(
     model: GroupViT,
-    features: _TowerFeatures,
+    features: TowerFeatures,
     micro_batches: Sequence[Batch],
     loss: LossConfig,
     precision: Precision,

@@ -8,6 +8,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+KERNELS_FOR_VARIED_SHAPES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention kernels on CUDA, the first that can do it. None of them takes time to prepare for a new shape."""
+KERNELS = [SDPBackend.CUDNN_ATTENTION, *KERNELS_FOR_VARIED_SHAPES]
+"""The same for shapes that stay, as in training images. On an H100, cuDNN's kernel is the fastest. It takes
+50 to 100 ms to prepare for each new shape, and keeps what it prepared for ever."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -42,7 +49,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` is bool, broadcast to [B,H,N,N]: True where a query may attend to a key. None: everywhere."""
         q, k, v = (_split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.out(_merge_heads(_attend(q, k, v, mask)))
+        return self.out(_merge_heads(_attend(q, k, v, mask, varied=mask is not None or not self.training)))
 
 
 class CrossAttention(nn.Module):
@@ -60,7 +67,7 @@ class CrossAttention(nn.Module):
         q, k, v = (
             _split_heads(part, self.num_heads) for part in (self.query(queries), self.key(keys), self.value(keys))
         )
-        return self.out(_merge_heads(_attend(q, k, v)))
+        return self.out(_merge_heads(_attend(q, k, v, varied=not self.training)))
 
 
 class Block(nn.Module):
@@ -92,9 +99,12 @@ class Block(nn.Module):
         return x + transformed if keep is None else torch.addcmul(x, transformed, keep[1])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(C/H)) v: [B,H,M,C/H], [B,H,N,C/H] twice -> [B,H,M,C/H]."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, varied: bool = True) -> Tensor:
+    """softmax(q k^T / sqrt(C/H)) v: [B,H,M,C/H], [B,H,N,C/H] twice -> [B,H,M,C/H]. `varied`: shapes differ by call."""
+    if q.device.type == "cuda":
+        with sdpa_kernel(KERNELS_FOR_VARIED_SHAPES if varied else KERNELS, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # On CPUs, the fused kernel's bfloat16 backward pass leaves matrix units unused. Plain products are twice as fast.
     heads = q.shape[:2]

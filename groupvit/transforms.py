@@ -1,9 +1,9 @@
 """Image transforms of training and of evaluation.
 
 The training transform has two parts, so that samples are sent as bytes. On the CPUs that read the data,
-`TrainTransform` crops and augments the image (uint8) and draws a rectangle to erase. On the training worker, `finish`
-normalises the batch and erases. The worker's device can augment, too (`groupvit.device_augment`): the first part then
-only crops, and draws.
+`TrainTransform` crops and augments the image (uint8) and draws a rectangle to erase. On the training worker,
+`groupvit.finishing` normalises the batch and erases. The worker's device can augment, too (`groupvit.device_augment`):
+the first part then only crops, and draws.
 
 The recipe "deit" is the paper's: timm's `create_transform` for `rand-m9-mstd0.5-inc1` with random erasing. It is
 reimplemented here because timm draws from the global generators of Python, numpy and torch, but a sample must be the
@@ -25,9 +25,7 @@ from PIL import Image
 from groupvit.augment import Operation, apply_with_pillow, draw_color_jitter, draw_rand_augment
 from groupvit.crop import Box, draw_box, resize_by_pillow, resize_by_torch
 from groupvit.decode import MAX_PIXELS, decode_image, reducible_size
-
-IMAGENET_MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
-IMAGENET_STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
+from groupvit.finishing import normalize
 
 Recipe = Literal["deit", "crop_flip"]
 Resize = Literal["pillow", "torch"]
@@ -155,44 +153,6 @@ class TrainTransform:
         if self.recipe == "deit":
             return draw_rand_augment(rng)
         return draw_color_jitter(self.color_jitter, rng) if self.color_jitter else ()
-
-
-def finish(images: torch.Tensor, erase_boxes: torch.Tensor, noise_seeds: torch.Tensor) -> torch.Tensor:
-    """Second part of the training transform: normalise a batch and erase its rectangles.
-
-    Args:
-        images: uint8 [B,3,H,W].
-        erase_boxes: Integers [B,4], as in `TrainSample`.
-        noise_seeds: int64 [B], as in `TrainSample`.
-
-    Returns:
-        float32 [B,3,H,W] on the device of `images`. Erased pixels are standard normal noise. It is drawn on the CPU, so
-        that it is the same on every device.
-    """
-    output = normalize(images)
-    boxes = erase_boxes.tolist()
-    sizes = [3 * height * width for _, _, height, width in boxes]
-    noise = torch.empty(sum(sizes), pin_memory=images.is_cuda)
-    generator = torch.Generator()
-    for part, seed in zip(noise.split(sizes), noise_seeds.tolist(), strict=True):
-        if len(part):
-            part.normal_(generator=generator.manual_seed(seed))
-    noise = noise.to(images.device, non_blocking=True)  # one copy, for which nothing waits
-    for image, (top, left, height, width), part in zip(output, boxes, noise.split(sizes), strict=True):
-        if height:
-            image[:, top : top + height, left : left + width] = part.view(3, height, width)
-    return output
-
-
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Normalise images uint8 [...,3,H,W] → float32 of the same shape, by ImageNet's mean and standard deviation."""
-    mean, std = (_channels(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
-
-
-def _channels(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
-    """Make float32 [3,1,1] on the device itself: the host would wait for a copy."""
-    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 
 def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:

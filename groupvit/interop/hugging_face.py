@@ -15,12 +15,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD
 from groupvit.interop import official
 from groupvit.interop.foreign_weights import MAX_NOTICE, ForeignWeights, read_weights
 from groupvit.interop.model_card import CARD_FILE, LICENSE_FILE, UNKNOWN, card
 from groupvit.model import GroupViT
 from groupvit.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCABULARY_SIZE, byte_pairs
-from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE = "config.json", "model.safetensors", "pytorch_model.bin"
 SHARD_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

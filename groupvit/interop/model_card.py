@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from groupvit.config import ModelConfig
+from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD
 from groupvit.model import GroupViT
-from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 CARD_FILE, LICENSE_FILE = "README.md", "LICENSE"
 LICENSE_KEY = "license"

@@ -98,10 +98,15 @@ class TrainingConfig:
     """Number of GPUs reserved for a worker, if workers use GPUs. With one worker, it may be a fraction, like 0.25:
     several trials of a sweep then share a GPU and its memory."""
     precision: PrecisionChoice = "auto"
-    """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `auto`: bfloat16
-    if every worker's device computes it natively, else float32. The first start chooses, and later ones keep it."""
-    compile: bool = False
-    """Whether to compile the towers with torch.compile: it takes minutes at the start, and speeds up steps on GPUs."""
+    """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `tf32`: float32,
+    multiplied with 10 bits of mantissa, on NVIDIA GPUs since Ampere. `auto`: bfloat16 if every worker's device computes
+    it natively, else float32. The first start chooses, and later ones keep it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether to compile the towers with torch.compile. It takes minutes at the first start, and makes steps on GPUs
+    faster. `auto`: on GPUs."""
+    deterministic: bool = False
+    """Whether a GPU gives the same bits each time, also after a resume, on GPUs of the same kind. Steps are slower. The
+    model's noise is then drawn in another way, which gives the same numbers on every device."""
     ema_decay: float | None = None
     """Decay of an exponential moving average of the weights, which is saved as the model. None: off (the paper)."""
     runs_folder: str = "runs"
@@ -291,7 +296,7 @@ def validate(config: ExperimentConfig) -> None:
 
 def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the fields that a run cannot change. The others (workers, cadences, ...) may differ at every start."""
-    training = ("num_steps", "global_batch_size", "seed", "precision", "ema_decay")
+    training = ("num_steps", "global_batch_size", "seed", "precision", "deterministic", "ema_decay")
     free_ingest = ("max_processes", "prefetch_slices", "max_corrupt_fraction")
     values = flatten(to_dict(config))
     return {

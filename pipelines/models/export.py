@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from groupvit.checkpoint import load, load_state
+from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD
 from groupvit.interop import official
 from groupvit.interop.hugging_face import write_folder
 from groupvit.interop.model_card import CARD_FILE, LICENSE_FILE, LICENSE_KEY, UNKNOWN, card, license_of, num_parameters
 from groupvit.interop.onnx import IMAGE_GRAPH, TEXT_GRAPH, export_onnx
 from groupvit.losses import clamped_scale
 from groupvit.model import GroupViT
-from groupvit.transforms import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.models.new_folder import new_folder
 from pipelines.runs.checkpoints import local_checkpoint
 

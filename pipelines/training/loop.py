@@ -6,28 +6,35 @@ that resumes from a checkpoint gives the same bits as one that never stopped.
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
 from groupvit import checkpoint
-from groupvit.config import Precision, TextEncoderConfig, to_dict
+from groupvit.compilation import CompilationError, compile_towers
+from groupvit.config import Precision, to_dict
 from groupvit.model import GroupViT
+from groupvit.noise import NoiseSource, counter_noise, generator_noise
 from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
-from groupvit.text_encoder import arrange_texts
-from groupvit.training import Batch, compile_blocks, train_step
-from groupvit.transforms import finish
+from groupvit.precision import float32_products, same_bits
+from groupvit.training import Batch, Towers, train_step
+from pipelines.console.progress import duration
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import Slice
+from pipelines.local.home import cache_folder
 from pipelines.runs.evaluations import is_due, read_record
 from pipelines.runs.folder import UNSENT_METRICS, RunFolder
 from pipelines.tracking.tracker import Tracker
+from pipelines.training.batches import BatchesAhead
 from pipelines.training.heartbeat import Heartbeat
 from pipelines.training.progress import Clock, RunStoppedError, Totals
 
@@ -73,13 +80,28 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         state = _restore(run, first_step, model, optimizer, average)
         totals.load(state)
         seconds_before = state["train_seconds"]
-    if training.compile:
-        compile_blocks(model)
     clock = Clock(first_step, training.num_steps, training.global_batch_size, seconds_before)
-    with Heartbeat(context.say if context.rank == 0 else _say_nothing, clock.activity) as heartbeat:
-        for step in range(first_step, training.num_steps):
+    slices: list[Slice] = []  # of the step, without images
+
+    def micro_batches() -> Iterator[Batch]:
+        for _ in range(config.micro_batches_per_step):
             with clock.waiting():
-                slices = [_next_slice(context, config, step, index) for index in range(config.micro_batches_per_step)]
+                prepared = next(batches)
+            slices.append(prepared.samples)
+            yield prepared.batch
+
+    with (
+        float32_products(context.device, context.precision),
+        same_bits(training.deterministic),
+        closing(BatchesAhead(_in_order(config, context), context.device, config.model.text)) as batches,
+        Heartbeat(context.say if context.rank == 0 else _say_nothing, clock.activity) as heartbeat,
+    ):
+        with clock.waiting():
+            first_batch = batches.peek().batch
+        with clock.compiling():
+            towers = _compiled_towers(config, run, context, model, first_batch)
+        for step in range(first_step, training.num_steps):
+            slices.clear()
             rate = learning_rate(
                 step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
             )
@@ -87,12 +109,14 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             metrics = train_step(
                 model,
                 optimizer,
-                [to_batch(item, context.device, config.model.text) for item in slices],
+                micro_batches(),
                 loss=config.loss,
                 seed=training.seed,
                 step=step,
                 precision=context.precision,
                 clip_grad_norm=config.optimizer.clip_grad_norm,
+                noise=_noise(config),
+                towers=towers,
                 group=context.group,
             )
             if average is not None and training.ema_decay is not None:
@@ -147,43 +171,53 @@ def _say_nothing(line: str) -> None:
     """Discards a line: only rank 0 shows lines."""
 
 
-def to_batch(item: Slice, device: torch.device, text: TextEncoderConfig) -> Batch:
-    """Converts a slice to a micro-batch on `device`. The images are normalised and erased there; the texts are arranged
-    for the text tower on the CPU, because their shapes depend on their content."""
-    token_ids = torch.tensor(item["token_ids"], dtype=torch.int64)
-    texts = arrange_texts(token_ids.flatten(0, 1), text)
-    return Batch(
-        images=finish(
-            _sent(item["image"], torch.uint8, device),
-            torch.tensor(item["erase_box"]),
-            torch.tensor(item["noise_seed"]),
-        ),
-        token_ids=token_ids,
-        texts=texts.map(lambda x: _sent(x.numpy(), x.dtype, device)),
-        prompt_keys=_sent(item["prompt_keys"], torch.int64, device),
-    )
+def _in_order(config: ExperimentConfig, context: WorkerContext) -> Iterator[Slice]:
+    """Yields the slices of the remaining steps. Raises RuntimeError if one is not what the sample order expects."""
+    size, num_steps = config.ingest.slice_size, config.training.num_steps
+    for step, index in itertools.product(range(context.first_step, num_steps), range(config.micro_batches_per_step)):
+        item = next(context.slices, None)
+        if item is None:
+            raise RuntimeError(f"the data ended before step {step} of {num_steps}")
+        place = index * context.world_size + context.rank
+        expected = step * config.training.global_batch_size + place * size
+        if item["position"][0] != expected or len(item["position"]) != size:
+            raise RuntimeError(
+                f"rank {context.rank} got {len(item['position'])} samples from position {item['position'][0]} for "
+                f"slice {place} of step {step}; expected {size} from {expected}"
+            )
+        yield item
 
 
-def _sent(array: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Copies an array to the device, to a GPU through pinned memory so that the host does not wait."""
-    held = torch.empty(array.shape, dtype=dtype, pin_memory=device.type == "cuda")
-    held.numpy()[...] = array
-    return held.to(device, non_blocking=True)
-
-
-def _next_slice(context: WorkerContext, config: ExperimentConfig, step: int, index: int) -> Slice:
-    """Returns the worker's next slice. Raises RuntimeError if it is not the one that the sample order expects here."""
-    item = next(context.slices, None)
-    if item is None:
-        raise RuntimeError(f"the data ended before step {step} of {config.training.num_steps}")
-    place = index * context.world_size + context.rank
-    expected = step * config.training.global_batch_size + place * config.ingest.slice_size
-    if item["position"][0] != expected or len(item["position"]) != config.ingest.slice_size:
-        raise RuntimeError(
-            f"rank {context.rank} got {len(item['position'])} samples from position {item['position'][0]} for slice "
-            f"{place} of step {step}; expected {config.ingest.slice_size} from {expected}"
+def _compiled_towers(
+    config: ExperimentConfig, run: RunFolder, context: WorkerContext, model: GroupViT, batch: Batch
+) -> Towers:
+    """Compiles the towers, if the config asks for it. Without a compiler that works, it says so and goes on without."""
+    choice = config.training.compile
+    if choice == "off" or (choice == "auto" and context.device.type == "cpu"):
+        return Towers.of(model)
+    folder = f"{run.uri}/compiled" if run.is_local else str(cache_folder() / "compiled")
+    folder = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+    start = time.perf_counter()
+    try:
+        towers = compile_towers(
+            model,
+            batch,
+            loss=config.loss,
+            precision=context.precision,
+            accumulates=config.micro_batches_per_step > 1,
+            noise=_noise(config),
         )
-    return item
+    except CompilationError as error:
+        context.say(f"warning: rank {context.rank} trains without torch.compile, slower: {error}")
+        return Towers.of(model)
+    if context.rank == 0:
+        seconds = duration(time.perf_counter() - start)
+        context.say(f"compiled the towers in {seconds}; the next start finds them in {folder}")
+    return towers
+
+
+def _noise(config: ExperimentConfig) -> NoiseSource:
+    return counter_noise if config.training.deterministic else generator_noise
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from groupvit.config import Precision, PrecisionChoice
-from groupvit.precision import has_native_bfloat16
+from groupvit.precision import has_native_bfloat16, has_tf32
 from pipelines.runs.folder import RunFolder, recorded_precision
 
 PRECISION_TAG = "groupvit.precision"
@@ -21,6 +21,8 @@ def settle_precision(
     description = run.read_description()
     recorded = recorded_precision(description)
     native = _all_native(device, group)  # always: all have then read run.json before rank 0 writes it
+    if choice == "tf32" and not has_tf32(device):
+        raise ValueError("training.precision=tf32 needs NVIDIA GPUs since Ampere: give float32, bfloat16 or auto")
     if choice != "auto":
         chosen, why = choice, "as asked"  # the run started with it: the driver refuses any other
     elif recorded is not None:

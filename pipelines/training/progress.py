@@ -1,7 +1,8 @@
 """Progress of a run: samples seen and substituted over all workers, speed, data wait, time left."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,14 @@ class Clock:
         else:
             self._lap_wait += now - self._phase_start
         self._phase, self._phase_start = "computing", now
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Compiling the model: not part of the speed."""
+        self._phase, self._phase_start = "compiling", time.perf_counter()
+        yield
+        self._phase, self._phase_start = "computing", time.perf_counter()
+        self._start = self._lap_start = self._phase_start
 
     def update(self, done: int) -> None:
         """Measures the steps since the last lap."""

@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from groupvit.config import LossConfig, ModelConfig, OptimizerConfig, Precision
 from groupvit.optim import build_optimizer, set_learning_rate
 from groupvit.training import Batch, compute_gradients, train_step
-from pipelines.training.loop import to_batch
+from pipelines.training.batches import to_batch
 from pipelines.training.progress import Totals
 from tests.support.lone_worker import lone_config, slices, train_alone
 from tests.support.pretend_cuda import CUDA, Log, values

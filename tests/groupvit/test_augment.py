@@ -10,7 +10,7 @@ from timm.data.transforms_factory import create_transform
 
 from groupvit import augment
 from groupvit.augment import OPERATIONS, Operation, apply_with_pillow, draw_color_jitter, draw_rand_augment
-from groupvit.transforms import IMAGENET_MEAN
+from groupvit.finishing import IMAGENET_MEAN
 
 
 def picture(height: int, width: int) -> Image.Image:

@@ -7,6 +7,7 @@ import torch
 
 from groupvit.config import ImageEncoderConfig
 from groupvit.image_encoder import ImageEncoder, PatchStem
+from groupvit.noise import Uniform, generator_noise
 
 BASE = ImageEncoderConfig(
     image_size=32,
@@ -17,6 +18,10 @@ BASE = ImageEncoderConfig(
     num_group_tokens=(0,),
     num_output_groups=(),
 )
+
+
+def uniform(seed: int) -> Uniform:
+    return generator_noise(seed, torch.device("cpu"))
 
 
 def images(height: int = 32, width: int = 32) -> torch.Tensor:
@@ -62,7 +67,7 @@ def test_noise_comes_from_the_generator_alone() -> None:
     encoder = ImageEncoder(config).train()
 
     def pooled(seed: int | None) -> torch.Tensor:
-        noise = None if seed is None else torch.Generator().manual_seed(seed)
+        noise = None if seed is None else encoder.draw_noise(len(images()), (4, 4), uniform(seed))
         return encoder(images(), noise).pooled
 
     assert torch.equal(pooled(1), pooled(1))
@@ -72,10 +77,10 @@ def test_noise_comes_from_the_generator_alone() -> None:
 
 def test_stochastic_depth_rises_linearly_and_keeps_the_mean() -> None:
     encoder = ImageEncoder(dataclasses.replace(BASE, depths=(5,), stochastic_depth=0.4))
-    keeps = encoder._draw_stochastic_depth(20_000, torch.Generator().manual_seed(0))
-    rates = [float((keep > 0).float().mean()) for keep in keeps if keep is not None]
-    assert rates == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6], abs=0.01)
-    assert [float(keep.mean()) for keep in keeps if keep is not None] == pytest.approx([1.0] * 5, abs=0.02)
+    keeps = encoder.draw_noise(20_000, (4, 4), uniform(0)).keeps
+    assert keeps is not None
+    assert keeps.gt(0).float().flatten(1).mean(dim=1).tolist() == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6], abs=0.01)
+    assert keeps.flatten(1).mean(dim=1).tolist() == pytest.approx([1.0] * 5, abs=0.02)
 
 
 def test_an_image_that_patches_do_not_tile_is_refused() -> None:

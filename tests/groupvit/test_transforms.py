@@ -16,7 +16,8 @@ from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
 from groupvit import transforms
-from groupvit.transforms import TrainTransform, center_crop, finish, normalize, resize_short_side, to_tensor
+from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD, normalize, with_erasing
+from groupvit.transforms import TrainTransform, center_crop, resize_short_side, to_tensor
 from tests.support.image_files import encoded, png
 
 
@@ -76,7 +77,9 @@ def test_the_whole_is_timm_with_the_same_draws(monkeypatch):
 
 def finish_one(sample: transforms.TrainSample) -> torch.Tensor:
     images = torch.from_numpy(sample.image)[None]
-    return finish(images, torch.from_numpy(sample.erase_box)[None], torch.tensor([sample.noise_seed]))[0]
+    return with_erasing(images, torch.from_numpy(sample.erase_box)[None], torch.tensor([sample.noise_seed])).finished()[
+        0
+    ]
 
 
 @pytest.mark.parametrize("recipe", ["deit", "crop_flip"])
@@ -200,13 +203,13 @@ def test_crop_flip_erases_nothing_and_only_crops_and_flips():
     assert seen == {straight.tobytes(), np.ascontiguousarray(straight[:, :, ::-1]).tobytes()}
 
 
-def test_finish_normalises_and_fills_boxes_with_standard_normal_noise():
+def test_finishing_normalises_and_fills_boxes_with_standard_normal_noise():
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[0, 0, 0, 0], [4, 8, 50, 40], [4, 8, 50, 40]], dtype=torch.int16)
     seeds = torch.tensor([5, 6, 7])
-    output = finish(images, boxes, seeds)
+    output = with_erasing(images, boxes, seeds).finished()
     assert output.dtype == torch.float32 and output.shape == images.shape
-    plain = tvf.normalize(images.float() / 255, list(transforms.IMAGENET_MEAN), list(transforms.IMAGENET_STD))
+    plain = tvf.normalize(images.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
     torch.testing.assert_close(output[0], plain[0], rtol=0, atol=1e-6)
     noise = output[1, :, 4:54, 8:48]
     assert abs(noise.mean().item()) < 0.06 and abs(noise.std().item() - 1) < 0.06
@@ -215,7 +218,7 @@ def test_finish_normalises_and_fills_boxes_with_standard_normal_noise():
     torch.testing.assert_close(output[1:, :, outside], plain[1:, :, outside], rtol=0, atol=1e-6)
     assert not torch.equal(output[1, :, 4:54, 8:48], output[2, :, 4:54, 8:48])
     # Noise belongs to the sample, not to its place in the batch.
-    torch.testing.assert_close(finish(images[1:], boxes[1:], seeds[1:]), output[1:], rtol=0, atol=0)
+    torch.testing.assert_close(with_erasing(images[1:], boxes[1:], seeds[1:]).finished(), output[1:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

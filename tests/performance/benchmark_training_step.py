@@ -76,6 +76,7 @@ def their_step(num_prompts: int, precision: Precision) -> Callable[[Batch], None
     def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            assert isinstance(batch.images, Tensor)
             images = _tensor(model.get_image_features(pixel_values=batch.images))
             texts = _tensor(model.get_text_features(input_ids=batch.token_ids.flatten(0, 1)))
         texts = texts.unflatten(0, batch.token_ids.shape[:2])

@@ -24,6 +24,7 @@ def lone_config(runs: Path, **training: Any) -> ExperimentConfig:
         "global_batch_size": SLICE,
         "precision": "float32",
         "checkpoint_every_n_steps": 1,
+        "compile": "off",
     }
     return ExperimentConfig(
         name="small",

@@ -11,6 +11,8 @@ int cudaStreamWaitEvent(void *s, void *e, unsigned f) { return 0; }
 int cudaStreamIsCapturing(void *s, int *c) { *c = 0; return 0; }
 int cudaEventCreateWithFlags(void **e, unsigned f) { *e = (void *)1; return 0; }
 int cudaEventRecord(void *e, void *s) { return 0; }
+int cudaEventRecordWithFlags(void *e, void *s, unsigned f) { return 0; }
+int cudaStreamGetCaptureInfo(void *s, int *status) { *status = 0; return 0; }
 int cudaEventQuery(void *e) { return 0; }
 int cudaEventDestroy(void *e) { return 0; }
 int cudaEventSynchronize(void *e) { return 0; }

@@ -18,6 +18,7 @@ The process loads the compiled `pretend_cuda.c` before it imports torch, which t
 import contextlib
 import dataclasses
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from groupvit import transformer
 
 CUDA = torch.device("cuda", 0)
 REFUSED = ("mix", "generator", "default generator")
@@ -143,6 +146,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     on_cuda = bool(pretend) if device is None else torch.device(device).type == "cuda"
     if func.namespace == "c10d":
         return _collective(func, name, args, kwargs, plain)
+    if name == "record_stream":
+        assert pretend, "record_stream: could not run with arguments from the 'CPU' backend"
+        return None
     _check_devices(name, pretend, plain, args)
     _check_generator(name, flat, on_cuda)
     if pretend or on_cuda:
@@ -263,6 +269,15 @@ def _leave(mode: Any, *error: Any) -> None:
     torch.set_grad_enabled(mode.before)
 
 
+_run_thread = threading.Thread.run
+
+
+def _run_pretending(thread: threading.Thread) -> None:
+    """Stands for a thread's `run`: each thread has its own modes."""
+    with _Mode():
+        _run_thread(thread)
+
+
 @contextlib.contextmanager
 def pretending() -> Iterator[Log]:
     """Within, the device `cuda` exists. Yields what happens on it."""
@@ -277,10 +292,13 @@ def pretending() -> Iterator[Log]:
             (torch, "Generator", PretendGenerator),
             (torch.inference_mode, "__enter__", _enter),
             (torch.inference_mode, "__exit__", _leave),
+            (threading.Thread, "run", _run_pretending),
+            (transformer, "KERNELS", [SDPBackend.MATH]),
+            (transformer, "KERNELS_FOR_VARIED_SHAPES", [SDPBackend.MATH]),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(sdpa_kernel([SDPBackend.MATH]))
+        stack.enter_context(sdpa_kernel([SDPBackend.MATH]))  # on the CPU, too, with which results are compared
         stack.callback(torch._C._set_only_lift_cpu_tensors, lift)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrite)
         torch._C._set_only_lift_cpu_tensors(True)
