@@ -16,7 +16,7 @@ EARLIER = "42be6e0fe2"
 """Commit of the version whose modules lay side by side in `pipelines/`."""
 
 _CODE = """
-import dataclasses, sys
+import dataclasses, os, sys
 import ray
 from pipelines.config import DataConfig, IngestConfig, TrainingConfig
 from pipelines.experiments import gcc_yfcc_30e
@@ -32,6 +32,9 @@ slices = iter_slices(shard)
 for _ in sys.stdin:
     next(slices)
     print("done", flush=True)
+slices.close()
+ray.shutdown()
+os._exit(0)  # Ray's threads may keep an interpreter from ending
 """
 
 
@@ -68,4 +71,8 @@ def slices(
             yield
     finally:
         process.stdin.close()
-        process.wait()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
