@@ -59,6 +59,9 @@ class IngestConfig:
     """Smallest and largest area of the random crop, as a share of the image."""
     color_jitter: float = 0.0
     """Largest change of brightness, contrast and saturation, with `crop_flip`. `deit` uses RandAugment instead."""
+    resize: Literal["auto", "torch", "pillow"] = "auto"
+    """Code that resizes crops. `torch`: SIMD, three times as fast, from JPEGs decoded at a smaller size if the crop is
+    still large enough. `pillow`: timm's pixels. `auto`: `torch`, but `pillow` for runs older than this choice."""
     prompt_templates: Literal["clip", "plain"] = "clip"
     """`clip`: CLIP's 80 templates (the paper). `plain`: only "a photo of a {}.". Equal nouns then give equal prompts,
     which are encoded once, and a small text tower need not learn what the templates have in common."""
@@ -68,8 +71,8 @@ class IngestConfig:
     max_processes: int | None = None
     """Largest number of reading processes, one CPU each. Fewer run while training is slower than reading. None: the
     number of CPUs that training and evaluation leave free when the workers start."""
-    prefetch_slices: int = 2
-    """Number of slices held ready for each worker."""
+    prefetch_slices: int | None = None
+    """Number of slices held ready for each worker, in shared memory. None: those of a step, up to 1 GiB, at least 2."""
     max_corrupt_fraction: float = 0.01
     """Share of corrupt images above which the run stops. Each is counted, and replaced by another sample of its
     window."""

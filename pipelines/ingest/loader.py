@@ -35,6 +35,8 @@ from pipelines.ingest.plan import IngestPlan, Slice, plan_ingest
 if TYPE_CHECKING:
     from pipelines.experiments.config import ExperimentConfig
 
+_PREFETCHED_BYTES = 2**30
+
 
 def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: bool = False) -> ray.data.Dataset:
     """Creates the slices of steps `first_step` to num_steps - 1, in order.
@@ -94,6 +96,14 @@ def iter_slices(shard: ray.data.DataIterator | ray.data.Dataset, *, prefetch_sli
         if "prompt_keys" not in piece:  # Ray cannot transfer an array without elements
             piece["prompt_keys"] = np.empty((len(piece["position"]), 0), dtype=np.int64)
         yield piece
+
+
+def num_prefetched(config: "ExperimentConfig") -> int:
+    """Number of slices to hold ready for each worker: `ingest.prefetch_slices`, by default those of a step."""
+    if config.ingest.prefetch_slices is not None:
+        return config.ingest.prefetch_slices
+    bytes_per_slice = config.ingest.slice_size * 3 * config.model.image.image_size**2
+    return max(2, min(config.micro_batches_per_step, _PREFETCHED_BYTES // bytes_per_slice))
 
 
 def _split_by_window(

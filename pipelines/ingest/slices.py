@@ -49,6 +49,7 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
         recipe=ingest.augmentation,
         crop_scale=ingest.crop_scale,
         color_jitter=ingest.color_jitter,
+        resize="pillow" if ingest.resize == "pillow" else "torch",
         augment_on=ingest.augment_on,
     )
     templates = PROMPT_TEMPLATES if ingest.prompt_templates == "clip" else PLAIN_TEMPLATES
@@ -63,8 +64,8 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
     texts: list[str] = []
     for index, place in enumerate(places):
         seeds = _hash(f"{plan.order.seed} {samples.epoch[place]} {rows[place]['sample_id']}", 16)
-        used, sample = _transform_first_good(transform, rows, place, seeds % 2**64)
-        images[index], erase_boxes[index], noise_seeds[index], flips[index], _ = sample
+        used, sample = _transform_first_good(transform, rows, place, seeds % 2**64, images[index])
+        _, erase_boxes[index], noise_seeds[index], flips[index], _ = sample
         operations.append(sample.operations)
         substituted[index] = used != place
         caption = rows[used]["caption"]
@@ -100,12 +101,12 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
 
 
 def _transform_first_good(
-    transform: TrainTransform, rows: Sequence[Mapping[str, Any]], place: int, seed: int
+    transform: TrainTransform, rows: Sequence[Mapping[str, Any]], place: int, seed: int, out: npt.NDArray[np.uint8]
 ) -> tuple[int, TrainSample]:
     for offset in range(len(rows)):
         used = (place + offset) % len(rows)
         try:
-            return used, transform(rows[used]["image"], seed)
+            return used, transform(rows[used]["image"], seed, out=out)
         except ValueError:
             continue  # corrupted: training counts it, from `substituted`
     raise ValueError(f"image: none of the {len(rows)} images of a window can be decoded; curate the data set again")

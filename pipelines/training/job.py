@@ -147,8 +147,9 @@ def start_or_continue(
 
     Raises ValueError if the run was started with another config or other data.
     """
-    fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
     description = run.read_description()
+    config = _with_settled_resize(config, description)
+    fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
     if description is None:
         description = {
             "job_id": uuid.uuid4().hex if sweep_link is None else sweep_link.job_id,
@@ -157,7 +158,8 @@ def start_or_continue(
             "code_version": code_version(),
         }
         run.write_description(description)
-    added_since = fixes_the_result(ExperimentConfig(name=config.name))  # defaults of fields newer than the run
+    # Values of fields newer than the run: their defaults, or what the code did before there was a choice.
+    added_since = fixes_the_result(ExperimentConfig(name=config.name)) | {"ingest.resize": "pillow"}
     for name, value in fixed.items():
         before = description["fixed"].get(name, added_since.get(name))
         if name == "training.precision":  # compare with what `auto` chose at the first start; `auto` keeps that choice
@@ -179,6 +181,14 @@ def start_or_continue(
             ],
         },
     )
+
+
+def _with_settled_resize(config: ExperimentConfig, description: Mapping[str, Any] | None) -> ExperimentConfig:
+    """Replaces `ingest.resize=auto` by what the run was started with, so that it goes on with the same pixels."""
+    if config.ingest.resize != "auto":
+        return config
+    resize = "torch" if description is None else description["fixed"].get("ingest.resize", "pillow")
+    return dataclasses.replace(config, ingest=dataclasses.replace(config.ingest, resize=resize))
 
 
 def _identity(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit.decode import ImageError, decode_image, decode_upright
+from groupvit.decode import ImageError, decode_image, decode_upright, reducible_size
 from tests.support.image_files import encoded, png_chunk, write_png
 
 
@@ -154,6 +154,29 @@ def test_a_large_jpeg_may_come_smaller_and_keeps_its_orientation():
     data = encoded(picture(800, 1200), "JPEG", exif=exif)
     pixels = decode_image(data, least_side=100)
     assert 200 <= pixels.shape[1] < 800 and pixels.shape[0] > pixels.shape[1]
+
+
+@pytest.mark.parametrize(("orientation", "upright"), [(1, (301, 203)), (3, (301, 203)), (6, (203, 301))])
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(orientation, upright):
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(picture(301, 203), "JPEG", exif=exif)
+    assert reducible_size(data, least_side=203) == upright
+    whole = decode_image(data, upright=False)[:296, :200].astype(float)
+    for divisor in (2, 4, 8):
+        pixels = decode_image(data, divisor=divisor, upright=False)
+        means = whole.reshape(296 // divisor, divisor, 200 // divisor, divisor, 3).mean((1, 3))
+        assert np.abs(pixels[: 296 // divisor, : 200 // divisor] - means).mean() < 2
+        turned = decode_image(data, divisor=divisor)
+        assert turned.shape == (*(-(-side // divisor) for side in upright), 3)
+
+
+def test_files_that_cannot_be_reduced():
+    assert reducible_size(encoded(picture(301, 203), "JPEG"), least_side=204) is None
+    assert reducible_size(encoded(picture(301, 203, "CMYK"), "JPEG"), least_side=100) is None
+    assert reducible_size(encoded(picture(301, 203), "PNG"), least_side=100) is None
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        reducible_size(encoded(picture(301, 203), "JPEG")[:20], least_side=100)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def test_what_a_continued_run_may_change() -> None:
         {"training": {"seed": 1}},
         {"data": {"seed": 1}},
         {"ingest": {"slice_size": 8}},
+        {"ingest": {"resize": "pillow"}},
         {"ingest": {"augment_on": "device"}},
         {"optimizer": {"weight_decay": 0.1}},
         {"loss": {"num_prompts": 1}},

@@ -8,9 +8,9 @@ import pytest
 from groupvit.captions import draw_prompts
 from groupvit.config import LossConfig
 from groupvit.tokenizer import Tokenizer
-from pipelines.experiments.catalogue import debug
+from pipelines.experiments.catalogue import debug, gcc_yfcc_30e
 from pipelines.experiments.config import DataConfig, IngestConfig, TrainingConfig
-from pipelines.ingest.loader import iter_slices, training_slices
+from pipelines.ingest.loader import iter_slices, num_prefetched, training_slices
 from pipelines.ingest.plan import plan_ingest
 from pipelines.ingest.sampling import slices_of_step
 from pipelines.ingest.slices import caption_index, load_slices
@@ -209,3 +209,29 @@ def test_the_length_of_the_run_does_not_delay_its_first_slice(cluster, config):
         (shard,) = training_slices(config, first_step=first_step).streaming_split(1, equal=False)
         first = next(iter(iter_slices(shard)))
         assert first["position"][0] == first_step * 16
+
+
+def test_as_many_slices_are_held_ready_as_a_step_takes_while_they_fit():
+    paper = gcc_yfcc_30e()  # 224 pixels
+
+    def prefetched(num_workers=1, global_batch_size=16384, **ingest):
+        training = dataclasses.replace(paper.training, num_workers=num_workers, global_batch_size=global_batch_size)
+        changed = dataclasses.replace(paper.ingest, **ingest)
+        return num_prefetched(dataclasses.replace(paper, training=training, ingest=changed))
+
+    assert prefetched(global_batch_size=4096) == 16  # of 38.5 MB
+    assert prefetched(slice_size=1024) == 6  # of 154 MB
+    assert prefetched(slice_size=16384) == 2
+    assert prefetched(num_workers=16) == 4
+    assert prefetched(num_workers=64) == 2
+    assert prefetched(prefetch_slices=1) == 1
+
+
+@pytest.mark.parametrize(("slice_size", "window_size"), [(48, 48), (48, 96)])
+def test_a_slice_may_be_as_large_as_its_window(cluster, config, slice_size, window_size):
+    ingest = IngestConfig(slice_size=slice_size, window_size=window_size)
+    training = TrainingConfig(num_steps=3, global_batch_size=2 * slice_size)
+    config = dataclasses.replace(config, ingest=ingest, training=training)
+    plan = plan_ingest(config)
+    (slices,) = read_with_ray(config, 1)
+    assert_same(slices, [load_slices(plan, index, index + 1)[0] for index in range(6)])

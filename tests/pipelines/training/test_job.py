@@ -3,11 +3,13 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from mlflow import MlflowClient
 
 from pipelines.experiments.catalogue import debug
+from pipelines.experiments.config import ExperimentConfig
 from pipelines.runs.evaluations import EvaluationRecord, write_record
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.places import database_uri
@@ -30,6 +32,26 @@ def test_a_run_of_a_version_without_a_field_had_its_default(tmp_path: Path) -> N
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
     with pytest.raises(ValueError, match=r"model.image.tau=2.0, but run 'debug' in runs was started with 1.0"):
         start_or_continue(run, other, [])
+
+
+def test_a_run_keeps_the_pixels_that_it_was_started_with(tmp_path: Path) -> None:
+    def with_resize(resize: Literal["auto", "torch", "pillow"]) -> ExperimentConfig:
+        config = dataclasses.replace(debug(), tracking=dataclasses.replace(debug().tracking, uri=None))
+        return dataclasses.replace(config, ingest=dataclasses.replace(config.ingest, resize=resize))
+
+    run = RunFolder(str(tmp_path))
+    assert start_or_continue(run, with_resize("auto"), []).config.ingest.resize == "torch"
+    description = run.read_description()
+    assert description is not None and description["fixed"]["ingest.resize"] == "torch"
+    with pytest.raises(ValueError, match=r"ingest.resize=pillow, but .* was started with torch"):
+        start_or_continue(run, with_resize("pillow"), [])
+
+    del description["fixed"]["ingest.resize"]  # as a version before the field wrote it
+    run.write_description(description)
+    for resize in ("auto", "pillow"):
+        assert start_or_continue(run, with_resize(resize), []).config.ingest.resize == "pillow"
+    with pytest.raises(ValueError, match=r"ingest.resize=torch, but .* was started with pillow"):
+        start_or_continue(run, with_resize("torch"), [])
 
 
 def test_metrics_that_a_lost_machine_had_not_sent_come_from_the_run_folder(
