@@ -34,8 +34,8 @@ IMAGE_ENCODERS = {
 }
 
 
-def batches(device: str, parts: int, loss: LossConfig) -> list[Batch]:
-    items = itertools.islice(slices(0, loss.num_prompts), parts)
+def batches(device: str, parts: int, loss: LossConfig, *, augment_on: str = "cpu") -> list[Batch]:
+    items = itertools.islice(slices(0, loss.num_prompts, augment_on=augment_on), parts)
     return [to_batch(item, torch.device(device), SMALL.text) for item in items]
 
 
@@ -72,7 +72,14 @@ def steps(log: Log, *, loss: str, image: str, precision: Precision, parts: int =
         assert torch.equal(found[name], expected), name
 
 
-def resumes(log: Log, *, ema_decay: float | None, precision: Precision) -> None:
+def augments_as_the_cpu(log: Log) -> None:
+    """Images augmented on the device have the CPU's values."""
+    found, expected = (batches(device, 1, LOSSES["paper"], augment_on="device")[0] for device in ("cuda", "cpu"))
+    assert not isinstance(found.images, Tensor) and not isinstance(expected.images, Tensor)
+    assert torch.equal(values(found.images.finished()), expected.images.finished())
+
+
+def resumes(log: Log, *, ema_decay: float | None, precision: Precision, deterministic: bool = False) -> None:
     """A loop that resumes from a checkpoint has the weights of one that never stopped."""
     with tempfile.TemporaryDirectory() as folder:
         whole, resumed = Path(folder) / "whole", Path(folder) / "resumed"
@@ -83,6 +90,7 @@ def resumes(log: Log, *, ema_decay: float | None, precision: Precision) -> None:
             global_batch_size=8,
             ema_decay=ema_decay,
             precision=precision,
+            deterministic=deterministic,
         )
         train_alone(config, whole, device="cuda", precision=precision)
         (resumed / "small/checkpoints").mkdir(parents=True)
@@ -131,9 +139,11 @@ CHECKS: dict[str, Callable[[Log], None]] = {
             itertools.product(list(LOSSES)[1:], ["hard"], _PRECISIONS),
         )
     },
+    "step: augmented on the device": augments_as_the_cpu,
     "step: one micro-batch": partial(steps, loss="paper", image="hard", precision="float32", parts=1),
     "step: no clipping": partial(steps, loss="paper", image="hard", precision="float32", parts=1, clip=None),
     "loop: float32": partial(resumes, ema_decay=None, precision="float32"),
+    "loop: deterministic": partial(resumes, ema_decay=None, precision="bfloat16", deterministic=True),
     "loop: average": partial(resumes, ema_decay=0.9, precision="float32"),
     "loop: average, bfloat16": partial(resumes, ema_decay=0.9, precision="bfloat16"),
     **{

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from groupvit.config import Precision
 from groupvit.precision import (
     bfloat16_slowdown,
     emulation_warning,
+    float32_products,
     has_native_bfloat16,
+    has_tf32,
     resolve_precision,
+    same_bits,
 )
 
 CPU = torch.device("cpu")
@@ -67,3 +71,36 @@ def test_what_is_asked_for_is_done() -> None:
 
 def test_the_slowdown_is_a_ratio_of_times() -> None:
     assert 0.01 < bfloat16_slowdown(CPU) < 1000
+
+
+def test_tf32_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="precision=tf32 needs an NVIDIA GPU since Ampere: give float32"):
+        resolve_precision("tf32", CPU)
+    for major, has_it in ((7, False), (8, True), (9, True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
+        assert has_tf32(torch.device("cuda", 0)) == has_it
+
+
+def test_only_tf32_multiplies_float32_in_fewer_bits_on_a_gpu() -> None:
+    before = torch.get_float32_matmul_precision()
+    gpu = torch.device("cuda", 0)
+    expected: tuple[tuple[Precision, str, bool], ...] = (("float32", "highest", False), ("tf32", "high", True))
+    for precision, products, convolutions in expected:
+        with float32_products(gpu, precision):
+            assert torch.get_float32_matmul_precision() == products
+            assert torch.backends.cudnn.allow_tf32 == convolutions
+        assert torch.get_float32_matmul_precision() == before
+        assert torch.backends.cudnn.allow_tf32  # PyTorch's default
+    with float32_products(CPU, "tf32"):
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_same_bits_are_asked_of_torch_for_the_time_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with same_bits(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with same_bits(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    assert not torch.are_deterministic_algorithms_enabled()

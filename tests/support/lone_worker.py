@@ -1,5 +1,6 @@
 """A training loop of one worker: without Ray, with slices made by hand."""
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from groupvit.augment import draw_rand_augment, operation_columns
 from groupvit.config import Precision
 from pipelines.experiments.config import ExperimentConfig, IngestConfig, TrainingConfig
 from pipelines.ingest.plan import Slice
@@ -34,7 +36,7 @@ def lone_config(runs: Path, **training: Any) -> ExperimentConfig:
     )
 
 
-def slices(position: int, num_prompts: int) -> Iterator[Slice]:
+def slices(position: int, num_prompts: int, *, augment_on: str = "cpu") -> Iterator[Slice]:
     """Slices from this position on, endless: random images, some with an erased rectangle, and texts of any length."""
     while True:
         rng = np.random.default_rng(position)
@@ -53,8 +55,14 @@ def slices(position: int, num_prompts: int) -> Iterator[Slice]:
             "position": np.arange(position, position + SLICE),
             "source": np.zeros(SLICE, np.int8),
             "substituted": np.zeros(SLICE, bool),
-        }
+        } | (_draws(rng) if augment_on == "device" else {})
         position += SLICE
+
+
+def _draws(rng: np.random.Generator) -> Slice:
+    """Of what the device does to the images."""
+    columns = operation_columns([draw_rand_augment(random.Random(int(rng.integers(2**32)))) for _ in range(SLICE)])
+    return {"flip": rng.integers(0, 2, SLICE).astype(bool), "operations": columns[0], "arguments": columns[1]}
 
 
 def train_alone(

@@ -59,3 +59,19 @@ def test_the_state_that_training_needs_is_finite(tmp_path: Path, entry: str) -> 
     longer = dataclasses.replace(first, training=dataclasses.replace(first.training, num_steps=3))
     with pytest.raises(RunStoppedError, match=rf"optimizer\.pt has {entry}\..* numbers are -inf"):
         train_alone(longer, tmp_path)
+
+
+def test_deterministic_noise_is_other_noise_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    def weights(folder: str, *, deterministic: bool, resumed: bool = False) -> dict[str, torch.Tensor]:
+        runs = tmp_path / folder
+        config = lone_config(runs, num_steps=2, deterministic=deterministic)
+        if resumed:
+            first = dataclasses.replace(config.training, num_steps=1)
+            train_alone(dataclasses.replace(config, training=first), runs)
+        return load_file(Path(train_alone(config, runs).checkpoint_uri(2)) / "model.safetensors")
+
+    whole, resumed = weights("whole", deterministic=True), weights("resumed", deterministic=True, resumed=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    other = weights("other", deterministic=False)
+    assert any(not torch.equal(whole[name], other[name]) for name in whole)
+    assert not torch.are_deterministic_algorithms_enabled()
