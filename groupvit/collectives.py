@@ -4,16 +4,17 @@ its input.
 They work with gloo (CPU) and with nccl. PyTorch's SyncBatchNorm does not: it rejects CPU tensors.
 """
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size(group: dist.ProcessGroup | None) -> int:
-    """Number of workers in the group; 1 for None."""
-    return 1 if group is None else dist.get_world_size(group)
+# The names since torch 2.14, which warns at the older ones.
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def rank(group: dist.ProcessGroup | None) -> int:
@@ -24,32 +25,15 @@ def rank(group: dist.ProcessGroup | None) -> int:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group, ctx.num_rows = group, local.shape[0]
-        local = local.contiguous()
-        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, local, group=group)
-        return torch.cat(gathered)
+        ctx.group, ctx.shape = group, local.shape
+        gathered = local.new_empty(dist.get_world_size(group) * local.shape[0], *local.shape[1:])
+        _all_gather_single(gathered, local.contiguous(), group=group)
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        summed = grads[0].contiguous().clone()
-        dist.all_reduce(summed, group=ctx.group)
-        first = dist.get_rank(ctx.group) * ctx.num_rows
-        return summed[first : first + ctx.num_rows], None
-
-
-class _AllReduceSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        summed = local.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed, group=group)
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        summed = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed, group=ctx.group)
+        summed = grads[0].new_empty(ctx.shape)
+        _reduce_scatter_single(summed, grads[0].contiguous(), group=ctx.group)
         return summed, None
 
 
@@ -61,6 +45,33 @@ def all_gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return local if group is None else _AllGather.apply(local, group)  # type: ignore[return-value]
 
 
-def all_reduce_sum(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Sum a tensor of any shape over workers. Differentiable: the gradient is summed over workers, too."""
-    return local if group is None else _AllReduceSum.apply(local, group)  # type: ignore[return-value]
+def all_gather_together(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, ...]:
+    """Like `all_gather` of each tensor, in one collective. The tensors must have one dtype."""
+    if group is None:
+        return tuple(tensors)
+    flat = all_gather(torch.cat([local.flatten() for local in tensors]), group).view(dist.get_world_size(group), -1)
+    parts = flat.split([local.numel() for local in tensors], dim=1)
+    return tuple(part.reshape(-1, *local.shape[1:]) for part, local in zip(parts, tensors, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """Rows of this worker and those of all workers."""
+
+    own: Tensor
+    """[B,...]"""
+    everyone: Tensor
+    """[WB,...] in rank order. With one worker, the same tensor as `own`."""
+    first: int
+    """Index of the first own row in `everyone`."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Gathered":
+        """Apply a function of rows; if there is one worker, only once."""
+        own = function(self.own)
+        return Gathered(own, own if self.everyone is self.own else function(self.everyone), self.first)
+
+
+def gather(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> list[Gathered]:
+    """Gather the rows of several tensors of one dtype in one collective, with gradient."""
+    everyone = all_gather_together(tensors, group)
+    return [Gathered(own, rows, rank(group) * len(own)) for own, rows in zip(tensors, everyone, strict=True)]

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 Config = TypeVar("Config")
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Number format of matrix products; see groupvit/precision.py."""
+ReducePrecision = Literal["float32", "bfloat16"]
+"""Number format in which workers send each other gradients; see groupvit/gradients.py."""
 PrecisionChoice = Literal["auto", "float32", "tf32", "bfloat16"]
 """What a user can choose. `auto`: bfloat16 if the device supports it natively, else float32."""
 Protocol = Literal["model", "paper", "unified"]
@@ -161,6 +163,11 @@ class LossConfig:
     def looks_at_segments(self) -> bool:
         """Whether the loss compares segments with prompts. False without prompts."""
         return self.num_prompts > 0 and self.multi_label_match != "image"
+
+    @property
+    def shares_positives(self) -> bool:
+        """Whether the loss must know which prompts have the same noun. False without prompts."""
+        return self.num_prompts > 0 and (self.shared_positives or self.multi_label_match == "mixture")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,7 @@ class Stage(nn.Module):
             x = torch.cat([x, group_tokens.to(x.dtype)], dim=1)
         for block, keep in zip(self.blocks, keeps, strict=True):
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, keep, use_reentrant=False)
+                x = checkpoint(block, x, keep, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, keep)
         if self.grouping is None:

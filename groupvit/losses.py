@@ -2,18 +2,23 @@
 
 These functions normalise the embeddings. The process group is an argument; None means a single worker. Every worker
 compares its own rows with the embeddings of all workers, gathered with gradient. So the mean of the workers' losses is
-the loss of the global batch. No label tensor is built: memory is that of the logits, local batch x global batch (x
-prompts).
+the loss of the global batch. `contrastive_losses` gathers once for all losses of a training step.
+
+Memory is that of the logits, local batch x global batch (x prompts): there are no label tensors as large. No shape
+depends on the values of keys, so on a GPU the host waits for nothing.
 
 Shapes: B images per worker, W workers, K prompts per image, G segments, D channels.
 """
+
+import itertools
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from groupvit import collectives
+from groupvit.collectives import Gathered, gather
+from groupvit.config import LossConfig
 from groupvit.precision import at_least_float32
 
 MAX_LOGIT_SCALE = 100.0
@@ -25,6 +30,54 @@ FULL_WEIGHT_MASS = 0.05
 def clamped_scale(logit_scale: Tensor) -> Tensor:
     """exp(logit_scale), at most 100."""
     return logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+
+def contrastive_losses(
+    images: Tensor,
+    texts: Tensor,
+    logit_scale: Tensor,
+    multi_label_logit_scale: Tensor,
+    config: LossConfig,
+    *,
+    segment_masses: Tensor | None = None,
+    prompt_keys: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, Tensor]:
+    """The losses of a training step, which gathers embeddings once, and keys once if a loss needs them.
+
+    Args:
+        images: [B,1,D] float32: the image embeddings. [B,1+G,D] with `config.looks_at_segments`: then those of the
+            segments.
+        texts: [B,1+K,D] float32: the embeddings of captions, then of prompts.
+        logit_scale: 0-D, in log space, of the image-text contrastive loss.
+        multi_label_logit_scale: 0-D, in log space, of the multi-label contrastive loss.
+        config: Which losses, and their weights.
+        segment_masses: [B,G] float32, for the mixture.
+        prompt_keys: [B,K] int64, with `config.shares_positives`.
+        group: Workers of the global batch; None: this one alone.
+
+    Returns:
+        0-D float32: `loss`, the weighted sum, and its parts `image_text_loss` and, with prompts, `multi_label_loss`.
+    """
+    image_rows, text_rows, *masses = gather(
+        [images, texts] if segment_masses is None else [images, texts, segment_masses], group
+    )
+    first_images, captions = image_rows.map(_first_row), text_rows.map(_first_row)
+    image_text = _image_text(first_images, captions, logit_scale)
+    if config.num_prompts == 0:
+        return {"loss": image_text, "image_text_loss": image_text}
+    prompts, scale, keys = text_rows.map(_later_rows), multi_label_logit_scale, None
+    if config.shares_positives:
+        assert prompt_keys is not None, "this loss needs the keys of the prompts"
+        [keys] = gather([prompt_keys], group)
+    if config.multi_label_match == "mixture":
+        assert keys is not None
+        multi_label = _segment_mixture(image_rows.map(_later_rows), masses[0], prompts, scale, keys)
+    else:
+        matched = image_rows.map(_later_rows if config.multi_label_match == "segments" else _first_row)
+        multi_label = _multi_label(matched, prompts, scale, keys)
+    total = image_text + config.multi_label_weight * multi_label
+    return {"loss": total, "image_text_loss": image_text, "multi_label_loss": multi_label}
 
 
 def image_text_contrastive_loss(
@@ -47,16 +100,8 @@ def image_text_contrastive_loss(
     Returns:
         0-D float32.
     """
-    images = F.normalize(at_least_float32(image_embeddings), dim=-1)
-    texts = F.normalize(at_least_float32(text_embeddings), dim=-1)
-    scale = clamped_scale(logit_scale)
-    image_to_text = scale * images @ collectives.all_gather(texts, group).T  # [B,WB]
-    text_to_image = scale * texts @ collectives.all_gather(images, group).T
-    if text_keys is None:
-        labels = torch.arange(len(images), device=images.device) + collectives.rank(group) * len(images)
-        return 0.5 * (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels))
-    positive = text_keys[:, None] == collectives.all_gather(text_keys, group)[None, :]
-    return 0.5 * (_uniform_cross_entropy(image_to_text, positive) + _uniform_cross_entropy(text_to_image, positive))
+    images, texts = gather([image_embeddings, text_embeddings], group)
+    return _image_text(images, texts, logit_scale, None if text_keys is None else gather([text_keys], group)[0])
 
 
 def multi_label_contrastive_loss(
@@ -83,31 +128,8 @@ def multi_label_contrastive_loss(
     Returns:
         0-D float32.
     """
-    batch, num_prompts = prompt_embeddings.shape[:2]
-    images = F.normalize(at_least_float32(image_embeddings), dim=-1)
-    prompts = F.normalize(at_least_float32(prompt_embeddings), dim=-1).flatten(0, 1)  # [BK,D]
-    scale = clamped_scale(logit_scale)
-    image_to_prompt = _similarity(images, collectives.all_gather(prompts, group), scale)  # [B,WBK]
-    prompt_to_image = _similarity(collectives.all_gather(images, group), prompts, scale).T  # [BK,WB]
-    first = collectives.rank(group) * batch
-    if prompt_keys is None:
-        own_prompts = first * num_prompts + torch.arange(batch * num_prompts, device=images.device).view(
-            batch, num_prompts
-        )
-        own_logits = image_to_prompt.gather(1, own_prompts)
-        image_loss = (image_to_prompt.logsumexp(dim=1) - own_logits.mean(dim=1)).mean()
-        own_images = torch.arange(first, first + batch, device=images.device).repeat_interleave(num_prompts)
-        return 0.5 * (image_loss + F.cross_entropy(prompt_to_image, own_images))
-    all_keys = collectives.all_gather(prompt_keys, group)  # [WB,K]
-    classes, class_of_prompt, class_sizes = all_keys.unique(return_inverse=True, return_counts=True)
-    # The target 1/K of each own prompt is divided among all prompts of its class, so the class's mean logit is used.
-    class_logits = images.new_zeros(batch, len(classes)).index_add(1, class_of_prompt.flatten(), image_to_prompt)
-    own_classes = class_of_prompt[first : first + batch]
-    own_logits = (class_logits / class_sizes).gather(1, own_classes)
-    image_loss = (image_to_prompt.logsumexp(dim=1) - own_logits.mean(dim=1)).mean()
-    has_class = torch.zeros(len(all_keys), len(classes), dtype=torch.bool, device=images.device)
-    has_class.scatter_(1, class_of_prompt, True)
-    return 0.5 * (image_loss + _uniform_cross_entropy(prompt_to_image, has_class.T[own_classes.flatten()]))
+    images, prompts = gather([image_embeddings, prompt_embeddings], group)
+    return _multi_label(images, prompts, logit_scale, None if prompt_keys is None else gather([prompt_keys], group)[0])
 
 
 def segment_mixture_loss(
@@ -136,35 +158,114 @@ def segment_mixture_loss(
     Returns:
         0-D float32.
     """
-    segments = F.normalize(at_least_float32(segment_embeddings), dim=-1)
-    prompts = collectives.all_gather(at_least_float32(prompt_embeddings), group)  # [WB,K,D]
-    keys = collectives.all_gather(prompt_keys, group)
-    nouns, noun_of_prompt = keys.unique(return_inverse=True)
+    segments, masses, prompts = gather([segment_embeddings, segment_masses, prompt_embeddings], group)
+    return _segment_mixture(segments, masses, prompts, logit_scale, gather([prompt_keys], group)[0])
+
+
+def _image_text(images: Gathered, texts: Gathered, logit_scale: Tensor, keys: Gathered | None = None) -> Tensor:
+    images, texts, scale = images.map(_normalized), texts.map(_normalized), clamped_scale(logit_scale)
+    image_to_text = scale * images.own @ texts.everyone.T  # [B,WB]
+    text_to_image = scale * texts.own @ images.everyone.T
+    if keys is None:
+        labels = torch.arange(len(images.own), device=images.own.device) + images.first
+        return 0.5 * (F.cross_entropy(image_to_text, labels) + F.cross_entropy(text_to_image, labels))
+    positive = keys.own[:, None] == keys.everyone
+    return 0.5 * (_uniform_cross_entropy(image_to_text, positive) + _uniform_cross_entropy(text_to_image, positive))
+
+
+def _multi_label(images: Gathered, prompts: Gathered, logit_scale: Tensor, keys: Gathered | None) -> Tensor:
+    batch, num_prompts = prompts.own.shape[:2]
+    images, scale = images.map(_normalized), clamped_scale(logit_scale)
+    prompts = prompts.map(lambda x: _normalized(x).flatten(0, 1))  # [BK,D]
+    image_to_prompt = _similarity(images.own, prompts.everyone, scale)  # [B,WBK]
+    prompt_to_image = _similarity(images.everyone, prompts.own, scale).T  # [BK,WB]
+    first, device = images.first, images.own.device
+    if keys is None:
+        own_prompts = first * num_prompts + torch.arange(batch * num_prompts, device=device).view(batch, num_prompts)
+        own_logits = image_to_prompt.gather(1, own_prompts)
+        image_loss = (image_to_prompt.logsumexp(dim=1) - own_logits.mean(dim=1)).mean()
+        own_images = torch.arange(first, first + batch, device=device).repeat_interleave(num_prompts)
+        return 0.5 * (image_loss + F.cross_entropy(prompt_to_image, own_images))
+    # The target 1/K of each own prompt is divided among all prompts of its noun.
+    if images.own.ndim == 2:  # so their mean logit is used, which is the logit of their mean
+        means = _mean_of_noun(prompts.everyone, keys.everyone)[first * num_prompts :][: batch * num_prompts]
+        own_logits = scale * (images.own * means.unflatten(0, (batch, num_prompts)).mean(dim=1)).sum(dim=1)
+        image_loss = (image_to_prompt.logsumexp(dim=1) - own_logits).mean()
+    else:
+        target = _num_equal(keys.own, keys.everyone.reshape(-1, 1), image_to_prompt.dtype)
+        image_loss = F.cross_entropy(image_to_prompt, target.div_(num_prompts * _num_same(keys.everyone)))
+    return 0.5 * (image_loss + _uniform_cross_entropy(prompt_to_image, _has_noun(keys)))
+
+
+def _segment_mixture(
+    segments: Gathered, masses: Gathered, prompts: Gathered, logit_scale: Tensor, keys: Gathered
+) -> Tensor:
+    segments, log_weights, scale = segments.map(_normalized), masses.map(_log_weights), clamped_scale(logit_scale)
+    batch, num_prompts = keys.own.shape
     # A noun's embedding is the mean over its prompts, which may have different templates.
-    sums = prompts.new_zeros(len(nouns), prompts.shape[-1])
-    embeddings = F.normalize(
-        sums.index_add(0, noun_of_prompt.flatten(), F.normalize(prompts, dim=-1).flatten(0, 1)), dim=-1
-    )
-    has_noun = torch.zeros(len(keys), len(nouns), dtype=torch.bool, device=keys.device)
-    has_noun.scatter_(1, noun_of_prompt, True)  # [WB,U]
-    scale = clamped_scale(logit_scale)
-    weights = (at_least_float32(segment_masses) / FULL_WEIGHT_MASS).clamp(max=1)
-    log_weights = (weights / weights.sum(dim=1, keepdim=True) + 1e-6).log()[..., None]  # [B,G,1]
+    prompts = prompts.map(lambda x: _normalized(x).flatten(0, 1))  # [BK,D]
+    nouns = scale * F.normalize(_mean_of_noun(prompts.everyone, keys.everyone), dim=-1)  # [WBK,D]
+    own_nouns = nouns[segments.first * num_prompts :][: batch * num_prompts]  # [BK,D]
+    pairs = keys.map(lambda x: 1 / (x[:, :, None] == x[:, None]).sum(dim=2).to(nouns.dtype))  # [B,K]
 
-    first = collectives.rank(group) * len(segments)
-    own = has_noun[first : first + len(segments)]  # [B,U]
-    log_probability = ((scale * segments @ embeddings.T).log_softmax(dim=-1) + log_weights).logsumexp(dim=1)  # [B,U]
-    image_loss = -((log_probability * own).sum(dim=1) / own.sum(dim=1)).mean()
+    # Each noun is there as often as it has prompts, so it counts by 1 / their number in the sum over distinct nouns.
+    log_shares = -_num_same(keys.everyone).to(nouns.dtype).log()
+    normalizer = F.linear(segments.own, nouns, log_shares).logsumexp(dim=2, keepdim=True)  # [B,G,1]
+    own_logits = segments.own @ own_nouns.unflatten(0, (batch, num_prompts)).mT  # [B,G,K]
+    log_probability = (own_logits - normalizer + log_weights.own[..., None]).logsumexp(dim=1)  # [B,K]
+    image_loss = -((log_probability * pairs.own).sum(dim=1) / pairs.own.sum(dim=1)).mean()
 
-    pairs = own.sum(dim=0)  # number of this worker's images per noun
-    present = pairs.nonzero().flatten()
-    all_segments, all_log_weights = collectives.all_gather(segments, group), collectives.all_gather(log_weights, group)
-    noun_logits = (scale * all_segments @ embeddings[present].T + all_log_weights).logsumexp(dim=1).T  # [P,WB]
-    positive = has_noun.T[present]
-    own_logits = (noun_logits * positive).sum(dim=1) / positive.sum(dim=1)
-    pairs_per_worker = has_noun.sum() / collectives.world_size(group)
-    noun_loss = ((noun_logits.logsumexp(dim=1) - own_logits) * pairs[present]).sum() / pairs_per_worker
-    return 0.5 * (image_loss + noun_loss)
+    by_segment = segments.everyone.transpose(0, 1)  # [G,WB,D]
+    noun_logits = F.linear(own_nouns, by_segment.flatten(0, 1), log_weights.everyone.T.flatten())  # [BK,GWB]
+    noun_logits = noun_logits.unflatten(1, by_segment.shape[:2]).logsumexp(dim=1)  # [BK,WB]
+    noun_losses = noun_logits.logsumexp(dim=1) - _mean_of_positives(noun_logits, _has_noun(keys))
+    pairs_per_worker = pairs.everyone.sum() * (batch / len(pairs.everyone))
+    return 0.5 * (image_loss + (noun_losses * pairs.own.flatten()).sum() / pairs_per_worker)
+
+
+def _mean_of_noun(prompts: Tensor, keys: Tensor) -> Tensor:
+    """Mean over all prompts with the key of each prompt: [NK,D], [N,K] -> [NK,D]."""
+    keys, num_same = keys.flatten(), _num_same(keys)
+    place = torch.searchsorted(keys.sort().values, keys)  # equal for equal keys
+    return torch.zeros_like(prompts).index_add(0, place, prompts)[place] / num_same[:, None]
+
+
+def _num_same(keys: Tensor) -> Tensor:
+    """Number of prompts with the key of each prompt: [N,K] -> [NK]."""
+    keys = keys.flatten()
+    ordered = keys.sort().values
+    return torch.searchsorted(ordered, keys, right=True) - torch.searchsorted(ordered, keys)
+
+
+def _num_equal(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Number of pairs of equal keys: [R,K], [C,L] -> [R,C]; of dtype bool, whether there is one."""
+    count = torch.zeros(len(rows), len(columns), dtype=dtype, device=rows.device)
+    for row_keys, column_keys in itertools.product(rows.unbind(1), columns.unbind(1)):
+        count += row_keys[:, None] == column_keys
+    return count
+
+
+def _has_noun(keys: Gathered) -> Tensor:
+    """Which images have the noun of each own prompt: [BK,WB] bool."""
+    return _num_equal(keys.own.reshape(-1, 1), keys.everyone, torch.bool)
+
+
+def _log_weights(masses: Tensor) -> Tensor:
+    """Logarithm of the segments' weights: masses [B,G] -> [B,G]."""
+    weights = (at_least_float32(masses) / FULL_WEIGHT_MASS).clamp(max=1)
+    return (weights / weights.sum(dim=1, keepdim=True) + 1e-6).log()
+
+
+def _normalized(embeddings: Tensor) -> Tensor:
+    return F.normalize(at_least_float32(embeddings), dim=-1)
+
+
+def _first_row(rows: Tensor) -> Tensor:
+    return rows[:, 0]
+
+
+def _later_rows(rows: Tensor) -> Tensor:
+    return rows[:, 1:]
 
 
 def _similarity(images: Tensor, prompts: Tensor, scale: Tensor) -> Tensor:
@@ -174,7 +275,11 @@ def _similarity(images: Tensor, prompts: Tensor, scale: Tensor) -> Tensor:
     return (scale * images @ prompts.T).logsumexp(dim=1)  # over segments; [B,G,P] -> [B,P]
 
 
+def _mean_of_positives(logits: Tensor, positive: Tensor) -> Tensor:
+    """Mean of each row's positives: logits, positive (bool) [R,C] -> [R]."""
+    return (logits * positive).sum(dim=1) / positive.sum(dim=1)
+
+
 def _uniform_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     """Cross-entropy with a uniform target over each row's positives: logits, positive (bool) [R,C] -> 0-D."""
-    own = (logits * positive).sum(dim=1) / positive.sum(dim=1)
-    return (logits.logsumexp(dim=1) - own).mean()
+    return (logits.logsumexp(dim=1) - _mean_of_positives(logits, positive)).mean()

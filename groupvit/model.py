@@ -5,6 +5,7 @@ Shapes: B images, N texts, G segment tokens, C channels of a tower, D channels o
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -42,42 +43,62 @@ class ImageEncoding:
         return tuple(hard_assignment(soft) for soft in self.soft_assignments)
 
 
-class SharedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation with statistics over the rows of all workers in the group; also works on CPUs."""
-
-    def forward(self, input: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """[N,C] -> [N,C]. Every worker must have the same N. Evaluation uses the running statistics."""
-        if not self.training or group is None:
-            return super().forward(input)
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        num_rows = len(input) * collectives.world_size(group)
-        mean = collectives.all_reduce_sum(input.sum(dim=0), group) / num_rows
-        centred = input - mean
-        variance = collectives.all_reduce_sum(centred.square().sum(dim=0), group) / num_rows
-        with torch.no_grad():
-            unbiased = variance * (num_rows / max(num_rows - 1, 1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
-
-
 class Projector(nn.Module):
     """Projects a tower's features into the shared space: Linear, batch norm, ReLU, Linear."""
 
     def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(in_width, hidden_width)
-        self.norm = SharedBatchNorm(hidden_width)
+        self.norm = nn.BatchNorm1d(hidden_width)
         self.out = nn.Linear(hidden_width, out_width)
 
-    def forward(self, x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """[...,C] -> [...,D] float32. Batch statistics are over all leading axes and all workers of the group."""
-        hidden = self.hidden(x).flatten(0, -2)
-        with torch.autocast(x.device.type, enabled=False):  # statistics over thousands of rows need float32
-            hidden = F.relu(self.norm(at_least_float32(hidden), group))
-        return at_least_float32(self.out(hidden)).unflatten(0, x.shape[:-1])
+    def forward(self, x: Tensor) -> Tensor:
+        """[...,C] -> [...,D] float32. Batch statistics are over all leading axes."""
+        return project([self], [x])[0]
+
+
+def project(
+    projectors: Sequence[Projector], inputs: Sequence[Tensor], group: dist.ProcessGroup | None = None
+) -> list[Tensor]:
+    """Apply each projector to its input: [...,C_i] -> [...,D] float32.
+
+    Batch statistics are over all leading axes and all workers of the group, exchanged in one collective.
+    """
+    hidden = [projector.hidden(x).flatten(0, -2) for projector, x in zip(projectors, inputs, strict=True)]
+    with torch.autocast(inputs[0].device.type, enabled=False):  # statistics over thousands of rows need float32
+        hidden = batch_norm([p.norm for p in projectors], [at_least_float32(x) for x in hidden], group)
+        hidden = [F.relu(x) for x in hidden]
+    return [
+        at_least_float32(projector.out(x)).unflatten(0, original.shape[:-1])
+        for projector, x, original in zip(projectors, hidden, inputs, strict=True)
+    ]
+
+
+def batch_norm(
+    norms: Sequence[nn.BatchNorm1d], inputs: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> list[Tensor]:
+    """Apply each batch norm to its input [N_i,C_i], with statistics over the rows of all workers in the group.
+
+    Every worker must have the same N_i. Each sends means and variances of its own rows. Joined, they are as exact as
+    those of all rows. Works on CPUs, too. Evaluation uses the running statistics.
+    """
+    if group is None or not norms[0].training:
+        return [norm(x) for norm, x in zip(norms, inputs, strict=True)]
+    moments = [torch.stack(torch.var_mean(x, dim=0, correction=0))[None] for x in inputs]  # [1,2,C_i]
+    outputs = []
+    for norm, x, gathered in zip(norms, inputs, collectives.all_gather_together(moments, group), strict=True):
+        assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        variances, means = gathered.unbind(1)  # [W,C_i]
+        mean = means.mean(dim=0)
+        variance = (variances + (means - mean).square()).mean(dim=0)
+        num_rows = len(x) * len(means)
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * (num_rows / max(num_rows - 1, 1)), norm.momentum)
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+        outputs.append((x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias)
+    return outputs
 
 
 class GroupViT(nn.Module):
@@ -93,6 +114,15 @@ class GroupViT(nn.Module):
         initial_scale = math.log(1 / config.initial_temperature)
         self.logit_scale = nn.Parameter(torch.tensor(initial_scale))
         self.multi_label_logit_scale = nn.Parameter(torch.tensor(initial_scale))
+
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the two towers, in the order in which a training step uses them: text first."""
+        return [*self.text_encoder.parameters(), *self.image_encoder.parameters()]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the towers' outputs meet: the projectors' and the logit scales."""
+        projectors = [*self.image_projector.parameters(), *self.text_projector.parameters()]
+        return [*projectors, self.logit_scale, self.multi_label_logit_scale]
 
     def encode_image(self, images: Tensor, noise: ImageNoise | None = None) -> ImageEncoding:
         """Encode images [B,3,H,W], normalised, with sides that are multiples of the patch size.

@@ -17,17 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from groupvit.config import LossConfig, Precision
+from groupvit.config import LossConfig, Precision, ReducePrecision
 from groupvit.device_augment import AugmentedImages
 from groupvit.finishing import ByteImages
+from groupvit.gradients import GradientReducer
 from groupvit.image_encoder import ImageFeatures, ImageNoise
-from groupvit.losses import (
-    clamped_scale,
-    image_text_contrastive_loss,
-    multi_label_contrastive_loss,
-    segment_mixture_loss,
-)
-from groupvit.model import GroupViT
+from groupvit.losses import clamped_scale, contrastive_losses
+from groupvit.model import GroupViT, project
 from groupvit.noise import NoiseSource, Uniform, generator_noise
 from groupvit.precision import autocast
 from groupvit.text_encoder import ArrangedTexts, arrange_texts
@@ -81,6 +77,7 @@ def train_step(
     seed: int,
     step: int,
     precision: Precision = "float32",
+    reduce_precision: ReducePrecision = "float32",
     clip_grad_norm: float | None = None,
     noise: NoiseSource = generator_noise,
     towers: Towers | None = None,
@@ -98,6 +95,7 @@ def train_step(
         step: Index of the step, which changes the noise.
         precision: Precision of the towers and projectors.
         clip_grad_norm: Largest norm of the gradient. None: not clipped.
+        reduce_precision: Precision of the gradients that the workers send each other.
         noise: Makes the source of the noise.
         towers: The passes through the model's towers. None: as they are, not compiled.
         group: The workers. None: this one alone.
@@ -114,14 +112,16 @@ def train_step(
         seed=seed,
         step=step,
         precision=precision,
+        reduce_precision=reduce_precision,
         noise=noise,
         towers=towers,
         group=group,
     )
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    metrics["grad_norm"] = nn.utils.clip_grad_norm_(
-        parameters, float("inf") if clip_grad_norm is None else clip_grad_norm
-    )
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if clip_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
+    metrics["grad_norm"] = norm
     optimizer.step()
     return metrics
 
@@ -134,6 +134,7 @@ def compute_gradients(
     seed: int,
     step: int,
     precision: Precision = "float32",
+    reduce_precision: ReducePrecision = "float32",
     noise: NoiseSource = generator_noise,
     towers: Towers | None = None,
     group: dist.ProcessGroup | None = None,
@@ -156,17 +157,17 @@ def compute_gradients(
         with torch.set_grad_enabled(index == 0):  # the first pass is not repeated
             passes.append(run_towers(index))
     features = TowerFeatures.concatenate(passes)
+    reducer = GradientReducer([*model.tower_parameters(), *model.head_parameters()], group, reduce_precision)
+    reducer.arm(model.head_parameters())
     metrics = _backward_loss(model, features, batches, loss, precision, group)
     sizes = [len(batch) for batch in batches]
     gradients = zip(*(tensor.grad.split(sizes) for tensor in features.tensors if tensor.grad is not None), strict=True)
     for index, gradient in enumerate(gradients):
         with_graph = passes[0] if index == 0 else run_towers(index)
+        if index == len(batches) - 1:
+            reducer.arm(model.tower_parameters())
         torch.autograd.backward(with_graph.tensors, gradient)
-    if group is not None:
-        _average(  # gradients and losses in one collective
-            [parameter.grad for parameter in model.parameters() if parameter.grad is not None] + list(metrics.values()),
-            group,
-        )
+    metrics = reducer.finish(metrics)
     metrics["logit_scale"] = clamped_scale(model.logit_scale.detach())
     metrics["multi_label_logit_scale"] = clamped_scale(model.multi_label_logit_scale.detach())
     for stage, used in enumerate(passes[0].groups_used):
@@ -223,23 +224,19 @@ def _backward_loss(
 ) -> dict[str, Tensor]:
     image_rows, text_rows, *masses = features.tensors
     with autocast(image_rows.device, precision):
-        images = model.image_projector(image_rows, group)
-        texts = model.text_projector(text_rows, group)
-    image_text = image_text_contrastive_loss(images[:, 0], texts[:, 0], model.logit_scale, group)
-    total, parts = image_text, {"image_text_loss": image_text.detach()}
-    if loss.num_prompts > 0:
-        prompts, scale = texts[:, 1:], model.multi_label_logit_scale
-        if loss.multi_label_match == "mixture":
-            keys = _prompt_keys(micro_batches)
-            multi_label = segment_mixture_loss(images[:, 1:], masses[0], prompts, scale, keys, group)
-        else:
-            keys = _prompt_keys(micro_batches) if loss.shared_positives else None
-            matched = images[:, 1:] if loss.multi_label_match == "segments" else images[:, 0]
-            multi_label = multi_label_contrastive_loss(matched, prompts, scale, group, keys)
-        total = total + loss.multi_label_weight * multi_label
-        parts["multi_label_loss"] = multi_label.detach()
-    total.backward()
-    return {"loss": total.detach(), **parts}
+        images, texts = project([model.image_projector, model.text_projector], [image_rows, text_rows], group)
+    losses = contrastive_losses(
+        images,
+        texts,
+        model.logit_scale,
+        model.multi_label_logit_scale,
+        loss,
+        segment_masses=masses[0] if masses else None,
+        prompt_keys=_prompt_keys(micro_batches) if loss.shares_positives else None,
+        group=group,
+    )
+    losses["loss"].backward()
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def _prompt_keys(micro_batches: Sequence[Batch]) -> Tensor:
@@ -253,14 +250,3 @@ def _groups_used(logits: Tensor) -> Tensor:
     """Mean number of groups per image that win at least one segment: [b,G,S] -> 0-D."""
     used = torch.zeros(logits.shape[:2], device=logits.device).scatter_(1, logits.argmax(dim=1), 1.0)
     return used.sum(dim=1).mean()
-
-
-@torch.no_grad()
-def _average(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """Average tensors over workers in place, with one collective."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat, group=group)
-    flat /= dist.get_world_size(group)
-    sizes = [tensor.numel() for tensor in tensors]
-    for tensor, part in zip(tensors, flat.split(sizes), strict=True):
-        tensor.copy_(part.view_as(tensor))

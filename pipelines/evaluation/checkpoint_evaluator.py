@@ -17,7 +17,8 @@ from typing import Any
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.cluster.causes import root_cause
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.experiments.config import ExperimentConfig, ScoringConfig
+from pipelines.experiments.config import ExperimentConfig
+from pipelines.experiments.scoring import ScoringConfig
 from pipelines.runs.evaluations import EvaluationRecord, missing_steps, read_record, write_record
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.gauges import EvaluationGauges

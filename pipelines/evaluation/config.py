@@ -5,7 +5,7 @@ import dataclasses
 from groupvit.captions import TemplateSet
 from groupvit.config import PrecisionChoice
 from pipelines.errors import require_at_least
-from pipelines.experiments.config import ScoringConfig
+from pipelines.experiments.scoring import ScoringConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

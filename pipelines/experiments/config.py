@@ -13,13 +13,12 @@ from groupvit.config import (
     ModelConfig,
     OptimizerConfig,
     PrecisionChoice,
-    Protocol,
     SegmentationConfig,
     flatten,
     to_dict,
 )
-from pipelines.benchmarks.names import BenchmarkName
 from pipelines.errors import require_at_least
+from pipelines.experiments.scoring import EvaluationConfig
 from pipelines.local.folder_names import check_folder_name
 
 
@@ -44,9 +43,10 @@ class DataConfig:
 class IngestConfig:
     """How Ray Data tasks decode, augment and tokenise samples to make slices."""
 
-    slice_size: int = 256
+    slice_size: int | Literal["auto"] = 256
     """Number of samples in a slice, the unit that Ray Data ships and the micro-batch of a worker. It determines the
-    memory of a worker, but not the gradients: those are always of the global batch."""
+    memory of a worker, but not the gradients: those are always of the global batch. `auto`: the largest that the
+    workers' memory allows by prediction, up to 1,024. The first start chooses, and later ones keep it."""
     window_size: int = 1024
     """Number of samples in a window of the sample order. One process reads, decodes and permutes a window. Must be a
     multiple of `slice_size`."""
@@ -101,6 +101,8 @@ class TrainingConfig:
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `tf32`: float32,
     multiplied with 10 bits of mantissa, on NVIDIA GPUs since Ampere. `auto`: bfloat16 if every worker's device computes
     it natively, else float32. The first start chooses, and later ones keep it."""
+    reduce_precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the gradients that workers send each other. `bfloat16` halves the bytes, for slow networks."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether to compile the towers with torch.compile. It takes minutes at the first start, and makes steps on GPUs
     faster. `auto`: on GPUs."""
@@ -141,51 +143,6 @@ class TrackingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
-    """How to score a checkpoint: of an evaluation beside training, and of `groupvit evaluate`."""
-
-    root: str
-    """Folder of the benchmark's data in its official layout (for `scenes`: the folder with scenes.json): a local path
-    or s3:// URI that every node can read."""
-    benchmark: BenchmarkName = "scenes"
-    """Benchmark to evaluate. `all`: every segmentation benchmark with data in `root`. `imagenet`: classification of
-    whole images, which uses only checkpoint, root, out, templates, batch size, precision, workers and MLflow run. Only
-    `groupvit evaluate` takes these two."""
-    protocol: Protocol | None = None
-    """`paper`: short side and windows of 448, stride 224, five classes per window, the paper's background threshold for
-    the benchmark. `unified`: the same sizes, all classes, one constant background score for all benchmarks. `model`:
-    as in the checkpoint's experiment, else the paper's with sizes scaled to the model's image size. None: `model` for
-    scenes, else `paper`."""
-    calibration: str | None = None
-    """Folder of scenes on which the background threshold of each compared method is chosen, for every checkpoint again.
-    It must not be the evaluated data."""
-    max_scenes: int | None = None
-    """Number of scenes used from each part, evenly spaced. None: all."""
-    num_pictures: int = 8
-    """Number of scenes drawn from each part, evenly spaced. 0: none."""
-    num_workers: int = 1
-    """Number of processes that score images. The result is the same for any number."""
-    cpus_per_worker: int = 1
-    """Number of CPUs reserved for a worker, and of threads that it uses."""
-    gpus_per_worker: float = 0.0
-    """Number of GPUs of a worker, or a fraction of one."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig(ScoringConfig):
-    """Evaluation while the run trains, on separate workers. The training does not wait for it."""
-
-    every_n_steps: int | None = None
-    """Number of steps between two evaluated checkpoints; the last one is evaluated, too. `--evaluate-every-n-steps` is
-    short for this flag. None: off."""
-    root: str = ""
-    num_pictures: int = 4
-    registered_model: str | None = "default"
-    """Name under which the best checkpoint is registered in MLflow at the end of the run. `default`: the experiment's
-    name. None: not registered."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """A complete pretraining run."""
 
@@ -207,9 +164,15 @@ class ExperimentConfig:
         return self.training.run_name or self.name
 
     @property
+    def slice_size(self) -> int:
+        """Number of samples in a slice, once `auto` is settled."""
+        assert self.ingest.slice_size != "auto", "the start of the run settles ingest.slice_size"
+        return self.ingest.slice_size
+
+    @property
     def slices_per_step(self) -> int:
         """Number of slices per optimiser step over all workers: G of the sample order."""
-        return self.training.global_batch_size // self.ingest.slice_size
+        return self.training.global_batch_size // self.slice_size
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -225,21 +188,9 @@ def validate(config: ExperimentConfig) -> None:
     require_at_least(training, "training.", checkpoint_every_n_steps=1, keep_checkpoints=1, log_every_n_steps=1)
     require_at_least(training, "training.", max_failures=0)
     require_at_least(evaluation, "evaluation.", every_n_steps=1)
-    require_at_least(ingest, "ingest.", slice_size=1, window_size=1, prefetch_slices=0, max_processes=1)
+    require_at_least(ingest, "ingest.", window_size=1, prefetch_slices=0, max_processes=1)
 
-    unit = ingest.slice_size * training.num_workers
-    if training.global_batch_size % unit:
-        lower = training.global_batch_size // unit * unit
-        raise ValueError(
-            f"training.global_batch_size={training.global_batch_size} is not a multiple of ingest.slice_size x "
-            f"training.num_workers = {ingest.slice_size} x {training.num_workers} = {unit}: give "
-            + (f"{lower} or {lower + unit}" if lower else f"{unit}, or smaller slices")
-        )
-    if ingest.window_size % ingest.slice_size:
-        raise ValueError(
-            f"ingest.window_size={ingest.window_size} is not a multiple of ingest.slice_size={ingest.slice_size}: give "
-            f"{-(-ingest.window_size // ingest.slice_size) * ingest.slice_size}"
-        )
+    _check_slices(ingest, training)
     gpus = training.gpus_per_worker
     if gpus <= 0 or (gpus > 1 and gpus % 1):
         raise ValueError(
@@ -294,9 +245,32 @@ def validate(config: ExperimentConfig) -> None:
         raise ValueError("tracking.uri is empty: give a URI, `default`, or None for off")
 
 
+def _check_slices(ingest: IngestConfig, training: TrainingConfig) -> None:
+    """Raises ValueError unless every worker gets whole slices of a batch, and every window is cut into whole ones."""
+    size, batch = ingest.slice_size, training.global_batch_size
+    if size == "auto":  # any divisor may come out
+        names, factors, unit = "training.num_workers", f"{training.num_workers}", training.num_workers
+    else:
+        require_at_least(ingest, "ingest.", slice_size=1)
+        unit = size * training.num_workers
+        names = "ingest.slice_size x training.num_workers"
+        factors = f"{size} x {training.num_workers} = {unit}"
+    if batch % unit:
+        lower = batch // unit * unit
+        raise ValueError(
+            f"training.global_batch_size={batch} is not a multiple of {names} = {factors}: give "
+            + (f"{lower} or {lower + unit}" if lower else f"{unit}, or smaller slices")
+        )
+    if size != "auto" and ingest.window_size % size:
+        raise ValueError(
+            f"ingest.window_size={ingest.window_size} is not a multiple of ingest.slice_size={size}: give "
+            f"{-(-ingest.window_size // size) * size}"
+        )
+
+
 def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the fields that a run cannot change. The others (workers, cadences, ...) may differ at every start."""
-    training = ("num_steps", "global_batch_size", "seed", "precision", "deterministic", "ema_decay")
+    training = ("num_steps", "global_batch_size", "seed", "precision", "reduce_precision", "deterministic", "ema_decay")
     free_ingest = ("max_processes", "prefetch_slices", "max_corrupt_fraction")
     values = flatten(to_dict(config))
     return {

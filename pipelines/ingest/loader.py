@@ -102,7 +102,7 @@ def num_prefetched(config: "ExperimentConfig") -> int:
     """Number of slices to hold ready for each worker: `ingest.prefetch_slices`, by default those of a step."""
     if config.ingest.prefetch_slices is not None:
         return config.ingest.prefetch_slices
-    bytes_per_slice = config.ingest.slice_size * 3 * config.model.image.image_size**2
+    bytes_per_slice = config.slice_size * 3 * config.model.image.image_size**2
     return max(2, min(config.micro_batches_per_step, _PREFETCHED_BYTES // bytes_per_slice))
 
 

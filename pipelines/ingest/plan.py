@@ -69,7 +69,7 @@ def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
         files=tuple(info.files for info in datasets),
         first_groups=tuple(info.first_groups for info in datasets),
         is_raw=tuple(info.is_raw for info in datasets),
-        slice_size=config.ingest.slice_size,
+        slice_size=config.slice_size,
         image_size=config.model.image.image_size,
         context_length=config.model.text.context_length,
         num_prompts=config.loss.num_prompts,

@@ -199,6 +199,10 @@ def prepared(base: ExperimentConfig, config: SweepConfig, own_steps: int) -> Exp
     rungs = config.rung_every_n_steps or evaluation.every_n_steps or -(-training.num_steps // 4)
     if training.run_name is not None:
         raise ValueError(f"training.run_name={training.run_name}: a sweep names the runs of its trials: give --name")
+    if base.ingest.slice_size == "auto":
+        raise ValueError(
+            "ingest.slice_size=auto: trials on different GPUs would differ in it, and are compared: give a number"
+        )
     if not evaluation.root:
         raise ValueError(
             f"evaluation.root is missing: trials are scored on masks: give --evaluation.root, the folder of "

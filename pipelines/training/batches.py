@@ -121,8 +121,8 @@ def _used_on(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
 def to_batch(item: Slice, device: torch.device, text: TextEncoderConfig) -> Batch:
     """Converts a slice to a micro-batch on `device`. The host does not wait for a GPU.
 
-    The images stay bytes, and are augmented here if the slice has the draws for it. The arrangement of the texts and the
-    noise of random erasing are made on the CPU: a GPU would have to tell the host their shapes.
+    The images stay bytes, and are augmented here if the slice has the draws for it. The arrangement of the texts and
+    the noise of random erasing are made on the CPU: a GPU would have to tell the host their shapes.
     """
     pins = device.type == "cuda"
 

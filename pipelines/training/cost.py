@@ -1,4 +1,4 @@
-"""Estimates the hours and the price of a training run from a measured speed.
+"""Estimates the hours, the cores that read and the price of a training run from measured speeds.
 
     groupvit cost gcc_yfcc_30e --num-gpus 16 --images-per-second-per-gpu RATE
     groupvit cost gcc_yfcc_30e --num-gpus 16 --from-run s3://bucket/runs/trial --price-per-hour USD
@@ -8,6 +8,7 @@ default price: it depends on provider, region and contract.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ class CostConfig:
     price_per_hour: float | None = None
     """Price of all machines together, in USD per hour: those that train, and those that read data. None: the estimate
     has no price."""
+    images_per_second_per_core: float | None = None
+    """Measured speed of reading on one CPU core, in images per second. None: the estimate has no number of cores."""
     overhead: float = 0.0
     """Share of the training time to add for start-up and for steps repeated after spot machines were lost. It is not
     known in advance."""
@@ -55,13 +58,23 @@ def estimate(config: CostConfig, experiment: ExperimentConfig) -> dict[str, Any]
     hours = num_images / (rate * num_gpus) / 3600 * (1 + config.overhead)
     total_usd = None if config.price_per_hour is None else hours * config.price_per_hour
 
+    ingest = rate * num_gpus
+    per_core = config.images_per_second_per_core
+    cores = None if per_core is None else math.ceil(ingest / per_core)
+    slice_bytes = ingest * bytes_per_image(experiment)
+
     gpus = f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}"
     lines = [
         *FORMULA.splitlines(),
         "",
         f"images    {training.num_steps:,} steps x {training.global_batch_size:,} = {num_images:,}",
         f"speed     {rate:,.1f} images/s per GPU ({rate_source}); {gpus} are taken to be {num_gpus} times as fast",
-        f"ingest    must give {rate * num_gpus:,.0f} images/s",
+        f"ingest    must give {ingest:,.0f} images/s",
+        "cores     no speed of reading: give --images-per-second-per-core"
+        if cores is None
+        else f"cores     {ingest:,.0f} / {per_core:g} = {cores:,} for reading, beside those of the workers",
+        f"network   at most {slice_bytes / 1e9:,.2f} GB/s from the cores to the GPUs ({bytes_per_image(experiment):,} "
+        "bytes per image); less where both are in one machine",
         f"hours     {num_images:,} / ({rate:,.1f} x {num_gpus}) / 3600 x (1 + {config.overhead:g}) = {hours:,.1f} "
         f"({hours / 24:,.1f} days)",
         "total     no price: give --price-per-hour"
@@ -75,10 +88,19 @@ def estimate(config: CostConfig, experiment: ExperimentConfig) -> dict[str, Any]
         "num_gpus": num_gpus,
         "images_per_second_per_gpu": rate,
         "rate_source": rate_source,
+        "images_per_second": round(ingest, 1),
+        "reading_cores": cores,
+        "slice_bytes_per_second": round(slice_bytes),
         "hours": round(hours, 3),
         "total_usd": None if total_usd is None else round(total_usd, 2),
         "formula": FORMULA,
     }
+
+
+def bytes_per_image(experiment: ExperimentConfig) -> int:
+    """Returns the bytes of one image and its texts in a slice: uint8 [3,H,W] and int32 [1+K,T]."""
+    pixels = 3 * experiment.model.image.image_size**2
+    return pixels + 4 * (1 + experiment.loss.num_prompts) * experiment.model.text.context_length
 
 
 def _check(config: CostConfig, experiment: ExperimentConfig, num_gpus: int) -> None:
@@ -86,9 +108,16 @@ def _check(config: CostConfig, experiment: ExperimentConfig, num_gpus: int) -> N
         value = getattr(config, name)
         if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"{name}={value} is not an amount: give 0 or more")
+    per_core = config.images_per_second_per_core
+    if per_core is not None and not 0 < per_core < float("inf"):
+        raise ValueError(
+            f"images_per_second_per_core={per_core} is not a speed: give the images per second that one core reads"
+        )
     if num_gpus < 1:
         raise ValueError(f"num_gpus={num_gpus} do not train: give 1 or more")
     slice_size, batch_size = experiment.ingest.slice_size, experiment.training.global_batch_size
+    if slice_size == "auto":  # any number of GPUs that divides the batch gets whole slices
+        slice_size = 1
     if batch_size % (slice_size * num_gpus):
         raise ValueError(
             f"num_gpus={num_gpus}: training.global_batch_size={batch_size} is not a multiple of ingest.slice_size x "
@@ -123,6 +152,8 @@ def _rate_of_run(uri: str, experiment: ExperimentConfig) -> tuple[float, str]:
     if theirs["training"]["device"] == "cpu":
         raise ValueError(f"from_run={uri} trained on CPUs, which says nothing of a GPU: give a run on GPUs")
     for name, value in _fixes_the_speed(to_dict(experiment)).items():
+        if (name, value) == ("ingest.slice_size", "auto"):
+            continue  # the run has what it chose on these GPUs
         if (other := _fixes_the_speed(theirs).get(name)) != value:
             raise ValueError(
                 f"from_run={uri} trained with {name}={other}, {experiment.name} has {value}: its speed says nothing "

@@ -1,12 +1,17 @@
-"""Checks that torch can use this machine's GPU, before a worker starts."""
+"""This machine's GPU: whether torch can use it, before a worker starts, and what it is."""
 
 import re
 
+import psutil
 import torch
+
+from groupvit.precision import has_native_bfloat16
+from pipelines.training.memory import Device
 
 _OLDEST_DRIVER = {"12": 525, "13": 580}
 """Oldest major version of NVIDIA's driver, by the major version of CUDA that torch was built for."""
 _ARCHITECTURE = re.compile(r"(?P<kind>sm|compute)_(?P<major>\d+)(?P<minor>\d)[a-z]?")
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 _SEE = "see docs/clusters.md, GPU machines"
 
 
@@ -33,6 +38,22 @@ def check_gpu() -> None:
         + (f", which needs driver {oldest} or newer" if oldest else "")
         + f": use a machine image with a newer driver ({_SEE})"
     )
+
+
+def describe(device: torch.device | str) -> Device:
+    """Returns what is to be known of a device of this machine. A CPU has the memory of the whole machine."""
+    device = torch.device(device)
+    has_bfloat16 = has_native_bfloat16(device)
+    if device.type == "cpu":
+        memory = psutil.virtual_memory().total
+        return Device(name="this machine", memory=memory, is_gpu=False, has_bfloat16=has_bfloat16)
+    found = torch.cuda.get_device_properties(device)
+    return Device(name=found.name, memory=found.total_memory, is_gpu=True, has_bfloat16=has_bfloat16)
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory left on the device: for torch, or for a library that it calls."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def check_capability(name: str, capability: tuple[int, int]) -> None:

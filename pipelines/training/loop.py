@@ -9,8 +9,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -20,21 +18,20 @@ import torch
 import torch.distributed as dist
 
 from groupvit import checkpoint
-from groupvit.compilation import CompilationError, compile_towers
+from groupvit.averaging import update_average
 from groupvit.config import Precision, to_dict
 from groupvit.model import GroupViT
-from groupvit.noise import NoiseSource, counter_noise, generator_noise
+from groupvit.noise import counter_noise, generator_noise
 from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
 from groupvit.precision import float32_products, same_bits
-from groupvit.training import Batch, Towers, train_step
-from pipelines.console.progress import duration
+from groupvit.training import Batch, train_step
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import Slice
-from pipelines.local.home import cache_folder
 from pipelines.runs.evaluations import is_due, read_record
 from pipelines.runs.folder import UNSENT_METRICS, RunFolder
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.batches import BatchesAhead
+from pipelines.training.compilation import prepare_towers
 from pipelines.training.heartbeat import Heartbeat
 from pipelines.training.progress import Clock, RunStoppedError, Totals
 
@@ -74,6 +71,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
     model = GroupViT(config.model).to(context.device).train()
     optimizer = build_optimizer(model, config.optimizer)
     average = None if training.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
+    noise = counter_noise if training.deterministic else generator_noise
     totals = Totals(len(config.data.sources), context.group, context.device)
     seconds_before = 0.0
     if first_step:
@@ -99,7 +97,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         with clock.waiting():
             first_batch = batches.peek().batch
         with clock.compiling():
-            towers = _compiled_towers(config, run, context, model, first_batch)
+            towers = prepare_towers(config, run, model, first_batch, noise, context.precision, context.say)
         for step in range(first_step, training.num_steps):
             slices.clear()
             rate = learning_rate(
@@ -114,8 +112,9 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 seed=training.seed,
                 step=step,
                 precision=context.precision,
+                reduce_precision=training.reduce_precision,
                 clip_grad_norm=config.optimizer.clip_grad_norm,
-                noise=_noise(config),
+                noise=noise,
                 towers=towers,
                 group=context.group,
             )
@@ -173,7 +172,7 @@ def _say_nothing(line: str) -> None:
 
 def _in_order(config: ExperimentConfig, context: WorkerContext) -> Iterator[Slice]:
     """Yields the slices of the remaining steps. Raises RuntimeError if one is not what the sample order expects."""
-    size, num_steps = config.ingest.slice_size, config.training.num_steps
+    size, num_steps = config.slice_size, config.training.num_steps
     for step, index in itertools.product(range(context.first_step, num_steps), range(config.micro_batches_per_step)):
         item = next(context.slices, None)
         if item is None:
@@ -186,51 +185,6 @@ def _in_order(config: ExperimentConfig, context: WorkerContext) -> Iterator[Slic
                 f"slice {place} of step {step}; expected {size} from {expected}"
             )
         yield item
-
-
-def _compiled_towers(
-    config: ExperimentConfig, run: RunFolder, context: WorkerContext, model: GroupViT, batch: Batch
-) -> Towers:
-    """Compiles the towers, if the config asks for it. Without a compiler that works, it says so and goes on without."""
-    choice = config.training.compile
-    if choice == "off" or (choice == "auto" and context.device.type == "cpu"):
-        return Towers.of(model)
-    folder = f"{run.uri}/compiled" if run.is_local else str(cache_folder() / "compiled")
-    folder = os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
-    start = time.perf_counter()
-    try:
-        towers = compile_towers(
-            model,
-            batch,
-            loss=config.loss,
-            precision=context.precision,
-            accumulates=config.micro_batches_per_step > 1,
-            noise=_noise(config),
-        )
-    except CompilationError as error:
-        context.say(f"warning: rank {context.rank} trains without torch.compile, slower: {error}")
-        return Towers.of(model)
-    if context.rank == 0:
-        seconds = duration(time.perf_counter() - start)
-        context.say(f"compiled the towers in {seconds}; the next start finds them in {folder}")
-    return towers
-
-
-def _noise(config: ExperimentConfig) -> NoiseSource:
-    return counter_noise if config.training.deterministic else generator_noise
-
-
-@torch.no_grad()
-def update_average(average: GroupViT, model: GroupViT, decay: float, step: int) -> None:
-    """Moves `average` towards `model`: an exponential moving average. A smaller decay forgets the first steps faster.
-
-    Batch statistics are copied, because they are averages already.
-    """
-    decay = min(decay, (1 + step) / (10 + step))
-    for target, source in zip(average.parameters(), model.parameters(), strict=True):
-        target.lerp_(source, 1 - decay)
-    for target, source in zip(average.buffers(), model.buffers(), strict=True):
-        target.copy_(source)
 
 
 def _save(

@@ -8,8 +8,8 @@ wrote it.
 """
 
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pipelines.console.progress import duration
@@ -20,6 +20,7 @@ from pipelines.local.folder_lock import only_one
 from pipelines.runs.evaluations import EvaluationRecord, read_record
 from pipelines.runs.folder import RunFolder
 from pipelines.training.job import Job, SweepLink, check_places, start_or_continue, with_absolute_paths
+from pipelines.training.slice_size import choose_slice_size, with_recorded_slice_size
 
 
 def pretrain(config: ExperimentConfig, sweep_link: SweepLink | None = None) -> dict[str, Any]:
@@ -38,17 +39,37 @@ def pretrain(config: ExperimentConfig, sweep_link: SweepLink | None = None) -> d
         check_evaluation(config)
     run = RunFolder(f"{config.training.runs_folder}/{config.run_name}")
     check_places(run, config)
-    job = start_or_continue(run, config, datasets, sweep_link)
-    first_step = run.latest_step()
-    if first_step < config.training.num_steps or job.steps_to_evaluate():
-        from pipelines.training.ray_train import train_on_ray  # Ray takes seconds to import
+    with _slice_size_settled(config, run) as settled:
+        job = start_or_continue(run, settled, datasets, sweep_link)
+        first_step = run.latest_step()
+        if first_step < config.training.num_steps or job.steps_to_evaluate():
+            from pipelines.training.ray_train import train_on_ray  # Ray takes seconds to import
 
-        # A trial takes no lock: its sweep holds one, and an earlier process of the trial may live on for a moment.
-        with only_one(run.uri, "run") if sweep_link is None else nullcontext():
-            train_on_ray(job, sweep_link)
+            # A trial takes no lock: its sweep holds one, and an earlier process of the trial may live on for a moment.
+            with only_one(run.uri, "run") if sweep_link is None else nullcontext():
+                train_on_ray(job, sweep_link)
     summary = _summary(job, first_step, read_record(run) if job.evaluates else None)
     print(_results(summary), flush=True)
     return summary
+
+
+@contextmanager
+def _slice_size_settled(config: ExperimentConfig, run: RunFolder) -> Iterator[ExperimentConfig]:
+    """Yields the config with a number as slice size. If the run has none yet, it asks the cluster, which stays for the
+    context."""
+    if config.ingest.slice_size == "auto":
+        config = with_recorded_slice_size(config, run.read_description())
+    if config.ingest.slice_size != "auto":
+        yield config
+        return
+    from pipelines.training.devices import worker_devices
+    from pipelines.training.ray_train import check_machine, training_cluster
+
+    check_machine(config)
+    with training_cluster(config) as use_gpu:
+        config, why = choose_slice_size(config, worker_devices(config, use_gpu=use_gpu))
+        print(why, flush=True)
+        yield config
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:

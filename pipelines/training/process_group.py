@@ -3,26 +3,27 @@
 Ray's TorchConfig does the same, but imports torch into the driver and the controller, too, which do not need it. This
 costs 300 MB and seconds per run, many times over in a sweep.
 
-Gloo listens on the interface by which Ray's nodes know each other. Its default is the address of the machine's own
-host name. On many machines this is a loopback address (Debian writes 127.0.1.1 into /etc/hosts), which no other
-machine can reach.
+connection.py says how the workers find one another.
 """
 
 import dataclasses
-import datetime
 import logging
-import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.train.backend import Backend, BackendConfig
 
+from pipelines.cluster.causes import root_cause
+from pipelines.training.connection import choose_interfaces, connect
+
 _SECONDS_TO_LEAVE = 30.0
-_TIMEOUT = datetime.timedelta(minutes=30)
-"""Timeout of a collective, the same as Ray's."""
+_SECONDS_TO_NOTICE = 5.0
+"""Seconds after which Ray knows that a process has died."""
+_MOST_LOST_STARTS = 3
+"""Largest number of restarts in a row whose workers cannot connect."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +44,34 @@ class ProcessGroup(BackendConfig):
 
 
 class _Workers(Backend):
+    """Joins the workers each time that Ray starts them.
+
+    Workers that cannot connect at the first start have no network for it: this is an error that the user must fix. If
+    they could connect before, or if one of them died, they are started again.
+    """
+
     share_cuda_visible_devices = True
 
+    def __init__(self) -> None:
+        self._has_connected, self._num_lost = False, 0
+
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        # All of them are ready before the first begins to wait: on a busy machine, importing torch takes a minute.
+        worker_group.execute(_prepare, backend_config.backend)
         url, size = worker_group.execute_single(0, _meeting_place), len(worker_group)
         joining = [
             worker_group.execute_single_async(rank, _join, backend_config.backend, rank, size, url)
             for rank in range(size)
         ]
-        ray.get(joining)
+        try:
+            ray.get(joining)
+        except RayTaskError as error:
+            line = root_cause(error).line
+            self._num_lost += 1
+            if _one_died(joining) or (self._has_connected and self._num_lost <= _MOST_LOST_STARTS):
+                raise RayActorError(error_msg=line) from error  # for which Ray starts the workers again
+            raise ValueError(line) from error
+        self._has_connected, self._num_lost = True, 0
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         try:
@@ -70,15 +90,33 @@ def _meeting_place() -> str:
     return f"tcp://[{address}]:{port}" if family == socket.AF_INET6 else f"tcp://{address}:{port}"
 
 
-def _join(backend: str, rank: int, size: int, url: str) -> None:
-    import torch.distributed as dist
+def _prepare(backend: str) -> None:
+    """Imports torch, checks the GPU, and chooses the interfaces."""
+    import torch.distributed  # noqa: F401
 
     if backend == "nccl":
         from pipelines.training.gpu import check_gpu
 
         check_gpu()
-    choose_interface()
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=_TIMEOUT)
+    choose_interfaces()
+
+
+def _join(backend: str, rank: int, size: int, url: str) -> None:
+    from ray.train.torch import get_device
+
+    connect(backend, rank, size, url, get_device() if backend == "nccl" else "cpu")
+
+
+def _one_died(joining: Sequence[ray.ObjectRef]) -> bool:
+    """Whether one of the workers died: the others only see that their connection is lost."""
+    for one in ray.wait(list(joining), num_returns=len(joining), timeout=_SECONDS_TO_NOTICE)[0]:
+        try:
+            ray.get(one)
+        except RayActorError:
+            return True
+        except RayTaskError:
+            continue
+    return False
 
 
 def _leave() -> None:
@@ -93,18 +131,3 @@ def _chosen_device() -> Any:
     from ray.train.torch import TorchConfig
 
     return TorchConfig().train_func_context()
-
-
-def choose_interface() -> None:
-    """Sets GLOO_SOCKET_IFNAME to the interface with the node's address, if there is one. Keeps a value already set."""
-    name = interface_of(ray.util.get_node_ip_address())
-    if name is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
-def interface_of(address: str) -> str | None:
-    """Returns the network interface with this address, or None."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            return name
-    return None

@@ -1,9 +1,9 @@
 """The training itself: Ray, the workers, and recovery when a worker dies. worker.py holds the work of one worker."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -26,26 +26,37 @@ from pipelines.training.process_group import ProcessGroup
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
-def train_on_ray(job: Job, sweep_link: SweepLink | None) -> None:
-    """Trains the remaining steps, and evaluates checkpoints during and after the training."""
-    config = job.config
-    training, evaluation = config.training, config.evaluation
+def check_machine(config: ExperimentConfig) -> None:
+    """Raises ValueError if Ray is to start on this machine, and it has no room for the workers."""
     if starts_here():
         _check_workers(config, {"CPU": os.cpu_count() or 1, "GPU": gpus_here(config)}, "this machine")
+
+
+@contextmanager
+def training_cluster(config: ExperimentConfig) -> Iterator[bool]:
+    """Provides a Ray cluster. Yields whether the workers use GPUs. Raises ValueError if it has no room for them."""
+    training, evaluation = config.training, config.evaluation
     # CPUs beside those of the workers: reading data and evaluating need CPUs on small machines, too.
-    others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if job.evaluates else 0)
+    evaluates = evaluation.every_n_steps is not None
+    others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if evaluates else 0)
     least_cpus = training.num_workers * training.cpus_per_worker + others
-    mlflow_answers = _ask_mlflow(job) if sweep_link is None else None  # a sweep has already asked
     with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
         resources = ray.cluster_resources()
         resources["CPU"] = resources.get("CPU", 0) - others
-        beside = f"{others} for the data and the evaluation" if job.evaluates else "one CPU for the data"
-        use_gpu = _check_workers(config, resources, f"the Ray cluster, beside {beside},")
+        beside = f"{others} for the data and the evaluation" if evaluates else "one CPU for the data"
+        yield _check_workers(config, resources, f"the Ray cluster, beside {beside},")
+
+
+def train_on_ray(job: Job, sweep_link: SweepLink | None) -> None:
+    """Trains the remaining steps, and evaluates checkpoints during and after the training."""
+    check_machine(job.config)
+    mlflow_answers = _ask_mlflow(job) if sweep_link is None else None  # a sweep has already asked
+    with training_cluster(job.config) as use_gpu:
         if mlflow_answers is not None and job.identity is not None and mlflow_answers.result():
             make_run(job.identity)
         evaluator = job.start_evaluator(None if sweep_link is None else sweep_link.on_score)
         try:
-            if job.run.latest_step() < training.num_steps:
+            if job.run.latest_step() < job.config.training.num_steps:
                 _fit(job, sweep_link, use_gpu=use_gpu)
         except BaseException:
             if evaluator is not None:

@@ -21,11 +21,12 @@ from pipelines.cluster.session import LineHandler
 from pipelines.ingest.loader import iter_slices, num_prefetched
 from pipelines.tracking.gauges import StepGauges
 from pipelines.training.data import SlicesFromCheckpoint
-from pipelines.training.gpu import check_gpu
+from pipelines.training.gpu import check_gpu, describe, ran_out_of_memory
 from pipelines.training.job import Job
 from pipelines.training.loop import WorkerContext, train
 from pipelines.training.precision import PRECISION_TAG, settle_precision
 from pipelines.training.progress import RunStoppedError
+from pipelines.training.slice_size import out_of_memory
 
 
 def train_worker(settings: dict[str, Any]) -> str | None:
@@ -102,6 +103,8 @@ def _work(
     except RunStoppedError as error:  # a restart would not help
         return str(error)
     except Exception as error:
+        if ran_out_of_memory(error):  # a lasting error: after a restart, a step would need as much
+            raise ValueError(out_of_memory(config, describe(device))) from error
         cause = root_cause(error)
         if not cause.is_lasting:  # the driver reports a lasting cause, once
             say(f"rank {rank} failed: {cause.line}")

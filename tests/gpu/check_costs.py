@@ -10,15 +10,6 @@ from tests.gpu.check_training import batches
 from tests.support.pretend_cuda import Log
 from tests.support.small_model import LOSSES, small_model
 
-LOSS = {
-    "shared positives": {"groupvit/losses.py multi_label_contrastive_loss: sync, _unique2": 1},
-    "mixture": {
-        "groupvit/losses.py segment_mixture_loss: sync, _unique2": 1,
-        "groupvit/losses.py segment_mixture_loss: sync, nonzero": 1,
-    },
-}
-"""Waits of a loss that is not the paper's, once per step."""
-
 
 def expect_waits(log: Log, expected: dict[str, int]) -> None:
     """Compares the waits since the log was cleared."""
@@ -37,7 +28,7 @@ def of_gradients(log: Log, *, loss: str, parts: int) -> None:
     model, micro_batches = small_model().to("cuda").train(), batches("cuda", parts, LOSSES[loss])
     log.events.clear()
     compute_gradients(model, micro_batches, loss=LOSSES[loss], seed=0, step=0, precision="bfloat16")
-    expect_waits(log, LOSS.get(loss, {}))
+    expect_waits(log, {})
 
 
 def of_update(log: Log) -> None:

@@ -19,7 +19,7 @@ MATRICES = 8
 int64 label tensor per direction would add 4, one per pair of prompts and workers more."""
 
 
-def peak_memory(group: dist.ProcessGroup) -> torch.Tensor:
+def peak_memory(group: dist.ProcessGroup, shared: bool) -> torch.Tensor:
     """Bytes of peak memory of this worker's process after both losses and their backward pass, per batch size."""
     peaks = []
     for batch in BATCHES:
@@ -27,16 +27,17 @@ def peak_memory(group: dist.ProcessGroup) -> torch.Tensor:
         prompts = torch.randn(batch, PROMPTS, DIM, requires_grad=True)
         scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
         loss = image_text_contrastive_loss(images, texts, scale, group)
-        (loss + multi_label_contrastive_loss(images, prompts, scale, group)).backward()
+        keys = torch.arange(batch * PROMPTS).view(batch, PROMPTS) % (batch // 2) if shared else None
+        (loss + multi_label_contrastive_loss(images, prompts, scale, group, keys)).backward()
         # Not getrusage's maximum, which a new process takes over from the one that started it.
         peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[0]) * 1024)
     return torch.tensor(peaks)
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="reads the peak memory from Linux's /proc")
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_peak_memory_is_a_few_logit_matrices(world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "shared"), [(1, False), (2, False), (1, True)])
+def test_peak_memory_is_a_few_logit_matrices(world_size: int, shared: bool) -> None:
     small, large = (batch * world_size * batch * PROMPTS * 4 for batch in BATCHES)
-    for peaks in run_workers(peak_memory, world_size):
+    for peaks in run_workers(peak_memory, world_size, shared):
         grown = (peaks[1] - peaks[0]).item() / (large - small)
         assert 1 < grown < MATRICES, f"{grown:.1f} matrices of logits"

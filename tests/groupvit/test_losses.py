@@ -105,11 +105,18 @@ def worker_losses(group: dist.ProcessGroup | None, shared: bool, segments: bool)
     return {"loss": loss.detach(), **{name: value.grad for name, value in inputs.items() if value.grad is not None}}
 
 
-@pytest.mark.parametrize(("shared", "segments"), [(False, False), (True, False), (True, True)])
-def test_workers_together_make_the_loss_and_gradient_of_the_global_batch(shared: bool, segments: bool) -> None:
-    expected = worker_losses(None, shared, segments)
-    results = run_workers(worker_losses, 2, shared, segments)
-    torch.testing.assert_close(sum(r["loss"] for r in results) / 2, expected["loss"])
-    torch.testing.assert_close(sum(r["scale"] for r in results) / 2, expected["scale"])
-    for name in ("images", "texts", "prompts"):
-        torch.testing.assert_close(torch.cat([r[name] for r in results]) / 2, expected[name])
+CASES = [(False, False), (True, False), (True, True)]
+
+
+def losses_of_cases(group: dist.ProcessGroup | None) -> list[dict[str, Tensor]]:
+    return [worker_losses(group, shared, segments) for shared, segments in CASES]
+
+
+def test_workers_together_make_the_loss_and_gradient_of_the_global_batch() -> None:
+    results = run_workers(losses_of_cases, 2)
+    for case, expected in enumerate(losses_of_cases(None)):
+        of_workers = [worker[case] for worker in results]
+        for name in ("loss", "scale"):
+            torch.testing.assert_close(sum(r[name] for r in of_workers) / 2, expected[name])
+        for name in ("images", "texts", "prompts"):
+            torch.testing.assert_close(torch.cat([r[name] for r in of_workers]) / 2, expected[name])

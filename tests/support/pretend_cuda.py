@@ -229,10 +229,10 @@ def _collective(func: Any, name: str, args: Any, kwargs: Any, plain: list[torch.
         raise RuntimeError(f"{name}: No backend type associated with device type cpu (nccl)")
     _log.note("collective", name)
     real_args, real_kwargs = pytree.tree_map_only(Pretend, lambda x: x.held, (args, kwargs))
-    if "allgather" in name:
-        for row, source in zip(real_args[0], real_args[1], strict=True):
-            for target in row:
-                target.copy_(source)
+    if name == "_allgather_base_":
+        real_args[0].copy_(real_args[1].repeat(len(real_args[0]) // len(real_args[1]), *[1] * (real_args[1].dim() - 1)))
+    elif name == "_reduce_scatter_base_":
+        real_args[0].copy_(real_args[1][: len(real_args[0])])
     result = func(*real_args, **real_kwargs)
     return (args[0], *result[1:]) if isinstance(result, tuple) else result
 

@@ -21,7 +21,8 @@ from pipelines.evaluation.checkpoint_evaluator import CheckpointEvaluator
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.experiments.catalogue import debug
-from pipelines.experiments.config import EvaluationConfig, ExperimentConfig, validate
+from pipelines.experiments.config import ExperimentConfig, validate
+from pipelines.experiments.scoring import EvaluationConfig
 from pipelines.runs.evaluations import EvaluationRecord, read_record
 from pipelines.runs.folder import RunFolder
 from pipelines.training.pretrain import pretrain

@@ -62,6 +62,18 @@ def test_no_price_is_made_up_and_every_worker_of_the_experiment_has_a_gpu(capsys
     assert "no price: give --price-per-hour" in capsys.readouterr().out
 
 
+def test_cores_and_network_follow_from_the_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    """8 GPUs at 1,000 images/s, read at 300 a core: 26.7 cores. 150,528 bytes of pixels, 4 texts of 77 int32."""
+    config = CostConfig(num_gpus=8, images_per_second_per_gpu=1000.0, images_per_second_per_core=300.0)
+    summary = estimate(config, PAPER)
+    assert summary["images_per_second"] == 8000 and summary["reading_cores"] == 27
+    assert summary["slice_bytes_per_second"] == 8000 * (224 * 224 * 3 + 4 * 77 * 4)
+    shown = capsys.readouterr().out
+    assert "8,000 / 300 = 27 for reading" in shown and "at most 1.21 GB/s" in shown
+    assert estimate(CostConfig(images_per_second_per_gpu=1.0), PAPER)["reading_cores"] is None
+    assert "no speed of reading" in capsys.readouterr().out
+
+
 def test_the_speed_of_a_run_is_what_it_did_per_worker(tmp_path: Path) -> None:
     uri = write_run(tmp_path, with_workers(PAPER, 4), step=1000, train_seconds=4096.0)
     summary = estimate(CostConfig(num_gpus=1, from_run=uri), PAPER)
@@ -92,6 +104,10 @@ def test_the_speed_of_another_model_or_machine_is_refused(tmp_path: Path) -> Non
         ("gcc_yfcc_30e --num-gpus 3 --images-per-second-per-gpu 1", "that divides 16"),
         ("gcc_yfcc_30e --images-per-second-per-gpu 1 --overhead -1", "overhead=-1.0"),
         ("gcc_yfcc_30e --images-per-second-per-gpu 1 --price-per-hour -1", "price_per_hour=-1.0"),
+        (
+            "gcc_yfcc_30e --images-per-second-per-gpu 1 --images-per-second-per-core 0",
+            "images_per_second_per_core=0.0 is not a speed",
+        ),
         ("gcc_yfcc_30e --instances g5.xlarge=1 --images-per-second-per-gpu 1", "unknown flag --instances"),
     ],
 )

@@ -10,8 +10,11 @@ import ray
 import torch
 
 from pipelines.experiments.config import validate
+from pipelines.runs.folder import RunFolder
 from pipelines.training import gpu
+from pipelines.training.job import start_or_continue
 from pipelines.training.pretrain import pretrain
+from pipelines.training.worker import train_here
 from tests.support.small_run import make_config, write_noise
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU that works")
@@ -37,6 +40,17 @@ def test_a_gpu_without_a_driver_is_refused_at_once(tmp_path: Path, capfd: pytest
         refused.value
     )
     assert not (tmp_path / "runs" / "gpu" / "checkpoints").exists()
+
+
+@no_gpu
+def test_a_trial_that_trains_in_its_own_process_is_refused_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: ["0"])
+    config = make_config("data", tmp_path / "runs", "trial", num_workers=1)
+    config = dataclasses.replace(config, tracking=dataclasses.replace(config.tracking, uri=None))
+    line = train_here(start_or_continue(RunFolder(f"{tmp_path}/runs/trial"), config, []))
+    assert line is not None and "torch cannot use it" in line and "\n" not in line
 
 
 @no_gpu

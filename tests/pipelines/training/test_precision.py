@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from pipelines.experiments.config import DataConfig, ExperimentConfig, TrainingConfig
 from pipelines.runs.folder import RunFolder, recorded_precision
 from pipelines.training import precision as run_precision
 from pipelines.training.job import start_or_continue
 from pipelines.training.precision import settle_precision
+from tests.support.torch_workers import run_workers
 
 CPU = torch.device("cpu")
 
@@ -65,4 +67,16 @@ def test_what_is_asked_for_is_recorded(hardware: Any, tmp_path: Path) -> None:
     hardware(True)
     run = started(tmp_path / "a", precision="float32")
     assert settle_precision(run, "float32", CPU)[0] == "float32"
+    assert recorded_precision(run.read_description()) == "float32"
+
+
+def settled_by_rank(group: dist.ProcessGroup, folder: str) -> str:
+    """What a worker takes if only the GPU of rank 0 has bfloat16."""
+    run_precision.has_native_bfloat16 = lambda device: dist.get_rank(group) == 0
+    return settle_precision(RunFolder(folder), "auto", CPU, group)[0]
+
+
+def test_gpus_of_several_kinds_train_in_what_all_of_them_can(tmp_path: Path) -> None:
+    run = started(tmp_path / "a")
+    assert run_workers(settled_by_rank, 2, run.uri) == ["float32", "float32"]
     assert recorded_precision(run.read_description()) == "float32"
