@@ -35,7 +35,7 @@ from groupvit.transforms import AugmentOn
 from pipelines.dataset.format import sample_id, write_dataset
 from pipelines.experiments.catalogue import gcc_yfcc_30e
 from pipelines.experiments.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
-from pipelines.ingest.loader import iter_slices, num_prefetched, training_slices
+from pipelines.ingest.loader import iter_slices, num_prefetched, object_store_bytes, training_slices
 from tests.performance import earlier_ingest
 from tests.performance.loaders import MakeBatch, spdl_batches, webdataset_batches, write_tars
 from tests.performance.machine import machine
@@ -223,7 +223,7 @@ def ratio(rates: dict[str, list[tuple[float, float]]], pair: tuple[str, str], co
 
 def ray_slices(config: ExperimentConfig, first_step: int) -> Iterator[Any]:
     (shard,) = training_slices(config, first_step=first_step).streaming_split(1, equal=False)
-    return iter_slices(shard, prefetch_slices=num_prefetched(config))
+    return iter_slices(shard, prefetch_slices=num_prefetched(config, object_store_bytes()))
 
 
 def main() -> None:
