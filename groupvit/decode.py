@@ -10,7 +10,7 @@ resolution: the same pixels as Pillow's, 25 % faster. Pillow decodes all other f
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,7 +85,7 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = FORMATS,
     least_side: int | None = None,
-    divisor: Literal[1, 2, 4, 8] = 1,
+    choose_divisor: Callable[[int, int], Literal[1, 2, 4, 8]] | None = None,
     upright: bool = True,
     strict: bool = True,
 ) -> Pixels:
@@ -97,7 +97,8 @@ def decode_image(
         formats: Accepted formats, by Pillow's names.
         least_side: If given, a much larger JPEG may be decoded at a reduced size, with both sides at least twice this.
             All bytes are decoded nevertheless, and a later resize still has enough pixels.
-        divisor: Decode a file with a `reducible_size` at this fraction of its size, rounded up.
+        choose_divisor: If given, a JPEG is decoded at the fraction of its size that this returns for its upright height
+            and width, with sides rounded up. It is not called for other formats and CMYK.
         upright: Whether to rotate the image by its EXIF orientation. False: pixels as stored.
         strict: Whether to reject a JPEG on any warning of the decoder. False: only if it is truncated.
 
@@ -109,35 +110,20 @@ def decode_image(
         height, width, mode = _jpeg_header(data)
         _check_size(height, width, max_pixels)
         if mode != "CMYK" and strict:  # libjpeg-turbo does not convert CMYK to RGB
+            orientation = file_orientation(data) if upright else 1
+            least = (0, 0) if least_side is None else (2 * least_side, 2 * least_side)
+            if choose_divisor is not None:
+                divisor = choose_divisor(*((width, height) if orientation >= 5 else (height, width)))
+                least = (-(-height // divisor), -(-width // divisor))
             with _explaining(formats, max_pixels):
-                if divisor > 1:
-                    pixels = simplejpeg.decode_jpeg(
-                        data, min_height=-(-height // divisor), min_width=-(-width // divisor)
-                    )
-                elif least_side is None:
-                    pixels = simplejpeg.decode_jpeg(data)
-                else:
-                    pixels = simplejpeg.decode_jpeg(data, min_height=2 * least_side, min_width=2 * least_side)
-            return turned(pixels, file_orientation(data)) if upright else pixels
+                pixels = simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
+            return turned(pixels, orientation)
     with _opened(data, formats, max_pixels) as image:
         _check_size(image.height, image.width, max_pixels)
         if image.mode not in _MODES:
             raise ImageError(f"cannot be decoded: its pixels have mode {image.mode}; save it in 8 or 16 bits", "mode")
         pixels = _rgb(image, data)
         return turned(pixels, _orientation(data, image)) if upright else pixels
-
-
-def reducible_size(data: bytes, *, least_side: int) -> tuple[int, int] | None:
-    """Return the upright (height, width) of a file that `decode_image` can reduce and whose sides are not below a size.
-
-    None for another file: a smaller JPEG, one in CMYK, another format. `ImageError` for a corrupted header.
-    """
-    if not is_jpeg(data):
-        return None
-    height, width, mode = _jpeg_header(data)
-    if min(height, width) < least_side or mode == "CMYK":
-        return None
-    return (width, height) if file_orientation(data) >= 5 else (height, width)
 
 
 def decode_upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:

@@ -32,6 +32,8 @@ def is_png(data: bytes) -> bool:
 def file_orientation(data: bytes) -> int:
     """EXIF orientation of a JPEG or PNG file, 1 to 8; 1 (upright) if it has no valid one."""
     if is_jpeg(data):
+        if b"\xff\xe1" not in data:  # no APP1 segment, which is where both EXIF and XMP are
+            return 1
         found = _jpeg_orientations(data)
     elif is_png(data):
         found = _png_orientations(data)

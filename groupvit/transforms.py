@@ -24,7 +24,7 @@ from PIL import Image
 
 from groupvit.augment import Operation, apply_with_pillow, draw_color_jitter, draw_rand_augment
 from groupvit.crop import Box, draw_box, resize_by_pillow, resize_by_torch
-from groupvit.decode import MAX_PIXELS, decode_image, reducible_size
+from groupvit.decode import MAX_PIXELS, decode_image
 from groupvit.finishing import normalize
 
 Recipe = Literal["deit", "crop_flip"]
@@ -115,16 +115,27 @@ class TrainTransform:
 
     def _decode(self, image: bytes | npt.NDArray[np.uint8], rng: random.Random) -> tuple[npt.NDArray[np.uint8], Box]:
         """Draw the crop and decode the image, a large JPEG only at the size that the crop needs."""
+
+        def draw(height: int, width: int) -> Box:
+            return draw_box(height, width, self.crop_scale, self.crop_ratio, rng)
+
         if not isinstance(image, bytes):
-            return image, draw_box(image.shape[0], image.shape[1], self.crop_scale, self.crop_ratio, rng)
-        size = reducible_size(image, least_side=2 * self.image_size) if self.resize == "torch" else None
-        if size is None:
+            return image, draw(image.shape[0], image.shape[1])
+        if self.resize == "pillow":
             pixels = decode_image(image, max_pixels=self.max_pixels)
-            return pixels, draw_box(pixels.shape[0], pixels.shape[1], self.crop_scale, self.crop_ratio, rng)
-        box = draw_box(*size, self.crop_scale, self.crop_ratio, rng)
-        larger = min(box.height, box.width) // self.image_size
-        divisor = 8 if larger >= 8 else 4 if larger >= 4 else 2 if larger >= 2 else 1
-        return decode_image(image, max_pixels=self.max_pixels, divisor=divisor), box.reduced(divisor)
+            return pixels, draw(pixels.shape[0], pixels.shape[1])
+        box: Box | None = None
+
+        def choose_divisor(height: int, width: int) -> Literal[1, 2, 4, 8]:
+            nonlocal box
+            box = draw(height, width)
+            larger = min(box.height, box.width) // self.image_size
+            divisor = 8 if larger >= 8 else 4 if larger >= 4 else 2 if larger >= 2 else 1
+            box = box.reduced(divisor)
+            return divisor
+
+        pixels = decode_image(image, max_pixels=self.max_pixels, choose_divisor=choose_divisor)
+        return pixels, box or draw(pixels.shape[0], pixels.shape[1])
 
     def _augment(
         self,

@@ -72,7 +72,7 @@ class IngestConfig:
     """Largest number of reading processes, one CPU each. Fewer run while training is slower than reading. None: the
     number of CPUs that training and evaluation leave free when the workers start."""
     prefetch_slices: int | None = None
-    """Number of slices held ready for each worker, in shared memory. None: those of a step, up to 1 GiB, at least 2."""
+    """Number of slices held ready for each worker. None: those of a step, within an eighth of Ray's object store."""
     max_corrupt_fraction: float = 0.01
     """Share of corrupt images above which the run stops. Each is counted, and replaced by another sample of its
     window."""

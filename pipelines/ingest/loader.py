@@ -35,8 +35,6 @@ from pipelines.ingest.plan import IngestPlan, Slice, plan_ingest
 if TYPE_CHECKING:
     from pipelines.experiments.config import ExperimentConfig
 
-_PREFETCHED_BYTES = 2**30
-
 
 def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: bool = False) -> ray.data.Dataset:
     """Creates the slices of steps `first_step` to num_steps - 1, in order.
@@ -81,6 +79,11 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
         )
 
 
+def object_store_bytes() -> float:
+    """Size of the cluster's object store."""
+    return ray.cluster_resources().get("object_store_memory", 0.0)
+
+
 def iter_slices(shard: ray.data.DataIterator | ray.data.Dataset, *, prefetch_slices: int = 2) -> Iterator[Slice]:
     """Yields the slices of one worker, from its part of the split data set, or from the whole one if it is alone.
 
@@ -98,12 +101,17 @@ def iter_slices(shard: ray.data.DataIterator | ray.data.Dataset, *, prefetch_sli
         yield piece
 
 
-def num_prefetched(config: "ExperimentConfig") -> int:
-    """Number of slices to hold ready for each worker: `ingest.prefetch_slices`, by default those of a step."""
+def num_prefetched(config: "ExperimentConfig", object_store_bytes: float) -> int:
+    """Number of slices to hold ready for each worker: `ingest.prefetch_slices`, by default those of a step.
+
+    Those of all workers take at most an eighth of the cluster's object store. Ray counts them as output of the tasks
+    that make slices. If they took all that it allows these tasks, it would start no other, and wait for ever.
+    """
     if config.ingest.prefetch_slices is not None:
         return config.ingest.prefetch_slices
     bytes_per_slice = config.slice_size * 3 * config.model.image.image_size**2
-    return max(2, min(config.micro_batches_per_step, _PREFETCHED_BYTES // bytes_per_slice))
+    num_fitting = int(object_store_bytes / 8 / config.training.num_workers / bytes_per_slice)
+    return max(1, min(config.micro_batches_per_step, num_fitting))
 
 
 def _split_by_window(

@@ -18,7 +18,7 @@ from groupvit.config import to_dict
 from groupvit.precision import emulation_warning
 from pipelines.cluster.causes import root_cause
 from pipelines.cluster.session import LineHandler
-from pipelines.ingest.loader import iter_slices, num_prefetched
+from pipelines.ingest.loader import iter_slices, num_prefetched, object_store_bytes
 from pipelines.tracking.gauges import StepGauges
 from pipelines.training.data import SlicesFromCheckpoint
 from pipelines.training.gpu import check_gpu, describe, ran_out_of_memory
@@ -84,7 +84,7 @@ def _work(
         group=group,
         precision=precision,
         first_step=first_step,
-        slices=iter_slices(shard, prefetch_slices=num_prefetched(job.config)),
+        slices=iter_slices(shard, prefetch_slices=num_prefetched(job.config, object_store_bytes())),
         say=say,
         tracker=tracker,
         watch=lambda done, values: gauges.set(done, values, global_batch_size=batch),

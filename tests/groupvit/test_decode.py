@@ -1,12 +1,13 @@
 """Decoding, in bounds and on damaged files."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from groupvit.decode import ImageError, decode_image, decode_upright, reducible_size
+from groupvit.decode import ImageError, decode_image, decode_upright
 from tests.support.image_files import encoded, png_chunk, write_png
 
 
@@ -161,22 +162,26 @@ def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(orientation, upright):
     exif = Image.Exif()
     exif[274] = orientation
     data = encoded(picture(301, 203), "JPEG", exif=exif)
-    assert reducible_size(data, least_side=203) == upright
     whole = decode_image(data, upright=False)[:296, :200].astype(float)
+    sizes = []
+
+    def always(divisor: Any):
+        return lambda height, width: sizes.append((height, width)) or divisor
+
     for divisor in (2, 4, 8):
-        pixels = decode_image(data, divisor=divisor, upright=False)
+        pixels = decode_image(data, choose_divisor=always(divisor), upright=False)
         means = whole.reshape(296 // divisor, divisor, 200 // divisor, divisor, 3).mean((1, 3))
         assert np.abs(pixels[: 296 // divisor, : 200 // divisor] - means).mean() < 2
-        turned = decode_image(data, divisor=divisor)
+        turned = decode_image(data, choose_divisor=always(divisor))
         assert turned.shape == (*(-(-side // divisor) for side in upright), 3)
+    assert sizes == [(301, 203), upright] * 3
 
 
-def test_files_that_cannot_be_reduced():
-    assert reducible_size(encoded(picture(301, 203), "JPEG"), least_side=204) is None
-    assert reducible_size(encoded(picture(301, 203, "CMYK"), "JPEG"), least_side=100) is None
-    assert reducible_size(encoded(picture(301, 203), "PNG"), least_side=100) is None
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        reducible_size(encoded(picture(301, 203), "JPEG")[:20], least_side=100)
+@pytest.mark.parametrize(("mode", "file_format"), [("CMYK", "JPEG"), ("RGB", "PNG")])
+def test_other_files_are_decoded_whole(mode, file_format):
+    data = encoded(picture(301, 203, mode), file_format)
+    pixels = decode_image(data, choose_divisor=lambda *_: pytest.fail("called"))
+    np.testing.assert_array_equal(pixels, decode_image(data))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from groupvit.transforms import AugmentOn
 from pipelines.dataset.format import sample_id, write_dataset
 from pipelines.experiments.catalogue import gcc_yfcc_30e
 from pipelines.experiments.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
-from pipelines.ingest.loader import iter_slices, num_prefetched, training_slices
+from pipelines.ingest.loader import iter_slices, num_prefetched, object_store_bytes, training_slices
 from tests.performance import earlier_ingest
 from tests.performance.loaders import MakeBatch, spdl_batches, webdataset_batches, write_tars
 from tests.performance.machine import machine
@@ -100,26 +100,32 @@ def timed(
     """Images per second, and per second of CPU time of this process and its descendants, once it is under way."""
     for _ in range(num_skipped):
         next(batches)
-    start, busy = time.perf_counter(), cpu_seconds()
+    start, before = time.perf_counter(), cpu_seconds()
     for _ in range(num_counted):
         next(batches)
     num_images = num_counted * batch_size
-    rates = num_images / (time.perf_counter() - start), num_images / (cpu_seconds() - busy)
+    rates = num_images / (time.perf_counter() - start), num_images / cpu_seconds_since(before)
     if isinstance(batches, Generator):
         batches.close()
     return rates
 
 
-def cpu_seconds() -> float:
+def cpu_seconds() -> dict[int, float]:
+    """CPU time of this process and of each of its descendants, by their ids."""
     this = psutil.Process()
-    total = 0.0
+    seconds = {}
     for process in (this, *this.children(recursive=True)):
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
-    return total
+        seconds[process.pid] = times.user + times.system
+    return seconds
+
+
+def cpu_seconds_since(before: dict[int, float]) -> float:
+    """CPU time since then, without that of processes that have ended: those of the system whose turn it was before."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in cpu_seconds().items())
 
 
 def benchmark(
@@ -150,11 +156,11 @@ def benchmark(
         )
 
     def bare(augment_on: AugmentOn) -> tuple[float, float]:
-        busy = cpu_seconds()
+        before = cpu_seconds()
         for _ in range(num_processes):
             tasks.put((augment_on, num_counted // num_processes))
         rates = [num_counted // num_processes * slice_size / results.get() for _ in range(num_processes)]
-        return sum(rates), num_counted * slice_size / (cpu_seconds() - busy)
+        return sum(rates), num_counted * slice_size / cpu_seconds_since(before)
 
     def of(batches: Iterator[Any]) -> tuple[float, float]:
         return timed(batches, num_skipped, num_counted, slice_size)
@@ -217,7 +223,7 @@ def ratio(rates: dict[str, list[tuple[float, float]]], pair: tuple[str, str], co
 
 def ray_slices(config: ExperimentConfig, first_step: int) -> Iterator[Any]:
     (shard,) = training_slices(config, first_step=first_step).streaming_split(1, equal=False)
-    return iter_slices(shard, prefetch_slices=num_prefetched(config))
+    return iter_slices(shard, prefetch_slices=num_prefetched(config, object_store_bytes()))
 
 
 def main() -> None:

@@ -214,17 +214,18 @@ def test_the_length_of_the_run_does_not_delay_its_first_slice(cluster, config):
 def test_as_many_slices_are_held_ready_as_a_step_takes_while_they_fit():
     paper = gcc_yfcc_30e()  # 224 pixels
 
-    def prefetched(num_workers=1, global_batch_size=16384, **ingest):
+    def prefetched(num_workers=1, global_batch_size=16384, store=8e9, **ingest):
         training = dataclasses.replace(paper.training, num_workers=num_workers, global_batch_size=global_batch_size)
         changed = dataclasses.replace(paper.ingest, **ingest)
-        return num_prefetched(dataclasses.replace(paper, training=training, ingest=changed))
+        return num_prefetched(dataclasses.replace(paper, training=training, ingest=changed), store)
 
     assert prefetched(global_batch_size=4096) == 16  # of 38.5 MB
-    assert prefetched(slice_size=1024) == 6  # of 154 MB
-    assert prefetched(slice_size=16384) == 2
-    assert prefetched(num_workers=16) == 4
-    assert prefetched(num_workers=64) == 2
-    assert prefetched(prefetch_slices=1) == 1
+    assert prefetched(slice_size=1024) == 6  # of 154 MB, in a gigabyte
+    assert prefetched(store=2e9) == 6
+    assert prefetched(num_workers=8) == 3
+    assert prefetched(num_workers=16, store=64e9) == 4
+    assert prefetched(num_workers=64) == prefetched(slice_size=16384) == 1
+    assert prefetched(prefetch_slices=2) == 2
 
 
 @pytest.mark.parametrize(("slice_size", "window_size"), [(48, 48), (48, 96)])
