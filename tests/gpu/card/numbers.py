@@ -1,0 +1,206 @@
+"""Same numbers: the reference's outputs, gradients in double precision on the CPU, label maps of the CPU."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from groupvit import interop
+from groupvit.config import ImageEncoderConfig, LossConfig, ModelConfig, Precision, SegmentationConfig
+from groupvit.model import GroupViT
+from groupvit.precision import autocast
+from groupvit.segmentation import Words, label
+from groupvit.training import Batch, compute_gradients
+from groupvit.windows import encode_views
+from tests.gpu.card.context import Context
+from tests.gpu.card.device import Device
+from tests.gpu.card.material import make_slice
+from tests.gpu.card.report import SkippedError
+from tests.gpu.card.step import batch_of, finish_slice, known_precision, new_model, noise_of_the_cpu, parts_of
+from tests.support.golden import golden_encoder, golden_tensors, golden_weights, outputs
+
+BOUNDS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2}
+"""Of the error of an output; see `golden_errors`."""
+GRADIENT_BOUND = 1e-4
+"""Of an error of the gradient, as a share of its largest entry."""
+LABELS_BOUND = 0.01
+"""Share of pixels that may have another label than on the CPU, in float32."""
+LOSS = LossConfig(num_prompts=3)
+NUM_CLASSES, THRESHOLD, GRADIENT_BATCH = 20, 0.95, 8
+
+
+def same_numbers(context: Context) -> None:
+    row = context.report.row
+    for name in ("one_stage", "two_stage"):
+        for precision in BOUNDS:
+            row(f"reference's outputs, {name}, {precision}", partial(_golden, context, name, precision))
+    known_precision("float32")
+    for title, with_noise in (("gradients without noise", False), ("gradients with noise drawn on the CPU", True)):
+        row(title, partial(_gradients, context, title, with_noise))
+    row("4 micro-batches of 2 are 1 of 8", partial(_accumulation, context, "4 micro-batches of 2 are 1 of 8"))
+    row(
+        "images are finished with the CPU's bits",
+        partial(_finishing, context, "images are finished with the CPU's bits"),
+    )
+    for precision in ("float32", "bfloat16"):
+        row(f"label maps in {precision}", partial(_label_maps, context, f"label maps in {precision}", precision))
+
+
+def _golden(context: Context, name: str, precision: str) -> None:
+    errors = golden_errors(context.device, name, precision)
+    title = f"reference's outputs, {name}, {precision}"
+    context.report.at_most(title, max(errors.values()), BOUNDS[precision], errors)
+
+
+def _gradients(context: Context, title: str, with_noise: bool) -> None:
+    found = gradient_errors(context.device, context.sizes.model, with_noise=with_noise)
+    context.report.at_most(title, found.pop("largest"), GRADIENT_BOUND, found)
+
+
+def _accumulation(context: Context, title: str) -> None:
+    context.report.at_most(title, accumulation_error(context.device, context.sizes.model), GRADIENT_BOUND)
+
+
+def _finishing(context: Context, title: str) -> None:
+    unequal = finishing_difference(context.device, context.sizes.model, context.sizes.middle_batch)
+    context.report.at_most(title, unequal, 0.0)
+
+
+def golden_errors(device: Device, name: str, precision: str) -> dict[str, float]:
+    """The largest error of each output: in float32 as a share of 1 + the entry's size, as in `assert_near`; in other
+    precisions of all entries together, as a share of their norm. Only in float32, the masks are compared, too."""
+    chosen = known_precision(precision)
+    tensors, encoder = golden_tensors(name), golden_encoder(name)
+    model = interop.from_official(
+        golden_weights(name), num_heads=tuple(encoder["num_heads"]), image_size=encoder["img_size"]
+    )
+    model = model.to(device.torch).eval()
+    inputs = {key: x.to(device.torch) for key, x in tensors.items() if key.startswith(("input/", "seg/"))}
+    with autocast(device.torch, chosen):
+        found = outputs(model, inputs)
+    errors = {}
+    for key, x in found.items():
+        expected = tensors[key]
+        difference = x.float().cpu() - expected
+        if precision == "float32":
+            errors[key] = (difference.abs() / (1 + expected.abs())).max().item()
+        elif "hard_assignment" not in key and not key.startswith("seg/"):  # one that flips is an error of 1
+            errors[key] = (difference.norm() / expected.norm()).item()
+    return errors
+
+
+def gradient_errors(device: Device, config: ModelConfig, *, with_noise: bool) -> dict[str, float]:
+    """The gradient's error against double precision on the CPU: `largest` as a share of the largest entry, `loss`
+    relative, `of a tensor` as the worst share of a tensor's norm."""
+    on_cpu = Device("cpu")
+    item = make_slice(GRADIENT_BATCH, LOSS.num_prompts, config, seed=1)
+    model = new_model(on_cpu, config if with_noise else without_noise(config))
+    there = copy.deepcopy(model).to(device.torch)
+    expected_model = model.double()
+    batch = batch_of(item, on_cpu, config)
+    expected_batch = dataclasses.replace(batch, images=batch.images.double())
+    if with_noise:
+        noise_of_the_cpu(expected_model)
+        noise_of_the_cpu(there)
+    expected_loss, expected = _loss_and_gradients(expected_model, [expected_batch])
+    loss, found = _loss_and_gradients(there, [batch_of(item, device, config)])
+    largest = max(x.abs().max().item() for x in expected.values())
+    norm = sum(x.square().sum().item() for x in expected.values()) ** 0.5
+    differences = {name: found[name] - x for name, x in expected.items()}
+    return {
+        "largest": max(x.abs().max().item() for x in differences.values()) / largest,
+        "loss": abs(loss - expected_loss) / abs(expected_loss),
+        # Of some tensors the gradient is rounding alone, as of the keys' biases.
+        "of a tensor": max(
+            (differences[name].norm() / x.norm()).item() for name, x in expected.items() if x.norm() > 1e-4 * norm
+        ),
+    }
+
+
+def accumulation_error(device: Device, config: ModelConfig) -> float:
+    """The largest difference of the gradients as a share of the largest entry."""
+    item = make_slice(GRADIENT_BATCH, LOSS.num_prompts, config, seed=2)
+    model = new_model(device, without_noise(config))
+    found = []
+    for parts in (1, 4):
+        found.append(_loss_and_gradients(model, [batch_of(part, device, config) for part in parts_of(item, parts)])[1])
+        model.zero_grad(set_to_none=True)
+    whole, parted = found
+    largest = max(x.abs().max().item() for x in whole.values())
+    return max((parted[name] - x).abs().max().item() for name, x in whole.items()) / largest
+
+
+def without_noise(config: ModelConfig) -> ModelConfig:
+    image: ImageEncoderConfig = dataclasses.replace(config.image, assignment="soft", stochastic_depth=0.0)
+    return dataclasses.replace(config, image=image)
+
+
+def _loss_and_gradients(model: GroupViT, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor]]:
+    """The loss, and the gradients in double precision on the CPU."""
+    metrics = compute_gradients(model, micro_batches, loss=LOSS, seed=0, step=0)
+    gradients = {name: p.grad.cpu().double() for name, p in model.named_parameters() if p.grad is not None}
+    return metrics["loss"].item(), gradients
+
+
+def finishing_difference(device: Device, config: ModelConfig, size: int) -> float:
+    """Share of the values of finished images that differ from the CPU's."""
+    item = make_slice(size, 0, config, seed=3)
+    found, expected = (finish_slice(item, where) for where in (device, Device("cpu")))
+    return (found.cpu() != expected).double().mean().item()
+
+
+def _label_maps(context: Context, title: str, precision: Precision) -> None:
+    sizes = context.sizes
+    model, images = contrasting_model(sizes.model), noisy_images(2, sizes.image_size)
+    expected = segmented(model, images, NUM_CLASSES, THRESHOLD, sizes.window)
+    known_precision(precision)
+    found = segmented(model.to(context.device.torch), images, NUM_CLASSES, THRESHOLD, sizes.window, precision)
+    unequal = float(np.mean([a != b for a, b in zip(found, expected, strict=True)]))
+    labels = len(np.unique(expected))
+    if labels < 2:
+        raise SkippedError("the CPU's label maps have one label")
+    if precision == "float32":
+        context.report.at_most(title, unequal, LABELS_BOUND, {"labels": labels})
+    else:
+        context.report.measured(title, {"share of other labels": unequal, "labels": labels})
+
+
+def contrasting_model(config: ModelConfig) -> GroupViT:
+    """Larger weights in the tower than at the start of training, so that groups and classes differ."""
+    model = new_model(Device("cpu"), config).eval()
+    with torch.no_grad():
+        for parameter in model.image_encoder.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2)
+    return model
+
+
+def noisy_images(number: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """Images uint8 [H, W, 3] of 6 rows of blocks."""
+    side = -(-size[0] // 6)
+    blocks = np.random.default_rng(0).integers(0, 255, (number, 6, -(-size[1] // side), 3), dtype=np.uint8)
+    whole = blocks.repeat(side, axis=1).repeat(side, axis=2)[:, : size[0], : size[1]]
+    return list(np.ascontiguousarray(whole))
+
+
+def segmented(
+    model: GroupViT,
+    images: Sequence[np.ndarray],
+    num_classes: int,
+    threshold: float | None,
+    window: int,
+    precision: Precision = "float32",
+) -> list[np.ndarray]:
+    """Label maps by the paper's protocol, with random class embeddings, on the model's device."""
+    config = SegmentationConfig(short_side=window, window=window, stride=window // 2, background_threshold=threshold)
+    device, width = model.logit_scale.device, model.config.embedding_dim
+    embeddings = F.normalize(torch.randn(num_classes, width, generator=torch.Generator().manual_seed(1)), dim=-1)
+    words = Words.of(model, embeddings.to(device), None, config)
+    encoded = encode_views(model, images, config, precision=precision)
+    sizes = [(image.shape[0], image.shape[1]) for image in images]
+    return [label(views, words, size, config, (threshold,))[0] for views, size in zip(encoded, sizes, strict=True)]

@@ -1,0 +1,36 @@
+"""The sections of each part, in order, with their time limits."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from tests.gpu.card.compiling import compiled_start, second_start
+from tests.gpu.card.context import Context
+from tests.gpu.card.hugging_face import hugging_face
+from tests.gpu.card.numbers import same_numbers
+from tests.gpu.card.speed import speed
+from tests.gpu.card.where import where_am_i
+
+PART_SECONDS = 320.0
+"""Limit of a part, with ten seconds less for the imports."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One subject. `limit_seconds`: after which it is interrupted, on a card."""
+
+    name: str
+    run: Callable[[Context], None]
+    limit_seconds: float
+
+
+PARTS: Mapping[int, Sequence[Section]] = {
+    1: (
+        Section("where am I", where_am_i, 25),
+        Section("same numbers", same_numbers, 60),
+        Section("compiled start", compiled_start, 60),
+        Section("speed", speed, 160),
+        Section("Hugging Face", hugging_face, 90),
+        Section("second start", second_start, 45),
+    ),
+    2: (),
+}
