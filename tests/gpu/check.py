@@ -43,6 +43,10 @@ def main() -> int:
     arguments = _arguments()
     # The compiled code of a first start is measured, so its cache begins empty. A second process finds it.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(arguments.out.resolve() / "compiled"))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic training; torch asks for it
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    )  # of Ray's workers
     import torch
 
     from tests.gpu.card.context import Context

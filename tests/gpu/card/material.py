@@ -59,6 +59,14 @@ def _captions(number: int, rng: np.random.Generator) -> Iterator[tuple[str, list
         yield caption, [noun for noun in (*first["nouns"], *second["nouns"]) if noun in told]
 
 
+def noisy_images(number: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """Images uint8 [H, W, 3] of 6 rows of blocks."""
+    side = -(-size[0] // 6)
+    blocks = np.random.default_rng(0).integers(0, 255, (number, 6, -(-size[1] // side), 3), dtype=np.uint8)
+    whole = blocks.repeat(side, axis=1).repeat(side, axis=2)[:, : size[0], : size[1]]
+    return list(np.ascontiguousarray(whole))
+
+
 def write_shapes(uri: str, number: int, *, side: int = 80, image_format: str = "WEBP") -> str:
     """Writes a data set of drawn shapes. WebP is read without simplejpeg."""
     material = load_shapes()

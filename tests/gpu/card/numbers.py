@@ -19,7 +19,7 @@ from groupvit.training import Batch, compute_gradients
 from groupvit.windows import encode_views
 from tests.gpu.card.context import Context
 from tests.gpu.card.device import Device
-from tests.gpu.card.material import make_slice
+from tests.gpu.card.material import make_slice, noisy_images
 from tests.gpu.card.report import SkippedError
 from tests.gpu.card.step import batch_of, finish_slice, known_precision, new_model, noise_of_the_cpu, parts_of
 from tests.support.golden import golden_encoder, golden_tensors, golden_weights, outputs
@@ -180,12 +180,11 @@ def contrasting_model(config: ModelConfig) -> GroupViT:
     return model
 
 
-def noisy_images(number: int, size: tuple[int, int]) -> list[np.ndarray]:
-    """Images uint8 [H, W, 3] of 6 rows of blocks."""
-    side = -(-size[0] // 6)
-    blocks = np.random.default_rng(0).integers(0, 255, (number, 6, -(-size[1] // side), 3), dtype=np.uint8)
-    whole = blocks.repeat(side, axis=1).repeat(side, axis=2)[:, : size[0], : size[1]]
-    return list(np.ascontiguousarray(whole))
+def random_words(model: GroupViT, num_classes: int, config: SegmentationConfig) -> Words:
+    """Class embeddings of random directions."""
+    shape = (num_classes, model.config.embedding_dim)
+    embeddings = F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(1)), dim=-1)
+    return Words.of(model, embeddings.to(model.logit_scale.device), None, config)
 
 
 def segmented(
@@ -198,9 +197,7 @@ def segmented(
 ) -> list[np.ndarray]:
     """Label maps by the paper's protocol, with random class embeddings, on the model's device."""
     config = SegmentationConfig(short_side=window, window=window, stride=window // 2, background_threshold=threshold)
-    device, width = model.logit_scale.device, model.config.embedding_dim
-    embeddings = F.normalize(torch.randn(num_classes, width, generator=torch.Generator().manual_seed(1)), dim=-1)
-    words = Words.of(model, embeddings.to(device), None, config)
+    words = random_words(model, num_classes, config)
     encoded = encode_views(model, images, config, precision=precision)
     sizes = [(image.shape[0], image.shape[1]) for image in images]
     return [label(views, words, size, config, (threshold,))[0] for views, size in zip(encoded, sizes, strict=True)]

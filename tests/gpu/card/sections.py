@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tests.gpu.card.compiling import compiled_start, second_start
 from tests.gpu.card.context import Context
+from tests.gpu.card.evaluation import evaluation
 from tests.gpu.card.hugging_face import hugging_face
+from tests.gpu.card.learning import learning
 from tests.gpu.card.numbers import same_numbers
+from tests.gpu.card.ray_worker import ray_worker
 from tests.gpu.card.speed import speed
 from tests.gpu.card.where import where_am_i
 
@@ -32,5 +35,9 @@ PARTS: Mapping[int, Sequence[Section]] = {
         Section("Hugging Face", hugging_face, 90),
         Section("second start", second_start, 45),
     ),
-    2: (),
+    2: (
+        Section("evaluation", evaluation, 45),
+        Section("it learns", learning, 90),
+        Section("Ray", ray_worker, 200),
+    ),
 }
