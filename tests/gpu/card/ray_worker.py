@@ -34,7 +34,7 @@ def ray_worker(context: Context) -> None:
         import ray.data
         import ray.train  # noqa: F401
     except ImportError as error:
-        raise SkippedError(f"needs the package {error.name or 'ray'}") from None
+        raise SkippedError(f"needs the package {(error.name or 'ray').partition('.')[0]}") from None
     with _cluster(context):
         row = context.report.row
         row("a worker of Ray Train", partial(_undisturbed, context), seconds=30)

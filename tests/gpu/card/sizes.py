@@ -73,6 +73,7 @@ REHEARSAL = Sizes(
     images=4,
     image_size=(48, 64),
     window=32,
+    learning_steps=100,
     end_to_end_batch=32,
     end_to_end_steps=6,
     reading_processes=1,
