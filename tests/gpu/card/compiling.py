@@ -1,21 +1,33 @@
-"""Compiled towers: graphs, breaks and seconds of a first start, and of a second process with a warm cache."""
+"""Compiled towers: graphs, breaks and seconds of a first start, and of another process with a warm cache."""
 
-import json
-import subprocess
+import os
+from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
 
 from tests.gpu.card.context import Context
 from tests.gpu.card.material import make_slice
-from tests.gpu.card.report import Value
+from tests.gpu.card.report import SkippedError, Value
 from tests.gpu.card.step import batch_of, compile_model, make_step, new_model
 
 MAX_GRAPHS = 8
 NUM_PROMPTS = 3
 
 
-def compiled_start(context: Context) -> None:
+def first_start(context: Context) -> None:
+    _start(context, "first start")
+
+
+def second_start(context: Context) -> None:
+    """In the process of another part, which finds the compiled code on disk."""
+    cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    if context.device.is_gpu and not cache.exists():
+        raise SkippedError("part 1 has not run with this --out, so there is no compiled code")
+    _start(context, "second start")
+
+
+def _start(context: Context, name: str) -> None:
     """Steps over batches whose texts have other shapes each time."""
     device, sizes = context.device, context.sizes
     torch._dynamo.reset()
@@ -38,22 +50,4 @@ def compiled_start(context: Context) -> None:
     }
     whole = not breaks and counters["stats"]["unique_graphs"] <= MAX_GRAPHS
     why = f"expected no break and at most {MAX_GRAPHS} graphs; breaks: {'; '.join(breaks)}"
-    context.report.check("start", whole, values, why)
-
-
-def second_start(context: Context) -> None:
-    """The same in another process, which finds the compiled code on disk."""
-    if not context.sizes.second_start:
-        context.report.skip("second start", "--quick")
-        return
-    folder = context.out / "second_start"
-    command = [*context.command, "--part", "1", "--section", "compiled start", "--out", str(folder)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=max(context.report.seconds_left, 1), check=False
-    )
-    path = folder / "part1.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    found = next((row for row in rows if row["name"] == "start"), None)
-    if found is None:
-        raise RuntimeError(f"the second process said: {(done.stdout + done.stderr)[-500:]}")
-    context.report.measured("second start", found["values"])
+    context.report.check(name, whole, values, why)

@@ -17,5 +17,3 @@ class Context:
     report: Report
     out: Path
     """Folder of the results; sections may keep files in it."""
-    command: tuple[str, ...]
-    """The command that runs these checks, but for part, section and folder."""

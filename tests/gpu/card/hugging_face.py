@@ -1,5 +1,6 @@
 """Hugging Face's GroupViT with our losses and optimiser, eager and compiled, beside ours."""
 
+import itertools
 from functools import partial
 
 import torch
@@ -23,9 +24,8 @@ def hugging_face(context: Context) -> None:
         raise SkippedError(f"transformers cannot be imported: {error}") from None
     known_precision("float32")
     context.report.measured("transformers", {"version": transformers.__version__})
-    for compiled, size in (
-        (compiled, size) for compiled in (False, True) for size in context.sizes.batches if size <= LARGEST_BATCH
-    ):
+    sizes = [size for size in context.sizes.batches if size <= LARGEST_BATCH]
+    for size, compiled in itertools.product(sizes, (False, True)):
         name = step_name(size, NUM_PROMPTS, context.sizes.precision, "compiled" if compiled else "eager")
         seconds = 45 if compiled and context.device.is_gpu else 8
         context.report.row(name, partial(_measure, context, name, size, compiled), seconds=seconds)
@@ -71,7 +71,13 @@ def _measure(context: Context, name: str, size: int, compiled: bool) -> None:
         index = number % len(batches)
         step(batches[index].images, token_ids[index])
 
-    context.report.measured(name, rate(context, run, size))
+    try:
+        values = rate(context, run, size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # theirs to fix
+        raise SkippedError(f"transformers or torch fails: {type(error).__name__}: {error}") from error
+    context.report.measured(name, values)
 
 
 def _tensor(features: object) -> Tensor:

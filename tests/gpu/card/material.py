@@ -1,5 +1,6 @@
 """Data of the checks: slices with texts of many lengths, and data sets of drawn pictures. Needs no spaCy."""
 
+import functools
 import io
 import json
 import zlib
@@ -38,12 +39,20 @@ def make_slice(size: int, num_prompts: int, model: ModelConfig, *, seed: int) ->
     boxes[erased] = (side // 8, side // 4, side // 3, side // 2)
     token_ids = Tokenizer()(texts, model.text.context_length)
     return {
-        "image": rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8),
+        "image": _pixels(size, side),
         "token_ids": token_ids.reshape(size, 1 + num_prompts, -1),
         "prompt_keys": np.array(keys, dtype=np.int64).reshape(size, num_prompts),
         "erase_box": boxes,
         "noise_seed": rng.integers(0, 2**62, size),
     }
+
+
+@functools.lru_cache(maxsize=2)
+def _pixels(size: int, side: int) -> np.ndarray:
+    """The same for all slices of a size: making them takes longer than steps."""
+    pixels = np.random.default_rng(size).integers(0, 256, (size, 3, side, side), dtype=np.uint8)
+    pixels.flags.writeable = False  # as those that Ray hands over
+    return pixels
 
 
 def _captions(number: int, rng: np.random.Generator) -> Iterator[tuple[str, list[str]]]:

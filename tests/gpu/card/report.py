@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 import torch
 
-from pipelines.console.tables import aligned
-
 Result = Literal["measured", "ok", "failed", "skipped"]
 Value = float | str | None
 WHOLE = "all of it"
@@ -121,13 +119,10 @@ class Report:
         """Prints the table. Returns the exit code: 1 if a row failed, else 0."""
         self._write(complete=True)
         print(f"\nPart {self._part} on {self._about['card']}, torch {self._about['torch']}")
-        cells = [(f"{row.section}: {row.name}", row.result, row.text()) for row in self.rows]
-        width = max((len(name) for name, _, _ in cells), default=0)
-        header = ["result", "what", ""]
-        lines = aligned(header[:2], [(result, name.ljust(width)) for name, result, _ in cells])
-        print(*lines[:2], sep="\n")
-        for line, (_, _, values) in zip(lines[2:], cells, strict=True):
-            print(f"{line.ljust(width + 10)}  {values}".rstrip())
+        names = [f"{row.section}: {row.name}" for row in self.rows]
+        width = max(map(len, names), default=0)
+        for row, name in zip(self.rows, names, strict=True):
+            print(f"{row.result:8}  {name:{width}}  {row.text()}".rstrip())
         counts = Counter(row.result for row in self.rows)
         told = ", ".join(f"{counts[result]} {result}" for result in ("ok", "measured", "failed", "skipped"))
         print(f"part {self._part}: {told}; {time.monotonic() - self._started:.0f} s; {self.path}", flush=True)

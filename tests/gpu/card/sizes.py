@@ -34,12 +34,12 @@ class Sizes:
     num_batches: int = 4
     """Number of batches that take turns. Their texts have different lengths."""
     first_steps: int = 20
-    """Number of steps that are not part of the rate."""
-    seconds: float = 3.0
+    """Number of steps that are not part of the rate, where a model is new. Later rows of the model have a third."""
+    seconds: float = 2.0
     """Seconds of steps of one rate."""
     steps_one_by_one: int = 6
     """Number of steps before which the device is idle, to see the host's time."""
-    profiled_steps: int = 2
+    profiled_steps: int = 1
     product: int = 8192
     """Side of the matrices of the product that tells what the card does at best."""
     images: int = 96
@@ -52,8 +52,6 @@ class Sizes:
     end_to_end_steps: int = 40
     reading_processes: int | None = None
     """None: one per core."""
-    second_start: bool = True
-    """Whether a second process measures how long the compiled towers take to start again."""
 
 
 CARD = Sizes()
@@ -68,7 +66,6 @@ REHEARSAL = Sizes(
     first_steps=2,
     seconds=0.0,
     steps_one_by_one=1,
-    profiled_steps=1,
     product=256,
     images=4,
     image_size=(48, 64),
@@ -78,7 +75,7 @@ REHEARSAL = Sizes(
     end_to_end_steps=6,
     reading_processes=1,
 )
-REHEARSAL_QUICK = dataclasses.replace(REHEARSAL, batches=(4,), middle_batch=4, learning_steps=40, second_start=False)
+REHEARSAL_QUICK = dataclasses.replace(REHEARSAL, batches=(4,), middle_batch=4, learning_steps=40)
 
 
 def sizes_for(*, is_gpu: bool, quick: bool) -> Sizes:

@@ -68,7 +68,7 @@ def _of_batch(
         first_seconds = 30 if compiled and device.is_gpu and num_prompts == PROMPTS[0] else 8
         given = slices[num_prompts]
         report.row(name, partial(_ready, context, name, step, given, flops.get(num_prompts)), seconds=first_seconds)
-        if num_prompts == PROMPTS[0]:
+        if num_prompts == PROMPTS[0] and size >= sizes.middle_batch:
             name = f"{name}, with its preparation"
             report.row(name, partial(_prepared, context, name, step, given), seconds=8)
 
@@ -78,7 +78,7 @@ def _ready(context: Context, name: str, step: Step, slices: Sequence[Slice], flo
     context.device.free_memory()
     size, num_prompts = slices[0]["prompt_keys"].shape
     batches = [[batch_of(item, context.device, context.sizes.model)] for item in slices]
-    values = rate(context, _cycled(step, batches, num_prompts), size)
+    values = rate(context, _cycled(step, batches, num_prompts), size, warm=num_prompts != PROMPTS[0])
     peak = context.device.peak_flops
     if flops is not None and peak is not None:
         values["MFU"] = values["images/s"] * flops / peak
@@ -89,15 +89,19 @@ def _prepared(context: Context, name: str, step: Step, slices: Sequence[Slice]) 
     """Batches are made of slices, as in the training loop."""
     size, num_prompts = slices[0]["prompt_keys"].shape
     ready = prepared(itertools.cycle(slices), context.device, context.sizes.model)
-    context.report.measured(name, rate(context, lambda _: step([next(ready)], num_prompts), size))
+    context.report.measured(name, rate(context, lambda _: step([next(ready)], num_prompts), size, warm=True))
 
 
-def rate(context: Context, run: Run, size: int) -> dict[str, float]:
-    """Times steps of `size` images: first ones apart, then many that nothing waits for, then some one by one."""
+def rate(context: Context, run: Run, size: int, *, warm: bool = False) -> dict[str, float]:
+    """Times steps of `size` images: first ones apart, then many that nothing waits for, then some one by one.
+
+    `warm`: the model has done steps before.
+    """
     device, sizes = context.device, context.sizes
     numbers = itertools.count()
     first = device.seconds(lambda: run(next(numbers)))
-    firsts = first + sum(device.seconds(lambda: run(next(numbers))) for _ in range(sizes.first_steps - 1))
+    count = max(sizes.first_steps // (3 if warm else 1), 1)
+    firsts = first + sum(device.seconds(lambda: run(next(numbers))) for _ in range(count - 1))
     device.wait()
     start, steps = time.perf_counter(), 0
     while steps < 2 or time.perf_counter() - start < sizes.seconds:
@@ -124,7 +128,7 @@ def rate(context: Context, run: Run, size: int) -> dict[str, float]:
         "one by one ms": 1e3 * statistics.median(wholes),
         "kernels": kernels // sizes.profiled_steps,
         "first step s": first,
-        f"first {sizes.first_steps} steps s": firsts,
+        f"first {count} steps s": firsts,
     }
     peak = device.peak_gib()
     return values if peak is None else values | {"memory GiB": peak}

@@ -91,7 +91,7 @@ def prepared(slices: Iterator[Slice], device: Device, model: ModelConfig) -> Ite
 
 def finish_slice(item: Slice, device: Device) -> Tensor:
     """The images of a slice as the model sees them: normalised, and erased."""
-    images = torch.from_numpy(item["image"]).to(device.torch)
+    images = torch.tensor(item["image"], device=device.torch)
     return finish(images, torch.from_numpy(item["erase_box"]), torch.from_numpy(item["noise_seed"]))
 
 
