@@ -4,7 +4,9 @@ the training steps of its speed, of all precisions and with several micro-batche
 
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
+from groupvit.config import Precision
 from tests.gpu.card.device import Device
 from tests.gpu.card.material import make_slice, noisy_images
 from tests.gpu.card.numbers import (
@@ -22,14 +24,17 @@ from tests.gpu.card.sizes import REHEARSAL, TINY
 from tests.gpu.card.step import batch_of, make_step, new_model, parts_of
 from tests.support.pretend_cuda import Log, values
 
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
-def _golden(log: Log, *, precision: str) -> None:
+
+def _golden(log: Log, *, precision: Precision) -> None:
     errors = golden_errors(Device("cuda"), "two_stage", precision)
     assert max(errors.values()) <= BOUNDS[precision], errors
 
 
 def _gradients(log: Log) -> None:
-    assert gradient_errors(Device("cuda"), TINY, with_noise=False)["largest"] <= GRADIENT_BOUND
+    for with_noise in (False, True):
+        assert gradient_errors(Device("cuda"), TINY, with_noise=with_noise)["largest"] <= GRADIENT_BOUND
     assert accumulation_error(Device("cuda"), TINY) <= GRADIENT_BOUND
 
 
@@ -45,7 +50,7 @@ def _label_maps(log: Log) -> None:
     assert (found[0] == expected[0]).mean() >= 0.99
 
 
-def _steps(log: Log, *, precision: str, parts: int) -> None:
+def _steps(log: Log, *, precision: Precision, parts: int) -> None:
     device = Device("cuda")
     step = make_step(device, new_model(device, TINY), precision)
     for num_prompts in (3, 0):
@@ -62,6 +67,6 @@ CHECKS: dict[str, Callable[[Log], None]] = {
     "card: gradients": _gradients,
     "card: images are finished": _finishing,
     "card: label maps": _label_maps,
-    **{f"card: steps in {name}": partial(_steps, precision=name, parts=1) for name in BOUNDS},
+    **{f"card: steps in {name}": partial(_steps, precision=name, parts=1) for name in get_args(Precision)},
     "card: steps of 4 micro-batches": partial(_steps, precision="bfloat16", parts=4),
 }

@@ -11,7 +11,6 @@ from groupvit.windows import encode_views
 from tests.gpu.card.context import Context
 from tests.gpu.card.material import noisy_images
 from tests.gpu.card.numbers import contrasting_model, random_words
-from tests.gpu.card.step import known_precision
 
 CLASSES = {"21 classes": (20, 0.95), "150 classes": (150, None)}
 """Number of classes without the background, and the background threshold."""
@@ -27,7 +26,6 @@ def evaluation(context: Context) -> None:
 
 def _measure(context: Context, name: str, classes: str, precision: Precision) -> None:
     device, sizes = context.device, context.sizes
-    known_precision(precision)
     num_classes, threshold = CLASSES[classes]
     model = contrasting_model(sizes.model).to(device.torch)
     config = SegmentationConfig(

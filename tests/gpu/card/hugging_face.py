@@ -11,7 +11,7 @@ from groupvit.precision import autocast
 from tests.gpu.card.context import Context
 from tests.gpu.card.report import SkippedError
 from tests.gpu.card.speed import make_slices, rate, step_name
-from tests.gpu.card.step import CLIP_GRAD_NORM, LEARNING_RATE, batch_of, known_precision
+from tests.gpu.card.step import CLIP_GRAD_NORM, LEARNING_RATE, batch_of, finished
 
 NUM_PROMPTS = 3
 LARGEST_BATCH = 256
@@ -22,7 +22,6 @@ def hugging_face(context: Context) -> None:
         import transformers
     except ImportError as error:
         raise SkippedError(f"transformers cannot be imported: {error}") from None
-    known_precision("float32")
     context.report.measured("transformers", {"version": transformers.__version__})
     sizes = [size for size in context.sizes.batches if size <= LARGEST_BATCH]
     for size, compiled in itertools.product(sizes, (False, True)):
@@ -65,11 +64,12 @@ def _measure(context: Context, name: str, size: int, compiled: bool) -> None:
         optimizer.step()
 
     batches = [batch_of(item, device, sizes.model) for item in make_slices(context, size, NUM_PROMPTS)]
+    images = [finished(batch) for batch in batches]
     token_ids = [batch.token_ids.to(device.torch) for batch in batches]
 
     def run(number: int) -> None:
         index = number % len(batches)
-        step(batches[index].images, token_ids[index])
+        step(images[index], token_ids[index])
 
     try:
         values = rate(context, run, size)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.experiments.catalogue import demo
-from pipelines.experiments.config import ExperimentConfig, TrainingConfig
+from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import Slice, plan_ingest
 from pipelines.ingest.slices import load_slices
 from pipelines.runs.folder import RunFolder
@@ -20,7 +20,6 @@ from pipelines.training.loop import WorkerContext, train
 from tests.gpu.card.context import Context
 from tests.gpu.card.device import Device
 from tests.gpu.card.material import write_shapes
-from tests.gpu.card.report import SkippedError
 
 NUM_IMAGES, BATCH, LOGGED_EVERY = 512, 32, 10
 STEPS_TO_LEARN, LARGEST_SHARE_OF_LOSS = 300, 0.9
@@ -48,7 +47,7 @@ def shapes(context: Context) -> str:
 def small_config(data: str, runs: Path, *, num_steps: int, deterministic: bool) -> ExperimentConfig:
     """`demo`, but smaller and with an easier task: it learns in hundreds of steps. One checkpoint is half way.
 
-    SkippedError if the project has no deterministic training.
+    Deterministic training is compiled on a GPU, as it is by default.
     """
     base = demo()
     image = dataclasses.replace(base.model.image, image_size=32, width=64, depths=(2, 0))
@@ -60,15 +59,13 @@ def small_config(data: str, runs: Path, *, num_steps: int, deterministic: bool) 
         global_batch_size=BATCH,
         num_workers=1,
         precision="float32",
+        deterministic=deterministic,
+        compile="auto" if deterministic else "off",
         checkpoint_every_n_steps=num_steps // 2,
         log_every_n_steps=LOGGED_EVERY,
         runs_folder=str(runs),
         run_name="run",
     )
-    if deterministic:
-        if all(field.name != "deterministic" for field in dataclasses.fields(TrainingConfig)):
-            raise SkippedError("there is no training.deterministic")
-        training = dataclasses.replace(training, deterministic=True)  # pyright: ignore[reportCallIssue]
     return dataclasses.replace(
         base,
         model=model,

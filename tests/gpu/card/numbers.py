@@ -13,6 +13,7 @@ from torch import Tensor
 from groupvit import interop
 from groupvit.config import ImageEncoderConfig, LossConfig, ModelConfig, Precision, SegmentationConfig
 from groupvit.model import GroupViT
+from groupvit.noise import counter_noise
 from groupvit.precision import autocast
 from groupvit.segmentation import Words, label
 from groupvit.training import Batch, compute_gradients
@@ -21,10 +22,10 @@ from tests.gpu.card.context import Context
 from tests.gpu.card.device import Device
 from tests.gpu.card.material import make_slice, noisy_images
 from tests.gpu.card.report import SkippedError
-from tests.gpu.card.step import batch_of, finish_slice, known_precision, new_model, noise_of_the_cpu, parts_of
+from tests.gpu.card.step import batch_of, finished, new_model, noise_of_the_cpu, parts_of
 from tests.support.golden import golden_encoder, golden_tensors, golden_weights, outputs
 
-BOUNDS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2}
+BOUNDS: dict[Precision, float] = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 5e-2}
 """Of the error of an output; see `golden_errors`."""
 GRADIENT_BOUND = 1e-4
 """Of an error of the gradient, as a share of its largest entry."""
@@ -33,6 +34,7 @@ LABELS_BOUND = 0.01
 """Share of pixels that may have another label than on the CPU, in float32."""
 LOSS = LossConfig(num_prompts=3)
 NUM_CLASSES, THRESHOLD, GRADIENT_BATCH = 20, 0.95, 8
+COUNTED = "noise by counting has the CPU's bits"
 FINISHED = "images are finished as on the CPU"
 
 
@@ -41,9 +43,9 @@ def same_numbers(context: Context) -> None:
     for name in ("one_stage", "two_stage"):
         for precision in BOUNDS:
             row(f"reference's outputs, {name}, {precision}", partial(_golden, context, name, precision))
-    known_precision("float32")
     for title, with_noise in (("gradients without noise", False), ("gradients with noise drawn on the CPU", True)):
         row(title, partial(_gradients, context, title, with_noise))
+    row(COUNTED, partial(_counted_noise, context))
     row("4 micro-batches of 2 are 1 of 8", partial(_accumulation, context, "4 micro-batches of 2 are 1 of 8"))
     row(
         FINISHED,
@@ -53,7 +55,7 @@ def same_numbers(context: Context) -> None:
         row(f"label maps in {precision}", partial(_label_maps, context, f"label maps in {precision}", precision))
 
 
-def _golden(context: Context, name: str, precision: str) -> None:
+def _golden(context: Context, name: str, precision: Precision) -> None:
     errors = golden_errors(context.device, name, precision)
     title = f"reference's outputs, {name}, {precision}"
     context.report.at_most(title, max(errors.values()), BOUNDS[precision], errors)
@@ -62,6 +64,14 @@ def _golden(context: Context, name: str, precision: str) -> None:
 def _gradients(context: Context, title: str, with_noise: bool) -> None:
     found = gradient_errors(context.device, context.sizes.model, with_noise=with_noise)
     context.report.at_most(title, found.pop("largest"), GRADIENT_BOUND, found)
+
+
+def _counted_noise(context: Context) -> None:
+    """The noise of deterministic training."""
+    found, expected = (
+        counter_noise(7, where)((64, 1000)).cpu() for where in (context.device.torch, torch.device("cpu"))
+    )
+    context.report.at_most(COUNTED, (found != expected).double().mean().item(), 0.0)
 
 
 def _accumulation(context: Context, title: str) -> None:
@@ -74,17 +84,16 @@ def _finishing(context: Context, title: str) -> None:
     context.report.check(title, unequal == 0 and error <= NOISE_BOUND, values, f"expected 0 and at most {NOISE_BOUND}")
 
 
-def golden_errors(device: Device, name: str, precision: str) -> dict[str, float]:
+def golden_errors(device: Device, name: str, precision: Precision) -> dict[str, float]:
     """The largest error of each output: in float32 as a share of 1 + the entry's size, as in `assert_near`; in other
     precisions of all entries together, as a share of their norm. Only in float32, the masks are compared, too."""
-    chosen = known_precision(precision)
     tensors, encoder = golden_tensors(name), golden_encoder(name)
     model = interop.from_official(
         golden_weights(name), num_heads=tuple(encoder["num_heads"]), image_size=encoder["img_size"]
     )
     model = model.to(device.torch).eval()
     inputs = {key: x.to(device.torch) for key, x in tensors.items() if key.startswith(("input/", "seg/"))}
-    with autocast(device.torch, chosen):
+    with autocast(device.torch, precision):
         found = outputs(model, inputs)
     errors = {}
     for key, x in found.items():
@@ -106,10 +115,7 @@ def gradient_errors(device: Device, config: ModelConfig, *, with_noise: bool) ->
     there = copy.deepcopy(model).to(device.torch)
     expected_model = model.double()
     batch = batch_of(item, on_cpu, config)
-    expected_batch = dataclasses.replace(batch, images=batch.images.double())
-    if with_noise:
-        noise_of_the_cpu(expected_model)
-        noise_of_the_cpu(there)
+    expected_batch = dataclasses.replace(batch, images=finished(batch).double())
     expected_loss, expected = _loss_and_gradients(expected_model, [expected_batch])
     loss, found = _loss_and_gradients(there, [batch_of(item, device, config)])
     largest = max(x.abs().max().item() for x in expected.values())
@@ -145,7 +151,7 @@ def without_noise(config: ModelConfig) -> ModelConfig:
 
 def _loss_and_gradients(model: GroupViT, micro_batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor]]:
     """The loss, and the gradients in double precision on the CPU."""
-    metrics = compute_gradients(model, micro_batches, loss=LOSS, seed=0, step=0)
+    metrics = compute_gradients(model, micro_batches, loss=LOSS, seed=0, step=0, noise=noise_of_the_cpu)
     gradients = {name: p.grad.cpu().double() for name, p in model.named_parameters() if p.grad is not None}
     return metrics["loss"].item(), gradients
 
@@ -153,7 +159,7 @@ def _loss_and_gradients(model: GroupViT, micro_batches: Sequence[Batch]) -> tupl
 def finishing_difference(device: Device, config: ModelConfig, size: int) -> tuple[float, float]:
     """Of finished images beside the CPU's: the share of values that differ, and the largest error where noise is."""
     item = make_slice(size, 0, config, seed=3)
-    found, expected = (finish_slice(item, where).cpu() for where in (device, Device("cpu")))
+    found, expected = (finished(batch_of(item, where, config)).cpu() for where in (device, Device("cpu")))
     erased = torch.zeros_like(expected, dtype=torch.bool)
     for image, (top, left, height, width) in zip(erased, item["erase_box"].tolist(), strict=True):
         image[:, top : top + height, left : left + width] = True
@@ -165,7 +171,6 @@ def _label_maps(context: Context, title: str, precision: Precision) -> None:
     sizes = context.sizes
     model, images = contrasting_model(sizes.model), noisy_images(2, sizes.image_size)
     expected = segmented(model, images, NUM_CLASSES, THRESHOLD, sizes.window)
-    known_precision(precision)
     found = segmented(model.to(context.device.torch), images, NUM_CLASSES, THRESHOLD, sizes.window, precision)
     unequal = float(np.mean([a != b for a, b in zip(found, expected, strict=True)]))
     labels = len(np.unique(expected))

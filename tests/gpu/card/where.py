@@ -3,19 +3,18 @@
 import importlib.util
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from groupvit.config import ModelConfig
-from groupvit.precision import autocast
+from groupvit.config import ModelConfig, Precision
+from groupvit.precision import autocast, float32_products
 from groupvit.text_encoder import arrange_texts
 from groupvit.transformer import Block
 from tests.gpu.card.context import Context
 from tests.gpu.card.device import Device
 from tests.gpu.card.material import make_slice
-from tests.gpu.card.step import known_precision
 
 PACKAGES = ("numpy", "timm", "tokenizers", "transformers", "cv2", "pyarrow", "ray", "simplejpeg", "ftfy", "spacy")
 PACKAGES = (*PACKAGES, "mlflow", "tyro", "pynvml", "safetensors", "torchvision", "psutil")
@@ -28,7 +27,7 @@ def where_am_i(context: Context) -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     context.report.measured("packages that are not here", {"": ", ".join(missing) or "none"})
     context.report.row("copies", partial(_copies, context))
-    for precision in ("bfloat16", "tf32", "float32"):
+    for precision in get_args(Precision):
         context.report.row(f"matrix product in {precision}", partial(_product, context, precision))
     for name, block, inputs in attentions(device, context.sizes.model, context.sizes.middle_batch):
         context.report.row(name, partial(_attention, context, name, block, inputs))
@@ -54,16 +53,15 @@ def _copies(context: Context) -> None:
     context.report.measured("copies", values)
 
 
-def _product(context: Context, precision: str) -> None:
-    known_precision(precision)
+def _product(context: Context, precision: Precision) -> None:
     side = context.sizes.product
     matrix = torch.randn(side, side, device=context.device.torch)
     matrix = matrix.bfloat16() if precision == "bfloat16" else matrix
-    for _ in range(3):
-        torch.matmul(matrix, matrix)
-    seconds = context.device.seconds(lambda: matrix @ matrix, times=TIMES)
+    with float32_products(context.device.torch, precision):
+        for _ in range(3):
+            torch.matmul(matrix, matrix)
+        seconds = context.device.seconds(lambda: matrix @ matrix, times=TIMES)
     context.report.measured(f"matrix product in {precision}", {"side": side, "TFLOP/s": 2 * side**3 / seconds / 1e12})
-    known_precision("float32")
 
 
 def attentions(
