@@ -4,13 +4,16 @@ import time
 from functools import partial
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from groupvit.config import Precision, SegmentationConfig
-from groupvit.segmentation import label
+from groupvit.model import GroupViT
+from groupvit.segmentation import Words, label
 from groupvit.windows import encode_views
 from tests.gpu.card.context import Context
 from tests.gpu.card.material import noisy_images
-from tests.gpu.card.numbers import contrasting_model, random_words
+from tests.gpu.card.numbers import contrasting_model
 
 CLASSES = {"21 classes": (20, 0.95), "150 classes": (150, None)}
 """Number of classes without the background, and the background threshold."""
@@ -22,6 +25,13 @@ def evaluation(context: Context) -> None:
         for precision in ("float32", "bfloat16"):
             name = f"{classes}, {precision}"
             context.report.row(name, partial(_measure, context, name, classes, precision), seconds=5)
+
+
+def random_words(model: GroupViT, num_classes: int, config: SegmentationConfig) -> Words:
+    """Class embeddings of random directions."""
+    shape = (num_classes, model.config.embedding_dim)
+    embeddings = F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(1)), dim=-1)
+    return Words.of(model, embeddings.to(model.logit_scale.device), None, config)
 
 
 def _measure(context: Context, name: str, classes: str, precision: Precision) -> None:
