@@ -48,8 +48,6 @@ def section(parts: Sequence[Mapping[str, Any]]) -> str:
     best = _value(rows, "where am I", "matrix product in bfloat16", "TFLOP/s")
     product = f", {best:.0f} TFLOP/s in an 8192³ bfloat16 product" if best is not None else ""
     lines = [
-        "## On a GPU",
-        "",
         f"Measured on one {about['card']} (driver {about['driver'] or 'unknown'}, torch {about['torch']}{product})",
         f"with {about['cores']} CPU cores on {about['date']}, at commit {about['commit']}, by `make test-gpu`.",
         "The texts have different lengths in each batch. The first steps are not part of a rate.",

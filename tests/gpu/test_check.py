@@ -165,9 +165,7 @@ def test_the_page_is_filled_between_its_markers(tmp_path: Path) -> None:
     command = [sys.executable, fill_performance.__file__, str(results), "--page", str(page)]
     for _ in range(2):  # again: the same
         subprocess.run(command, check=True)
-        assert page.read_text().startswith(
-            f"# Before\n\n{BEGIN}\n\n## On a GPU\n\nMeasured on one NVIDIA H100 80GB HBM3"
-        )
+        assert page.read_text().startswith(f"# Before\n\n{BEGIN}\n\nMeasured on one NVIDIA H100 80GB HBM3")
         assert page.read_text().endswith(f"\n{END}\n\nAfter.\n")
         assert "old" not in page.read_text()
     text = page.read_text()
