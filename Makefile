@@ -17,7 +17,7 @@ SLOW := benchmark or browser or chaos or cluster or documentation or end_to_end 
 TEST_WORKERS ?= 2
 PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo demo-s3 test test-fast test-promises test-slow bench check format docs mlflow
+.PHONY: help demo demo-s3 test test-fast test-promises test-slow test-gpu bench check format docs mlflow
 .DEFAULT_GOAL := check
 
 # This list
@@ -51,6 +51,12 @@ test-promises: $(INSTALLED)
 # All slow tests: those of test-promises, clusters, browsers, benchmarks, every command of the documentation
 test-slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "$(SLOW)"
+
+# On a machine with a GPU: the same numbers as on CPUs, and speed; results in OUT (default build/gpu)
+test-gpu: $(INSTALLED)
+	@status=0; for part in 1 2; do \
+		$(BIN)/python tests/gpu/check.py --part $$part --out "$(or $(OUT),build/gpu)" || status=1; \
+	done; exit $$status
 
 # Every benchmark of tests/performance with short settings, as one table of ratios
 bench: $(INSTALLED)

@@ -16,10 +16,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from groupvit.image_metadata import block_orientation, file_orientation, is_jpeg, is_png, without_metadata
+from groupvit.late_import import LateImport, MissingPackageError
+
+simplejpeg = LateImport("simplejpeg", "decoding JPEG files")
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -170,7 +172,7 @@ def _opened(data: bytes, formats: tuple[str, ...], max_pixels: int = MAX_PIXELS)
 def _explaining(formats: tuple[str, ...], max_pixels: int) -> Iterator[None]:
     try:
         yield
-    except ImageError:
+    except (ImageError, MissingPackageError):
         raise
     except UnidentifiedImageError:  # its message is only a memory address
         *names, last = ("WebP" if name == "WEBP" else name for name in formats)

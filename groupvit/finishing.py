@@ -62,7 +62,8 @@ def with_erasing(pixels: Tensor, boxes: Tensor, noise_seeds: Tensor) -> ByteImag
 def normalize(images: Tensor) -> Tensor:
     """Normalise images uint8 [...,3,H,W] -> float32 of the same shape, by ImageNet's mean and standard deviation."""
     mean, std = (_channels(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    largest = torch.full((), 255.0, device=images.device)  # a GPU would multiply by the rounded inverse of a plain 255
+    return images.to(torch.float32).div_(largest).sub_(mean).div_(std)
 
 
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:

@@ -10,11 +10,14 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-import ftfy
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 from tokenizers import models, pre_tokenizers
+
+from groupvit.late_import import LateImport
+
+ftfy = LateImport("ftfy", "fixing text that is not plain ASCII")
 
 START_OF_TEXT = 49406
 END_OF_TEXT = 49407

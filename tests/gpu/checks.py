@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.gpu import check_costs, check_device, check_evaluation, check_training
+from tests.gpu import check_card, check_costs, check_device, check_evaluation, check_training
 from tests.support.pretend_cuda import Log
 
 CHECKS: dict[str, Callable[[Log], None]] = {
@@ -10,4 +10,5 @@ CHECKS: dict[str, Callable[[Log], None]] = {
     **check_training.CHECKS,
     **check_evaluation.CHECKS,
     **check_costs.CHECKS,
+    **check_card.CHECKS,
 }

@@ -1,0 +1,1 @@
+"""What `tests/gpu/check.py` measures and checks on a card, one subject per file."""
