@@ -165,7 +165,7 @@ def _end_to_end(context: Context, step: Step, augment_on: AugmentOn) -> None:
     """Ray Data decodes on all cores; the step runs in this process."""
     import simplejpeg  # noqa: F401
 
-    from pipelines.ingest.loader import iter_slices, num_prefetched, training_slices
+    from pipelines.ingest.loader import iter_slices, num_prefetched, object_store_bytes, training_slices
 
     device, sizes = context.device, context.sizes
     config = _photo_config(context, _photos(context), augment_on)
@@ -174,7 +174,7 @@ def _end_to_end(context: Context, step: Step, augment_on: AugmentOn) -> None:
     begin = started = time.perf_counter()
     first = waited = 0.0
     shard = training_slices(config, first_step=0)
-    slices = iter_slices(shard, prefetch_slices=num_prefetched(config))
+    slices = iter_slices(shard, prefetch_slices=num_prefetched(config, object_store_bytes()))
     with batches_ahead(slices, device, sizes.model) as batches:
         for number in range(sizes.end_to_end_steps):
             before = time.perf_counter()
