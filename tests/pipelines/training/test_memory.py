@@ -8,6 +8,7 @@ import torch
 
 from groupvit.config import ImageEncoderConfig, LossConfig, ModelConfig, TextEncoderConfig
 from groupvit.model import GroupViT
+from groupvit.noise import generator_noise
 from groupvit.precision import autocast
 from pipelines.experiments.catalogue import demo
 from pipelines.experiments.config import ExperimentConfig, TrainingConfig
@@ -63,7 +64,9 @@ def kept_bytes(model: GroupViT, batch: int, precision: str) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(CPU, precision):  # pyright: ignore
-        features = model.image_encoder(images, torch.Generator().manual_seed(0))
+        side = images.shape[-1] // model.config.image.patch_size
+        noise = model.image_encoder.draw_noise(len(images), (side, side), generator_noise(0, torch.device("cpu")))
+        features = model.image_encoder(images, noise)
         texts = model.text_encoder(ids)
     assert features.pooled.requires_grad and texts.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
