@@ -268,6 +268,12 @@ def _check_slices(ingest: IngestConfig, training: TrainingConfig) -> None:
         )
 
 
+def before_there_was_a_choice() -> dict[str, Any]:
+    """Returns what the code did before a field of `fixes_the_result` existed, which a run or sweep without it goes on
+    with: the field's default, but for the code that resizes."""
+    return fixes_the_result(ExperimentConfig(name="")) | {"ingest.resize": "pillow"}
+
+
 def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
     """Returns the fields that a run cannot change. The others (workers, cadences, ...) may differ at every start."""
     training = ("num_steps", "global_batch_size", "seed", "precision", "reduce_precision", "deterministic", "ema_decay")

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import storage
+from pipelines.experiments.config import before_there_was_a_choice
 from pipelines.runs.evaluations import read_record
 from pipelines.runs.folder import RunFolder
 from pipelines.sweeps.plan import Sweep, TrialSpec
@@ -47,13 +48,15 @@ class SweepFolder:
     def start_or_continue(self) -> str:
         """Return the sweep's id, which its first start creates. ValueError if it was started with other settings."""
         fixed = self._sweep.fixed()
-        description = self._read("sweep.json")
+        description = self.read_description()
         if description is None:
             if storage.exists(storage.join(self.uri, "run.json")):
                 raise ValueError(f"name={self._sweep.name}: {self.uri} is a run: give the sweep another --name")
             description = {"id": uuid.uuid4().hex, "fixed": fixed}
             self._write("sweep.json", description)
-        before = description["fixed"]
+        choices = json.loads(json.dumps(before_there_was_a_choice()))
+        added_since = {name: value for name, value in choices.items() if name in fixed}
+        before = added_since | description["fixed"]
         for name in fixed | before:
             if fixed.get(name) != before.get(name):
                 raise ValueError(
@@ -106,6 +109,10 @@ class SweepFolder:
         content = self._read(f"{spec.name}/failure.json")
         return None if content is None else content["reason"]
 
+    def read_description(self) -> dict[str, Any] | None:
+        """Return the sweep's id and settings; None before its first start."""
+        return self._read("sweep.json")
+
     def read_summary(self) -> dict[str, Any] | None:
         return self._read("summary.json")
 
@@ -120,6 +127,17 @@ class SweepFolder:
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         storage.write_bytes(storage.join(self.uri, name), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def as_started(sweep: Sweep) -> Sweep:
+    """Return a sweep whose new trials have the pixels of its first ones: a sweep older than the choice of the code that
+    resizes goes on with the code of then."""
+    base, description = sweep.space.base, SweepFolder(sweep).read_description()
+    if description is None or "ingest.resize" in description["fixed"] or base.ingest.resize != "auto":
+        return sweep
+    resize = before_there_was_a_choice()["ingest.resize"]
+    base = dataclasses.replace(base, ingest=dataclasses.replace(base.ingest, resize=resize))
+    return dataclasses.replace(sweep, space=dataclasses.replace(sweep.space, base=base))
 
 
 def with_results(known: Known, run: RunFolder) -> Known:

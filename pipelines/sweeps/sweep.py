@@ -29,7 +29,7 @@ from pipelines.local.folder_lock import only_one
 from pipelines.local.writable import check_writable
 from pipelines.runs.evaluations import read_record
 from pipelines.sweeps.callbacks import Ends, SweepBook, Watch
-from pipelines.sweeps.folder import SweepFolder, records_of
+from pipelines.sweeps.folder import SweepFolder, as_started, records_of
 from pipelines.sweeps.plan import Sweep, TrialSpec
 from pipelines.sweeps.search import TrialSearcher, proposer_of, scheduler_of
 from pipelines.sweeps.trainable import TrialTask, run_trial
@@ -57,6 +57,7 @@ def sweep(planned: Sweep) -> dict[str, Any]:
     from pipelines.sweeps.optuna_search import check_optuna
     from pipelines.sweeps.tracking import start_parent
 
+    planned = as_started(planned)
     base = planned.space.base
     if planned.searcher == "optuna":
         check_optuna()

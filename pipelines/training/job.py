@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from groupvit.config import flatten, to_dict
 from pipelines.dataset.format import DatasetInfo
-from pipelines.experiments.config import ExperimentConfig, fixes_the_result
+from pipelines.experiments.config import ExperimentConfig, before_there_was_a_choice, fixes_the_result
 from pipelines.local.home import cache_folder
 from pipelines.local.writable import check_writable
 from pipelines.provenance import code_version
@@ -158,8 +158,7 @@ def start_or_continue(
             "code_version": code_version(),
         }
         run.write_description(description)
-    # Values of fields newer than the run: their defaults, or what the code did before there was a choice.
-    added_since = fixes_the_result(ExperimentConfig(name=config.name)) | {"ingest.resize": "pillow"}
+    added_since = before_there_was_a_choice()
     for name, value in fixed.items():
         before = description["fixed"].get(name, added_since.get(name))
         if name == "training.precision":  # compare with what `auto` chose at the first start; `auto` keeps that choice
@@ -187,7 +186,7 @@ def _with_settled_resize(config: ExperimentConfig, description: Mapping[str, Any
     """Replaces `ingest.resize=auto` by what the run was started with, so that it goes on with the same pixels."""
     if config.ingest.resize != "auto":
         return config
-    resize = "torch" if description is None else description["fixed"].get("ingest.resize", "pillow")
+    resize = "torch" if description is None else (before_there_was_a_choice() | description["fixed"])["ingest.resize"]
     return dataclasses.replace(config, ingest=dataclasses.replace(config.ingest, resize=resize))
 
 
