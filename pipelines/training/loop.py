@@ -79,6 +79,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         totals.load(state)
         seconds_before = state["train_seconds"]
     clock = Clock(first_step, training.num_steps, training.global_batch_size, seconds_before)
+    say = context.say if context.rank == 0 else _say_nothing
     slices: list[Slice] = []  # of the step, without images
 
     def micro_batches() -> Iterator[Batch]:
@@ -92,12 +93,13 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         float32_products(context.device, context.precision),
         same_bits(training.deterministic),
         closing(BatchesAhead(_in_order(config, context), context.device, config.model.text)) as batches,
-        Heartbeat(context.say if context.rank == 0 else _say_nothing, clock.activity) as heartbeat,
+        Heartbeat(say, clock.activity) as heartbeat,
     ):
         with clock.waiting():
-            first_batch = batches.peek().batch
+            batches.peek()
         with clock.compiling():
-            towers = prepare_towers(config, run, model, first_batch, noise, context.precision, context.say)
+            # No name for the batch, which would keep it on the GPU to the end.
+            towers = prepare_towers(config, run, model, batches.peek().batch, noise, context.precision, say)
         for step in range(first_step, training.num_steps):
             slices.clear()
             rate = learning_rate(
