@@ -1,5 +1,4 @@
-"""Differentiable collectives over an explicit process group. With `group=None` there is one worker, and each returns
-its input.
+"""Collectives over an explicit process group. With `group=None` there is one worker, and each returns its input.
 
 They work with gloo (CPU) and with nccl. PyTorch's SyncBatchNorm does not: it rejects CPU tensors.
 """
@@ -22,13 +21,16 @@ def rank(group: dist.ProcessGroup | None) -> int:
     return 0 if group is None else dist.get_rank(group)
 
 
+def world_size(group: dist.ProcessGroup | None) -> int:
+    """Number of workers in the group; 1 for None."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group, ctx.shape = group, local.shape
-        gathered = local.new_empty(dist.get_world_size(group) * local.shape[0], *local.shape[1:])
-        _all_gather_single(gathered, local.contiguous(), group=group)
-        return gathered
+        return _gather_rows(local, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -45,33 +47,84 @@ def all_gather(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return local if group is None else _AllGather.apply(local, group)  # type: ignore[return-value]
 
 
-def all_gather_together(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, ...]:
-    """Like `all_gather` of each tensor, in one collective. The tensors must have one dtype."""
-    if group is None:
-        return tuple(tensors)
-    flat = all_gather(torch.cat([local.flatten() for local in tensors]), group).view(dist.get_world_size(group), -1)
-    parts = flat.split([local.numel() for local in tensors], dim=1)
-    return tuple(part.reshape(-1, *local.shape[1:]) for part, local in zip(parts, tensors, strict=True))
-
-
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """Rows of this worker and those of all workers."""
+    """Some rows, and those of the whole global batch."""
 
     own: Tensor
     """[B,...]"""
     everyone: Tensor
-    """[WB,...] in rank order. With one worker, the same tensor as `own`."""
+    """[N,...], in order. May be the same tensor as `own`."""
     first: int
     """Index of the first own row in `everyone`."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Gathered":
-        """Apply a function of rows; if there is one worker, only once."""
+        """Apply a function of rows; if all rows are own, only once."""
         own = function(self.own)
         return Gathered(own, own if self.everyone is self.own else function(self.everyone), self.first)
 
 
 def gather(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> list[Gathered]:
-    """Gather the rows of several tensors of one dtype in one collective, with gradient."""
-    everyone = all_gather_together(tensors, group)
-    return [Gathered(own, rows, rank(group) * len(own)) for own, rows in zip(tensors, everyone, strict=True)]
+    """Gather the rows of several tensors, with gradient. They are in rank order."""
+    return [Gathered(own, all_gather(own, group), rank(group) * len(own)) for own in tensors]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """How the slices of a global batch, its micro-batches, are divided among the workers: one by one, in turn.
+
+    The number of workers may be any from 1 to the number of slices: some workers may have one slice more than others.
+    """
+
+    count: int
+    """Number of slices of the global batch."""
+    group: dist.ProcessGroup | None = None
+    """The workers. None: this one alone."""
+    first_rank: int = 0
+    """Rank of the worker of slice 0."""
+
+    @property
+    def own(self) -> range:
+        """Indices of this worker's slices, ascending."""
+        size = world_size(self.group)
+        return range((rank(self.group) - self.first_rank) % size, self.count, size)
+
+    def gather(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Gather one row per slice: tensors [n,...] of the own slices, of one dtype -> [S,...] of all, in order.
+
+        One collective for all the tensors.
+        """
+        if self.group is None:
+            return list(tensors)
+        flat = torch.cat([rows.reshape(len(rows), -1) for rows in tensors], dim=1)
+        padding = flat.new_zeros(self._most - len(flat), flat.shape[1])
+        everyone = _gather_rows(torch.cat([flat, padding]), self.group)[self._places(flat.device)]
+        parts = everyone.split([rows[0].numel() for rows in tensors], dim=1)
+        return [part.reshape(self.count, *rows.shape[1:]) for part, rows in zip(parts, tensors, strict=True)]
+
+    def sum_to_owners(self, terms: Tensor) -> Tensor:
+        """Add what all workers have for each slice: terms int64 [S,...] -> sums [n,...] of the own slices."""
+        if self.group is None:
+            return terms
+        padded = terms.new_zeros(world_size(self.group) * self._most, *terms.shape[1:])
+        padded[self._places(terms.device)] = terms
+        sums = terms.new_empty(self._most, *terms.shape[1:])
+        _reduce_scatter_single(sums, padded, group=self.group)
+        return sums[: len(self.own)]
+
+    @property
+    def _most(self) -> int:
+        """Largest number of slices of a worker."""
+        return -(-self.count // world_size(self.group))
+
+    def _places(self, device: torch.device) -> Tensor:
+        """Place of each slice where every worker has room for the same number: [S]. Made on the device itself."""
+        index = torch.arange(self.count, device=device)
+        size = world_size(self.group)
+        return (index + self.first_rank) % size * self._most + index // size
+
+
+def _gather_rows(local: Tensor, group: dist.ProcessGroup) -> Tensor:
+    gathered = local.new_empty(dist.get_world_size(group) * local.shape[0], *local.shape[1:])
+    _all_gather_single(gathered, local.contiguous(), group=group)
+    return gathered

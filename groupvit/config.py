@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 Config = TypeVar("Config")
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Number format of matrix products; see groupvit/precision.py."""
-ReducePrecision = Literal["float32", "bfloat16"]
+ReducePrecision = Literal["exact", "float32", "bfloat16"]
 """Number format in which workers send each other gradients; see groupvit/gradients.py."""
 PrecisionChoice = Literal["auto", "float32", "tf32", "bfloat16"]
 """What a user can choose. `auto`: bfloat16 if the device supports it natively, else float32."""

@@ -1,13 +1,14 @@
 """The contrastive losses (paper section 3.2, released numbers where they differ from its equations).
 
-These functions normalise the embeddings. The process group is an argument; None means a single worker. Every worker
-compares its own rows with the embeddings of all workers, gathered with gradient. So the mean of the workers' losses is
-the loss of the global batch. `contrastive_losses` gathers once for all losses of a training step.
+These functions normalise the embeddings. Some rows of a global batch are compared with all of it, so the mean over
+equally large parts is the loss of the global batch. `contrastive_losses` gets the parts from a training step. The
+other functions gather the embeddings of all workers with gradient: the process group is an argument, and None means a
+single worker.
 
 Memory is that of the logits, local batch x global batch (x prompts): there are no label tensors as large. No shape
 depends on the values of keys, so on a GPU the host waits for nothing.
 
-Shapes: B images per worker, W workers, K prompts per image, G segments, D channels.
+Shapes: B own images, W times as many in the global batch, K prompts per image, G segments, D channels.
 """
 
 import itertools
@@ -33,17 +34,16 @@ def clamped_scale(logit_scale: Tensor) -> Tensor:
 
 
 def contrastive_losses(
-    images: Tensor,
-    texts: Tensor,
+    images: Gathered,
+    texts: Gathered,
     logit_scale: Tensor,
     multi_label_logit_scale: Tensor,
     config: LossConfig,
     *,
-    segment_masses: Tensor | None = None,
-    prompt_keys: Tensor | None = None,
-    group: dist.ProcessGroup | None = None,
+    segment_masses: Gathered | None = None,
+    prompt_keys: Gathered | None = None,
 ) -> dict[str, Tensor]:
-    """The losses of a training step, which gathers embeddings once, and keys once if a loss needs them.
+    """The losses of a training step for the own rows, beside those of the whole global batch.
 
     Args:
         images: [B,1,D] float32: the image embeddings. [B,1+G,D] with `config.looks_at_segments`: then those of the
@@ -54,28 +54,22 @@ def contrastive_losses(
         config: Which losses, and their weights.
         segment_masses: [B,G] float32, for the mixture.
         prompt_keys: [B,K] int64, with `config.shares_positives`.
-        group: Workers of the global batch; None: this one alone.
 
     Returns:
         0-D float32: `loss`, the weighted sum, and its parts `image_text_loss` and, with prompts, `multi_label_loss`.
     """
-    image_rows, text_rows, *masses = gather(
-        [images, texts] if segment_masses is None else [images, texts, segment_masses], group
-    )
-    first_images, captions = image_rows.map(_first_row), text_rows.map(_first_row)
+    first_images, captions = images.map(_first_row), texts.map(_first_row)
     image_text = _image_text(first_images, captions, logit_scale)
     if config.num_prompts == 0:
         return {"loss": image_text, "image_text_loss": image_text}
-    prompts, scale, keys = text_rows.map(_later_rows), multi_label_logit_scale, None
-    if config.shares_positives:
-        assert prompt_keys is not None, "this loss needs the keys of the prompts"
-        [keys] = gather([prompt_keys], group)
+    prompts, scale = texts.map(_later_rows), multi_label_logit_scale
+    assert not config.shares_positives or prompt_keys is not None, "this loss needs the keys of the prompts"
     if config.multi_label_match == "mixture":
-        assert keys is not None
-        multi_label = _segment_mixture(image_rows.map(_later_rows), masses[0], prompts, scale, keys)
+        assert prompt_keys is not None and segment_masses is not None
+        multi_label = _segment_mixture(images.map(_later_rows), segment_masses, prompts, scale, prompt_keys)
     else:
-        matched = image_rows.map(_later_rows if config.multi_label_match == "segments" else _first_row)
-        multi_label = _multi_label(matched, prompts, scale, keys)
+        matched = images.map(_later_rows if config.multi_label_match == "segments" else _first_row)
+        multi_label = _multi_label(matched, prompts, scale, prompt_keys if config.shares_positives else None)
     total = image_text + config.multi_label_weight * multi_label
     return {"loss": total, "image_text_loss": image_text, "multi_label_loss": multi_label}
 

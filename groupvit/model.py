@@ -5,15 +5,12 @@ Shapes: B images, N texts, G segment tokens, C channels of a tower, D channels o
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupvit import collectives
 from groupvit.config import ModelConfig
 from groupvit.grouping import hard_assignment
 from groupvit.image_encoder import ImageEncoder, ImageFeatures, ImageNoise, Stage
@@ -54,51 +51,35 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,C] -> [...,D] float32. Batch statistics are over all leading axes."""
-        return project([self], [x])[0]
+        hidden = self.hidden_rows(x)
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = self.norm(hidden)
+        return self._outputs(hidden).unflatten(0, x.shape[:-1])
 
+    def hidden_rows(self, x: Tensor) -> Tensor:
+        """First layer: [...,C] -> [N,H], in the type that statistics over thousands of rows need: float32."""
+        return at_least_float32(self.hidden(x).flatten(0, -2))
 
-def project(
-    projectors: Sequence[Projector], inputs: Sequence[Tensor], group: dist.ProcessGroup | None = None
-) -> list[Tensor]:
-    """Apply each projector to its input: [...,C_i] -> [...,D] float32.
+    def outputs(self, hidden: Tensor, statistics: Tensor) -> Tensor:
+        """The rest, with batch statistics from elsewhere: hidden rows [N,H]; mean and variance [2,H] -> [N,D]."""
+        mean, variance = statistics
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = (hidden - mean) * torch.rsqrt(variance + self.norm.eps) * self.norm.weight + self.norm.bias
+        return self._outputs(hidden)
 
-    Batch statistics are over all leading axes and all workers of the group, exchanged in one collective.
-    """
-    hidden = [projector.hidden(x).flatten(0, -2) for projector, x in zip(projectors, inputs, strict=True)]
-    with torch.autocast(inputs[0].device.type, enabled=False):  # statistics over thousands of rows need float32
-        hidden = batch_norm([p.norm for p in projectors], [at_least_float32(x) for x in hidden], group)
-        hidden = [F.relu(x) for x in hidden]
-    return [
-        at_least_float32(projector.out(x)).unflatten(0, original.shape[:-1])
-        for projector, x, original in zip(projectors, hidden, inputs, strict=True)
-    ]
-
-
-def batch_norm(
-    norms: Sequence[nn.BatchNorm1d], inputs: Sequence[Tensor], group: dist.ProcessGroup | None
-) -> list[Tensor]:
-    """Apply each batch norm to its input [N_i,C_i], with statistics over the rows of all workers in the group.
-
-    Every worker must have the same N_i. Each sends means and variances of its own rows. Joined, they are as exact as
-    those of all rows. Works on CPUs, too. Evaluation uses the running statistics.
-    """
-    if group is None or not norms[0].training:
-        return [norm(x) for norm, x in zip(norms, inputs, strict=True)]
-    moments = [torch.stack(torch.var_mean(x, dim=0, correction=0))[None] for x in inputs]  # [1,2,C_i]
-    outputs = []
-    for norm, x, gathered in zip(norms, inputs, collectives.all_gather_together(moments, group), strict=True):
+    @torch.no_grad()
+    def track(self, statistics: Tensor, num_rows: int) -> None:
+        """Move the running statistics towards the mean and the biased variance [2,H] of `num_rows` rows."""
+        mean, variance = statistics
+        norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
-        variances, means = gathered.unbind(1)  # [W,C_i]
-        mean = means.mean(dim=0)
-        variance = (variances + (means - mean).square()).mean(dim=0)
-        num_rows = len(x) * len(means)
-        with torch.no_grad():
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * (num_rows / max(num_rows - 1, 1)), norm.momentum)
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
-        outputs.append((x - mean) * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias)
-    return outputs
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * (num_rows / max(num_rows - 1, 1)), norm.momentum)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+
+    def _outputs(self, normalized: Tensor) -> Tensor:
+        return at_least_float32(self.out(F.relu(normalized)))
 
 
 class GroupViT(nn.Module):

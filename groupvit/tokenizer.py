@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from groupvit.late_import import LateImport
 
@@ -26,6 +26,8 @@ VOCABULARY_SIZE = 49408
 _VOCABULARY_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 _VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 _NUM_MERGES = 49152 - 256 - 2
+_SPACE = "\u0120"
+"""A space in the byte alphabet."""
 
 # The reference compiles its pattern with IGNORECASE. Text is lower case by then, except for the long s (U+017F), which
 # matches s but has no lower case of its own. The combining iota (U+0345) is in none of the reference's classes: it is
@@ -84,6 +86,13 @@ class Tokenizer:
             row[1 : 1 + len(ids)] = ids
             row[1 + len(ids)] = END_OF_TEXT
         return token_ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a row of token ids as the model sees it: cleaned, and cut to the context."""
+        ids = [int(token) for token in token_ids]
+        inner = ids[1 : ids.index(END_OF_TEXT)]
+        words = [(self._encoder.id_to_token(token) or "").replace("</w>", _SPACE) for token in inner]
+        return decoders.ByteLevel().decode(words).strip()
 
 
 def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -1,31 +1,37 @@
 """One step of contrastive pretraining, on one worker or many.
 
-Gradient accumulation keeps all negatives. First, the towers' outputs for every micro-batch are cached, and the graph of
-the first one is kept. Then projectors and losses run once over all of them, so the batch statistics are those of the
-global batch. Last, the gradients of the outputs go back through the towers. For each micro-batch but the first, these
-run again for this, with the same noise. So the gradient does not depend on how a global batch is divided into
-micro-batches and workers.
+A global batch consists of slices, the micro-batches, which the workers share out. Accumulation keeps all negatives.
+First, the towers' outputs for every slice are cached, and the graph of the first one is kept. Then projectors and
+losses run with the statistics and the embeddings of the global batch (`groupvit.heads`). Last, the gradients of the
+outputs go back through the towers. For each slice but the first, these run again for this, with the same noise.
 
-Shapes: b images per micro-batch, B per worker, K prompts, T token ids, G segments, C channels of a tower.
+All arithmetic is that of one slice, and sums over slices are exact. So a step gives the same bits for any number of
+workers, on processors of one kind.
+
+Shapes: b images per slice, K prompts, T token ids, G groups, S segments.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from groupvit.collectives import Slices, rank, world_size
 from groupvit.config import LossConfig, Precision, ReducePrecision
 from groupvit.device_augment import AugmentedImages
 from groupvit.finishing import ByteImages
 from groupvit.gradients import GradientReducer
+from groupvit.heads import TowerFeatures, head_gradients
 from groupvit.image_encoder import ImageFeatures, ImageNoise
-from groupvit.losses import clamped_scale, contrastive_losses
-from groupvit.model import GroupViT, project
+from groupvit.losses import clamped_scale
+from groupvit.model import GroupViT
 from groupvit.noise import NoiseSource, Uniform, generator_noise
 from groupvit.precision import autocast
+from groupvit.step_guard import StepGuard, skipping
 from groupvit.text_encoder import ArrangedTexts, arrange_texts
 
 
@@ -77,33 +83,43 @@ def train_step(
     seed: int,
     step: int,
     precision: Precision = "float32",
-    reduce_precision: ReducePrecision = "float32",
+    reduce_precision: ReducePrecision = "exact",
     clip_grad_norm: float | None = None,
+    guard: StepGuard | None = None,
     noise: NoiseSource = generator_noise,
     towers: Towers | None = None,
     group: dist.ProcessGroup | None = None,
+    num_slices: int | None = None,
+    first_rank: int = 0,
 ) -> dict[str, Tensor]:
-    """Update the model once from this worker's micro-batches. All workers need the same number and size of them.
+    """Update the model once from this worker's micro-batches.
+
+    A step whose loss or gradient is not finite changes nothing: neither weights nor the optimiser's state nor running
+    statistics.
 
     Args:
         model: The model, on its device, in training mode.
-        optimizer: Its optimiser, with the learning rate of the step.
-        micro_batches: This worker's micro-batches. They are taken one by one, so the first may be computed while the
-            next is made.
+        optimizer: Its optimiser, fused, with the learning rate of the step.
+        micro_batches: This worker's slices of the global batch: those that come to it when the workers take one in
+            turn, all of the same size. They are taken one by one, so the first may be computed while the next is made.
         loss: The losses.
         seed: Seed of the noise.
         step: Index of the step, which changes the noise.
         precision: Precision of the towers and projectors.
+        reduce_precision: How gradients are summed over slices and workers (`groupvit.gradients`).
         clip_grad_norm: Largest norm of the gradient. None: not clipped.
-        reduce_precision: Precision of the gradients that the workers send each other.
+        guard: Skips steps whose gradient is much larger than before, too, and counts the skipped ones.
         noise: Makes the source of the noise.
         towers: The passes through the model's towers. None: as they are, not compiled.
         group: The workers. None: this one alone.
+        num_slices: Number of slices of the global batch. None: every worker has as many as this one.
+        first_rank: Rank of the worker of the first slice.
 
-    Returns 0-D metrics: `loss`, its parts, `grad_norm` (before clipping) and the logit scales, which are the same on
-    every worker; and `groups_used_l`, the mean number of groups of stage l that win a segment in this worker's first
-    micro-batch.
+    Returns 0-D metrics, the same on every worker: `loss`, its parts, `grad_norm` (before clipping), the logit scales,
+    `groups_used_l`, the mean number of groups of stage l that win a segment, and `skipped`, 1 if the step was skipped.
     """
+    guard = StepGuard(None, model.logit_scale.device) if guard is None else guard
+    statistics = [buffer.clone() for buffer in model.buffers()]
     optimizer.zero_grad(set_to_none=True)
     metrics = compute_gradients(
         model,
@@ -116,13 +132,21 @@ def train_step(
         noise=noise,
         towers=towers,
         group=group,
+        num_slices=num_slices,
+        first_rank=first_rank,
     )
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = torch.where(metrics["loss"].isfinite(), norm, math.nan)
     if clip_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
+    skipped = guard.skips(norm)
+    with skipping(optimizer, skipped):
+        optimizer.step()
+    for buffer, before in zip(model.buffers(), statistics, strict=True):
+        buffer.copy_(torch.where(skipped, before, buffer))
     metrics["grad_norm"] = norm
-    optimizer.step()
+    metrics["skipped"] = skipped.to(norm.dtype)
     return metrics
 
 
@@ -134,61 +158,65 @@ def compute_gradients(
     seed: int,
     step: int,
     precision: Precision = "float32",
-    reduce_precision: ReducePrecision = "float32",
+    reduce_precision: ReducePrecision = "exact",
     noise: NoiseSource = generator_noise,
     towers: Towers | None = None,
     group: dist.ProcessGroup | None = None,
+    num_slices: int | None = None,
+    first_rank: int = 0,
 ) -> dict[str, Tensor]:
-    """Store the global batch's gradient in `.grad`, equal on all workers. Arguments and metrics as of `train_step`."""
+    """Store the global batch's gradient in `.grad`, equal on all workers. Arguments and metrics as of `train_step`.
+
+    If a number of the step is not finite, or too large to be summed exactly, the loss is NaN.
+    """
     device = model.logit_scale.device
     towers = Towers.of(model) if towers is None else towers
-    rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    size = world_size(group)
+    first_own = (rank(group) - first_rank) % size
 
-    def run_towers(index: int) -> TowerFeatures:
-        # Seeded by the micro-batch's index in the global batch, so that it does not depend on the number of workers.
-        entropy = np.random.SeedSequence((seed, step, index * world_size + rank)).generate_state(1, np.uint64)
+    def run_towers(place: int) -> TowerFeatures:
+        # Seeded by the slice's index in the global batch, so that it does not depend on the number of workers.
+        entropy = np.random.SeedSequence((seed, step, first_own + place * size)).generate_state(1, np.uint64)
         uniform = noise(int(entropy[0] >> 1), device)
-        return tower_features(model, towers, batches[index], loss, uniform, precision)
+        return tower_features(model, towers, batches[place], loss, uniform, precision)
 
     batches: list[Batch] = []
     passes: list[TowerFeatures] = []
-    for index, batch in enumerate(micro_batches):
+    for place, batch in enumerate(micro_batches):
         batches.append(batch)
-        with torch.set_grad_enabled(index == 0):  # the first pass is not repeated
-            passes.append(run_towers(index))
-    features = TowerFeatures.concatenate(passes)
-    reducer = GradientReducer([*model.tower_parameters(), *model.head_parameters()], group, reduce_precision)
-    reducer.arm(model.head_parameters())
-    metrics = _backward_loss(model, features, batches, loss, precision, group)
-    sizes = [len(batch) for batch in batches]
-    gradients = zip(*(tensor.grad.split(sizes) for tensor in features.tensors if tensor.grad is not None), strict=True)
-    for index, gradient in enumerate(gradients):
-        with_graph = passes[0] if index == 0 else run_towers(index)
-        if index == len(batches) - 1:
+        with torch.set_grad_enabled(place == 0):  # the first pass is not repeated
+            passes.append(run_towers(place))
+    slices = Slices(num_slices or len(batches) * size, group, first_rank)
+    assert len(batches) == len(slices.own), f"{len(batches)} micro-batches, but {slices} has {len(slices.own)}"
+    features = [each.detached() for each in passes]
+    reducer = GradientReducer(
+        [*model.tower_parameters(), *model.head_parameters()], group, slices.count, reduce_precision
+    )
+    metrics = head_gradients(
+        model,
+        features,
+        _prompt_keys(batches) if loss.shares_positives else None,
+        loss=loss,
+        precision=precision,
+        slices=slices,
+        reducer=reducer,
+    )
+    for stage, used in enumerate(zip(*(each.groups_used for each in passes), strict=True)):
+        metrics[f"groups_used_{stage}"] = list(used)
+    reducer.complete(model.head_parameters())
+    for place, leaves in enumerate(features):
+        with_graph = passes[0] if place == 0 else run_towers(place)
+        is_last = place == len(features) - 1
+        if is_last:
             reducer.arm(model.tower_parameters())
-        torch.autograd.backward(with_graph.tensors, gradient)
-    metrics = reducer.finish(metrics)
-    metrics["logit_scale"] = clamped_scale(model.logit_scale.detach())
-    metrics["multi_label_logit_scale"] = clamped_scale(model.multi_label_logit_scale.detach())
-    for stage, used in enumerate(passes[0].groups_used):
-        metrics[f"groups_used_{stage}"] = used
-    return metrics
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerFeatures:
-    """Outputs of the towers that the losses need: of one micro-batch, or of all of a worker's, concatenated."""
-
-    tensors: tuple[Tensor, ...]
-    """Image rows [b,R,C]: the pooled token and, if the loss uses segments, the segment tokens. Text rows [b,1+K,C]. If
-    the loss uses them, segment masses [b,G]."""
-    groups_used: tuple[Tensor, ...] = ()
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["TowerFeatures"]) -> "TowerFeatures":
-        """Concatenate parts into leaves that require gradients."""
-        together = (torch.cat([x.detach() for x in same]) for same in zip(*(p.tensors for p in parts), strict=True))
-        return cls(tuple(tensor.requires_grad_() for tensor in together))
+        torch.autograd.backward(with_graph.tensors, [leaf.grad for leaf in leaves.tensors])
+        if not is_last:
+            reducer.add(model.tower_parameters())
+    averages, right = reducer.finish(metrics)
+    averages["loss"] = torch.where(right, averages["loss"], math.nan)
+    averages["logit_scale"] = clamped_scale(model.logit_scale.detach())
+    averages["multi_label_logit_scale"] = clamped_scale(model.multi_label_logit_scale.detach())
+    return averages
 
 
 def tower_features(
@@ -214,35 +242,10 @@ def tower_features(
     return TowerFeatures((image_rows, text_rows, *masses), groups_used)
 
 
-def _backward_loss(
-    model: GroupViT,
-    features: TowerFeatures,
-    micro_batches: Sequence[Batch],
-    loss: LossConfig,
-    precision: Precision,
-    group: dist.ProcessGroup | None,
-) -> dict[str, Tensor]:
-    image_rows, text_rows, *masses = features.tensors
-    with autocast(image_rows.device, precision):
-        images, texts = project([model.image_projector, model.text_projector], [image_rows, text_rows], group)
-    losses = contrastive_losses(
-        images,
-        texts,
-        model.logit_scale,
-        model.multi_label_logit_scale,
-        loss,
-        segment_masses=masses[0] if masses else None,
-        prompt_keys=_prompt_keys(micro_batches) if loss.shares_positives else None,
-        group=group,
-    )
-    losses["loss"].backward()
-    return {name: value.detach() for name, value in losses.items()}
-
-
-def _prompt_keys(micro_batches: Sequence[Batch]) -> Tensor:
+def _prompt_keys(micro_batches: Iterable[Batch]) -> list[Tensor]:
     keys = [batch.prompt_keys for batch in micro_batches if batch.prompt_keys is not None]
-    assert len(keys) == len(micro_batches), "this loss needs the keys of the prompts"
-    return torch.cat(keys)
+    assert keys, "this loss needs the keys of the prompts"
+    return keys
 
 
 @torch.no_grad()

@@ -183,6 +183,14 @@ def inspect(arguments: Sequence[str]) -> dict[str, Any]:
     return inspect_dataset(parse(InspectConfig, arguments, prog="groupvit inspect"))
 
 
+def inspect_step(arguments: Sequence[str]) -> dict[str, Any]:
+    """Show what a run saw at a step, for example at one that it skipped."""
+    from pipelines.training.inspect_step import InspectStepConfig
+    from pipelines.training.inspect_step import inspect_step as run
+
+    return run(parse(InspectStepConfig, arguments, prog="groupvit inspect-step"))
+
+
 def demo(arguments: Sequence[str]) -> dict[str, Any]:
     """Run the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
     from pipelines.demo.run import DemoConfig, run_demo
@@ -197,6 +205,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "curate": curate,
     "inspect": inspect,
     "pretrain": pretrain,
+    "inspect-step": inspect_step,
     "sweep": sweep,
     "evaluate": evaluate,
     "compare": compare,

@@ -49,8 +49,8 @@ class Sample:
     thumbnail: bytes | None
     """JPEG, or None if the image cannot be decoded."""
     captions: Sequence[str]
-    nouns: Sequence[Sequence[str]]
-    """Nouns of each caption."""
+    nouns: Sequence[Sequence[str]] | None
+    """Nouns of each caption. None: not shown."""
     width: int
     height: int
     source: str | None
@@ -60,17 +60,24 @@ class Sample:
 def dataset_page(card: DatasetCard, samples: Sequence[Sample]) -> str:
     """Renders the page, with `samples` in order."""
     name = _escape(card.info.uri)
-    parts = [f"<h1>Data set {name}</h1>", _table("The data set", card.facts())]
+    parts = [f"<h1>Data set {name}</h1>", table("The data set", card.facts())]
     if card.drops:
         parts += ["<h2>Dropped</h2>", f'<div class="charts">{_chart(card.dropped())}</div>', _drops_table(card.drops)]
     parts += ["<h2>Samples in numbers</h2>", f'<div class="charts">{"".join(map(_chart, card.charts()))}</div>']
     if samples:
-        parts += [
-            f"<h2>{len(samples):,} samples, evenly spaced</h2>",
-            f'<ul class="samples">{"".join(map(_sample, samples))}</ul>',
-        ]
+        parts += [f"<h2>{len(samples):,} samples, evenly spaced</h2>", gallery(samples)]
     if card.provenance:
-        parts += ["<h2>Where it comes from</h2>", _table("From dataset.json", card.provenance)]
+        parts += ["<h2>Where it comes from</h2>", table("From dataset.json", card.provenance)]
+    return document(f"Data set {card.info.uri}", parts)
+
+
+def gallery(samples: Sequence[Sample]) -> str:
+    """Renders samples side by side, in order."""
+    return f'<ul class="samples">{"".join(map(_sample, samples))}</ul>'
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Renders a page of these parts, which are HTML."""
     body = "\n".join(parts)
     # If a text is not escaped by mistake, the policy keeps it from running or loading anything.
     return f"""<!DOCTYPE html>
@@ -79,7 +86,7 @@ def dataset_page(card: DatasetCard, samples: Sequence[Sample]) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Data set {name}</title>
+<title>{_escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
@@ -95,7 +102,8 @@ def _escape(text: str) -> str:
     return html.escape("".join(c if c.isprintable() else " " for c in text))
 
 
-def _table(caption: str, rows: Mapping[str, str]) -> str:
+def table(caption: str, rows: Mapping[str, str]) -> str:
+    """Renders names and texts."""
     body = "".join(
         f'<tr><th scope="row">{_escape(name)}</th><td>{_escape(text)}</td></tr>' for name, text in rows.items()
     )
@@ -145,8 +153,10 @@ def _sample(sample: Sample) -> str:
         data = base64.b64encode(sample.thumbnail).decode()
         picture = f'<img loading="lazy" alt="{captions[0]}" src="data:image/jpeg;base64,{data}">'
     origin = f"{sample.width}×{sample.height}" + (f", {sample.source}" if sample.source else "")
-    nouns = dict.fromkeys(noun for of_caption in sample.nouns for noun in of_caption)
-    faint = [f"nouns: {', '.join(nouns) or 'none'}", origin, *([redact(sample.url)] if sample.url else [])]
+    faint = [origin, *([redact(sample.url)] if sample.url else [])]
+    if sample.nouns is not None:
+        nouns = dict.fromkeys(noun for of_caption in sample.nouns for noun in of_caption)
+        faint.insert(0, f"nouns: {', '.join(nouns) or 'none'}")
     lines = "".join(f'<p class="faint" dir="auto">{_escape(shortened(line, _LONGEST_LINE))}</p>' for line in faint)
     said = "".join(f'<p dir="auto">{caption}</p>' for caption in captions)
     return f"<li>{picture}{said}{lines}</li>"

@@ -6,7 +6,7 @@ before Ray starts.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from groupvit.config import (
     LossConfig,
@@ -14,8 +14,6 @@ from groupvit.config import (
     OptimizerConfig,
     PrecisionChoice,
     SegmentationConfig,
-    flatten,
-    to_dict,
 )
 from pipelines.errors import require_at_least
 from pipelines.experiments.scoring import EvaluationConfig
@@ -89,7 +87,7 @@ class TrainingConfig:
     seed: int = 0
     """Seed of the initial weights and of the model's noise (Gumbel, stochastic depth) at every step."""
     num_workers: int = 1
-    """Number of training processes. It changes neither the batches nor, beyond rounding, the result."""
+    """Number of training processes, at most the number of slices in a batch. It does not change the result."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: GPUs if the cluster has any. One worker uses one GPU (nccl) or `cpus_per_worker` CPUs (gloo)."""
     cpus_per_worker: int = 1
@@ -101,8 +99,15 @@ class TrainingConfig:
     """`bfloat16`: autocast in the towers; parameters, projectors' statistics and losses stay float32. `tf32`: float32,
     multiplied with 10 bits of mantissa, on NVIDIA GPUs since Ampere. `auto`: bfloat16 if every worker's device computes
     it natively, else float32. The first start chooses, and later ones keep it."""
-    reduce_precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the gradients that workers send each other. `bfloat16` halves the bytes, for slow networks."""
+    reduce_precision: Literal["auto", "exact", "float32", "bfloat16"] = "auto"
+    """How gradients are summed over slices and workers. `exact`: as 64-bit integers, with the same bits for any number
+    of workers. `float32`: half the bytes, but rounding depends on the workers. `bfloat16`: half of these again, for
+    slow networks. `auto`: exact, but `float32` for runs older than this choice."""
+    max_grad_norm_ratio: float | None = None
+    """A step is skipped if the norm of its gradient is larger than this times the median of the last 128 used ones.
+    None: only steps whose loss or gradient is not finite are skipped."""
+    max_skipped_steps: int = 10
+    """Largest number of skipped steps in a row. If there are more, the run stops."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether to compile the towers with torch.compile. It takes minutes at the first start, and makes steps on GPUs
     faster. `auto`: on GPUs."""
@@ -176,8 +181,8 @@ class ExperimentConfig:
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Number of slices that one worker consumes per optimiser step."""
-        return self.slices_per_step // self.training.num_workers
+        """Largest number of slices that one worker consumes per optimiser step. Some may consume one less."""
+        return -(-self.slices_per_step // self.training.num_workers)
 
 
 def validate(config: ExperimentConfig) -> None:
@@ -186,7 +191,7 @@ def validate(config: ExperimentConfig) -> None:
     data, ingest, training, evaluation = config.data, config.ingest, config.training, config.evaluation
     require_at_least(training, "training.", num_steps=1, global_batch_size=1, num_workers=1, cpus_per_worker=1)
     require_at_least(training, "training.", checkpoint_every_n_steps=1, keep_checkpoints=1, log_every_n_steps=1)
-    require_at_least(training, "training.", max_failures=0)
+    require_at_least(training, "training.", max_failures=0, max_skipped_steps=0)
     require_at_least(evaluation, "evaluation.", every_n_steps=1)
     require_at_least(ingest, "ingest.", window_size=1, prefetch_slices=0, max_processes=1)
 
@@ -224,6 +229,11 @@ def validate(config: ExperimentConfig) -> None:
             f"data.weights={data.weights}: every weight must be above 0; leave a source out of data.sources"
         )
 
+    if training.max_grad_norm_ratio is not None and not training.max_grad_norm_ratio > 1:
+        raise ValueError(
+            f"training.max_grad_norm_ratio={training.max_grad_norm_ratio} would skip ordinary steps: give more than 1, "
+            "e.g. 10, or None"
+        )
     if training.ema_decay is not None and not 0 < training.ema_decay < 1:
         raise ValueError(f"training.ema_decay={training.ema_decay} is outside (0, 1): give e.g. 0.999, or None")
     if config.optimizer.warmup_steps >= training.num_steps and config.optimizer.warmup_steps > 0:
@@ -246,43 +256,30 @@ def validate(config: ExperimentConfig) -> None:
 
 
 def _check_slices(ingest: IngestConfig, training: TrainingConfig) -> None:
-    """Raises ValueError unless every worker gets whole slices of a batch, and every window is cut into whole ones."""
-    size, batch = ingest.slice_size, training.global_batch_size
-    if size == "auto":  # any divisor may come out
-        names, factors, unit = "training.num_workers", f"{training.num_workers}", training.num_workers
-    else:
-        require_at_least(ingest, "ingest.", slice_size=1)
-        unit = size * training.num_workers
-        names = "ingest.slice_size x training.num_workers"
-        factors = f"{size} x {training.num_workers} = {unit}"
-    if batch % unit:
-        lower = batch // unit * unit
+    """Raises ValueError unless a batch and a window consist of whole slices, and every worker gets one."""
+    size, batch, num_workers = ingest.slice_size, training.global_batch_size, training.num_workers
+    if size == "auto":
+        if batch < num_workers:  # slices of one sample may come out
+            raise ValueError(
+                f"training.num_workers={num_workers} is more than training.global_batch_size={batch}: give at most "
+                f"{batch}"
+            )
+        return
+    require_at_least(ingest, "ingest.", slice_size=1)
+    if batch % size:
+        lower = batch // size * size
         raise ValueError(
-            f"training.global_batch_size={batch} is not a multiple of {names} = {factors}: give "
-            + (f"{lower} or {lower + unit}" if lower else f"{unit}, or smaller slices")
+            f"training.global_batch_size={batch} is not a multiple of ingest.slice_size={size}: give "
+            + (f"{lower} or {lower + size}" if lower else f"{size}, or smaller slices")
         )
-    if size != "auto" and ingest.window_size % size:
+    if batch // size < num_workers:
+        raise ValueError(
+            f"training.num_workers={num_workers} is more than the {batch // size} slices of a batch "
+            f"(training.global_batch_size={batch} / ingest.slice_size={size}): give at most {batch // size}, or "
+            "smaller slices"
+        )
+    if ingest.window_size % size:
         raise ValueError(
             f"ingest.window_size={ingest.window_size} is not a multiple of ingest.slice_size={size}: give "
             f"{-(-ingest.window_size // size) * size}"
         )
-
-
-def before_there_was_a_choice() -> dict[str, Any]:
-    """Returns what the code did before a field of `fixes_the_result` existed, which a run or sweep without it goes on
-    with: the field's default, but for the code that resizes."""
-    return fixes_the_result(ExperimentConfig(name="")) | {"ingest.resize": "pillow"}
-
-
-def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
-    """Returns the fields that a run cannot change. The others (workers, cadences, ...) may differ at every start."""
-    training = ("num_steps", "global_batch_size", "seed", "precision", "reduce_precision", "deterministic", "ema_decay")
-    free_ingest = ("max_processes", "prefetch_slices", "max_corrupt_fraction")
-    values = flatten(to_dict(config))
-    return {
-        name: value
-        for name, value in values.items()
-        if name.startswith(("model.", "loss.", "optimizer."))
-        or name in ("data.weights", "data.seed", *(f"training.{field}" for field in training))
-        or (name.startswith("ingest.") and name.removeprefix("ingest.") not in free_ingest)
-    }

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines import storage
-from pipelines.experiments.config import before_there_was_a_choice
+from pipelines.experiments.fixed import before_there_was_a_choice, settled
 from pipelines.runs.evaluations import read_record
 from pipelines.runs.folder import RunFolder
 from pipelines.sweeps.plan import Sweep, TrialSpec
@@ -130,13 +130,11 @@ class SweepFolder:
 
 
 def as_started(sweep: Sweep) -> Sweep:
-    """Return a sweep whose new trials have the pixels of its first ones: a sweep older than the choice of the code that
-    resizes goes on with the code of then."""
-    base, description = sweep.space.base, SweepFolder(sweep).read_description()
-    if description is None or "ingest.resize" in description["fixed"] or base.ingest.resize != "auto":
+    """Return a sweep whose new trials do as its first ones did, also if it is older than a choice."""
+    description = SweepFolder(sweep).read_description()
+    if description is None:
         return sweep
-    resize = before_there_was_a_choice()["ingest.resize"]
-    base = dataclasses.replace(base, ingest=dataclasses.replace(base.ingest, resize=resize))
+    base = settled(sweep.space.base, description["fixed"])
     return dataclasses.replace(sweep, space=dataclasses.replace(sweep.space, base=base))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from groupvit.config import flatten, to_dict
 from pipelines import storage
-from pipelines.experiments.config import ExperimentConfig, fixes_the_result, validate
+from pipelines.experiments.config import ExperimentConfig, validate
+from pipelines.experiments.fixed import fixes_the_result
 from pipelines.sweeps.config import DEMO_STEPS, SweepConfig
 from pipelines.sweeps.space import Choice, Point, Space, with_values
 from pipelines.training.job import with_absolute_paths

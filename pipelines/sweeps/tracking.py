@@ -5,7 +5,7 @@ from mlflow.entities import Param
 
 from groupvit.config import flatten, to_dict
 from pipelines.dataset.format import DatasetInfo
-from pipelines.experiments.config import fixes_the_result
+from pipelines.experiments.fixed import fixes_the_result
 from pipelines.provenance import code_version, redact
 from pipelines.sweeps.folder import Known, SweepFolder
 from pipelines.sweeps.plan import Sweep

@@ -15,6 +15,7 @@ from typing import Any
 from groupvit.config import flatten, to_dict
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.runs.folder import RunFolder
+from pipelines.training.memory import busy_share
 
 FORMULA = (
     "hours = num_steps x global_batch_size / (images_per_second_per_gpu x GPUs) / 3600 x (1 + overhead)\n"
@@ -53,12 +54,13 @@ def estimate(config: CostConfig, experiment: ExperimentConfig) -> dict[str, Any]
     num_gpus = training.num_workers if config.num_gpus is None else config.num_gpus
     _check(config, experiment, num_gpus)
     rate, rate_source = _rate(config, experiment)
+    busy = busy_share(_slices_per_step(experiment), num_gpus)
 
     num_images = training.num_steps * training.global_batch_size
-    hours = num_images / (rate * num_gpus) / 3600 * (1 + config.overhead)
+    hours = num_images / (rate * num_gpus * busy) / 3600 * (1 + config.overhead)
     total_usd = None if config.price_per_hour is None else hours * config.price_per_hour
 
-    ingest = rate * num_gpus
+    ingest = rate * num_gpus * busy
     per_core = config.images_per_second_per_core
     cores = None if per_core is None else math.ceil(ingest / per_core)
     slice_bytes = ingest * bytes_per_image(experiment)
@@ -68,7 +70,8 @@ def estimate(config: CostConfig, experiment: ExperimentConfig) -> dict[str, Any]
         *FORMULA.splitlines(),
         "",
         f"images    {training.num_steps:,} steps x {training.global_batch_size:,} = {num_images:,}",
-        f"speed     {rate:,.1f} images/s per GPU ({rate_source}); {gpus} are taken to be {num_gpus} times as fast",
+        f"speed     {rate:,.1f} images/s per GPU ({rate_source}); {gpus} are taken to be {num_gpus * busy:.3g} times as"
+        " fast",
         f"ingest    must give {ingest:,.0f} images/s",
         "cores     no speed of reading: give --images-per-second-per-core"
         if cores is None
@@ -115,15 +118,15 @@ def _check(config: CostConfig, experiment: ExperimentConfig, num_gpus: int) -> N
         )
     if num_gpus < 1:
         raise ValueError(f"num_gpus={num_gpus} do not train: give 1 or more")
-    slice_size, batch_size = experiment.ingest.slice_size, experiment.training.global_batch_size
-    if slice_size == "auto":  # any number of GPUs that divides the batch gets whole slices
-        slice_size = 1
-    if batch_size % (slice_size * num_gpus):
-        raise ValueError(
-            f"num_gpus={num_gpus}: training.global_batch_size={batch_size} is not a multiple of ingest.slice_size x "
-            f"GPUs = {slice_size} x {num_gpus} = {slice_size * num_gpus}: give a number of GPUs that divides "
-            f"{batch_size // slice_size}"
-        )
+    slices = _slices_per_step(experiment)
+    if num_gpus > slices:
+        raise ValueError(f"num_gpus={num_gpus} is more than the {slices} slices of a batch: give at most {slices}")
+
+
+def _slices_per_step(experiment: ExperimentConfig) -> int:
+    """Returns the number of slices of a batch; with `auto`, the largest that may come out."""
+    size = experiment.ingest.slice_size
+    return experiment.training.global_batch_size // (1 if size == "auto" else size)
 
 
 def _rate(config: CostConfig, experiment: ExperimentConfig) -> tuple[float, str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from groupvit.config import flatten, to_dict
 from pipelines.dataset.format import DatasetInfo
-from pipelines.experiments.config import ExperimentConfig, before_there_was_a_choice, fixes_the_result
+from pipelines.experiments.config import ExperimentConfig
+from pipelines.experiments.fixed import before_there_was_a_choice, fixes_the_result, settled
 from pipelines.local.home import cache_folder
 from pipelines.local.writable import check_writable
 from pipelines.provenance import code_version
@@ -148,7 +149,7 @@ def start_or_continue(
     Raises ValueError if the run was started with another config or other data.
     """
     description = run.read_description()
-    config = _with_settled_resize(config, description)
+    config = settled(config, None if description is None else description["fixed"])
     fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
     if description is None:
         description = {
@@ -180,14 +181,6 @@ def start_or_continue(
             ],
         },
     )
-
-
-def _with_settled_resize(config: ExperimentConfig, description: Mapping[str, Any] | None) -> ExperimentConfig:
-    """Replaces `ingest.resize=auto` by what the run was started with, so that it goes on with the same pixels."""
-    if config.ingest.resize != "auto":
-        return config
-    resize = "torch" if description is None else (before_there_was_a_choice() | description["fixed"])["ingest.resize"]
-    return dataclasses.replace(config, ingest=dataclasses.replace(config.ingest, resize=resize))
 
 
 def _identity(

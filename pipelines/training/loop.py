@@ -6,7 +6,6 @@ that resumes from a checkpoint gives the same bits as one that never stopped.
 
 import copy
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ import torch.distributed as dist
 
 from groupvit import checkpoint
 from groupvit.averaging import update_average
+from groupvit.collectives import Slices
 from groupvit.config import Precision, to_dict
 from groupvit.model import GroupViT
 from groupvit.noise import counter_noise, generator_noise
@@ -34,6 +34,7 @@ from pipelines.training.batches import BatchesAhead
 from pipelines.training.compilation import prepare_towers
 from pipelines.training.heartbeat import Heartbeat
 from pipelines.training.progress import Clock, RunStoppedError, Totals
+from pipelines.training.skipping import SkippedSteps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class WorkerContext:
     first_step: int
     """Step of the checkpoint to resume from; 0 without one."""
     slices: Iterator[Slice]
-    """This worker's slices from `first_step` on."""
+    """This worker's slices from `first_step` on: the workers take one in turn, also from one step to the next."""
     say: Callable[[str], None]
     """Shows a line of progress to the user."""
     tracker: Tracker | None
@@ -59,11 +60,16 @@ class WorkerContext:
     checkpoint_state: Mapping[str, Any]
     """Entries of state.json beside the progress: data set digests, code version."""
 
+    def share(self, step: int, num_slices: int) -> Slices:
+        """How the workers share the slices of a step."""
+        turns = (step - self.first_step) * num_slices
+        return Slices(num_slices, self.group, turns % self.world_size)
+
 
 def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> None:
     """Trains to the last step.
 
-    Raises RunStoppedError if the loss or the gradient's norm is not finite, if too many images are corrupt, or if the
+    Raises RunStoppedError if too many steps in a row had to be skipped, if too many images are corrupt, or if the
     checkpoint is invalid.
     """
     training, first_step = config.training, context.first_step
@@ -72,18 +78,21 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
     optimizer = build_optimizer(model, config.optimizer)
     average = None if training.ema_decay is None else copy.deepcopy(model).requires_grad_(False)
     noise = counter_noise if training.deterministic else generator_noise
+    assert training.reduce_precision != "auto", "the start of the run settles training.reduce_precision"
     totals = Totals(len(config.data.sources), context.group, context.device)
+    say = context.say if context.rank == 0 else _say_nothing
+    skipped = SkippedSteps(run, training, context.device, say if context.rank == 0 else None)
     seconds_before = 0.0
     if first_step:
         state = _restore(run, first_step, model, optimizer, average)
         totals.load(state)
+        skipped.load(state)
         seconds_before = state["train_seconds"]
     clock = Clock(first_step, training.num_steps, training.global_batch_size, seconds_before)
-    say = context.say if context.rank == 0 else _say_nothing
     slices: list[Slice] = []  # of the step, without images
 
-    def micro_batches() -> Iterator[Batch]:
-        for _ in range(config.micro_batches_per_step):
+    def micro_batches(share: Slices) -> Iterator[Batch]:
+        for _ in share.own:
             with clock.waiting():
                 prepared = next(batches)
             slices.append(prepared.samples)
@@ -102,6 +111,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             towers = prepare_towers(config, run, model, batches.peek().batch, noise, context.precision, say)
         for step in range(first_step, training.num_steps):
             slices.clear()
+            share = context.share(step, config.slices_per_step)
             rate = learning_rate(
                 step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
             )
@@ -109,22 +119,26 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             metrics = train_step(
                 model,
                 optimizer,
-                micro_batches(),
+                micro_batches(share),
                 loss=config.loss,
                 seed=training.seed,
                 step=step,
                 precision=context.precision,
                 reduce_precision=training.reduce_precision,
                 clip_grad_norm=config.optimizer.clip_grad_norm,
+                guard=skipped.guard,
                 noise=noise,
                 towers=towers,
                 group=context.group,
+                num_slices=share.count,
+                first_rank=share.first_rank,
             )
+            skipped.add(step, metrics)
             if average is not None and training.ema_decay is not None:
-                update_average(average, model, training.ema_decay, step)
+                update_average(average, model, training.ema_decay, step, metrics["skipped"])
             totals.add(slices)
             if training.record_samples is not None:
-                _record_samples(Path(training.record_samples), context, step, slices)
+                _record_samples(Path(training.record_samples), context.rank, step, share, slices)
 
             done = step + 1
             is_last = done == training.num_steps
@@ -139,9 +153,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
 
             totals.share()
             totals.check(config.ingest.max_corrupt_fraction)
-            values = {name: value.item() for name, value in metrics.items()}
-            _check_finite("loss", values["loss"], done)
-            _check_finite("norm of the gradient", values["grad_norm"], done)  # if finite, so are the weights
+            values = {name: value.item() for name, value in metrics.items() if name != "skipped"} | skipped.look(done)
 
             if log:
                 clock.lap()
@@ -150,14 +162,14 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                     heartbeat.say(clock.line(done, values["loss"]))
                     context.watch(done, values)
                 if context.tracker is not None:
-                    named = {f"train/{name}": float(value) for name, value in values.items()}
+                    named = {f"train/{name}": float(x) for name, x in values.items() if math.isfinite(x)}
                     context.tracker.log_metrics(named, done, training=True)
 
             if save and context.rank == 0:
                 progress = {
                     "step": done,
-                    "loss": values["loss"],
                     **totals.state(),
+                    **skipped.state(),
                     "train_seconds": clock.total_seconds(),
                 }
                 state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
@@ -175,18 +187,18 @@ def _say_nothing(line: str) -> None:
 def _in_order(config: ExperimentConfig, context: WorkerContext) -> Iterator[Slice]:
     """Yields the slices of the remaining steps. Raises RuntimeError if one is not what the sample order expects."""
     size, num_steps = config.slice_size, config.training.num_steps
-    for step, index in itertools.product(range(context.first_step, num_steps), range(config.micro_batches_per_step)):
-        item = next(context.slices, None)
-        if item is None:
-            raise RuntimeError(f"the data ended before step {step} of {num_steps}")
-        place = index * context.world_size + context.rank
-        expected = step * config.training.global_batch_size + place * size
-        if item["position"][0] != expected or len(item["position"]) != size:
-            raise RuntimeError(
-                f"rank {context.rank} got {len(item['position'])} samples from position {item['position'][0]} for "
-                f"slice {place} of step {step}; expected {size} from {expected}"
-            )
-        yield item
+    for step in range(context.first_step, num_steps):
+        for index in context.share(step, config.slices_per_step).own:
+            item = next(context.slices, None)
+            if item is None:
+                raise RuntimeError(f"the data ended before step {step} of {num_steps}")
+            expected = step * config.training.global_batch_size + index * size
+            if item["position"][0] != expected or len(item["position"]) != size:
+                raise RuntimeError(
+                    f"rank {context.rank} got {len(item['position'])} samples from position {item['position'][0]} for "
+                    f"slice {index} of step {step}; expected {size} from {expected}"
+                )
+            yield item
 
 
 def _save(
@@ -235,19 +247,10 @@ def _restore(
             raise RunStoppedError(f"{error}; without {uri} the run goes on from the checkpoint before it") from None
 
 
-def _record_samples(folder: Path, context: WorkerContext, step: int, slices: list[Slice]) -> None:
+def _record_samples(folder: Path, rank: int, step: int, share: Slices, slices: list[Slice]) -> None:
     """Appends the ids of the samples that this worker consumed, one line per slice."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"rank-{context.rank}.jsonl").open("a", encoding="utf-8") as file:
-        for index, item in enumerate(slices):
-            place = index * context.world_size + context.rank
-            line = {"step": step, "slice": place, "ids": item["sample_id"].tolist(), "epochs": item["epoch"].tolist()}
+    with (folder / f"rank-{rank}.jsonl").open("a", encoding="utf-8") as file:
+        for index, item in zip(share.own, slices, strict=True):
+            line = {"step": step, "slice": index, "ids": item["sample_id"].tolist(), "epochs": item["epoch"].tolist()}
             file.write(json.dumps(line) + "\n")
-
-
-def _check_finite(name: str, value: float, done: int) -> None:
-    if not math.isfinite(value):
-        raise RunStoppedError(
-            f"the {name} is {value} at step {done}: start under another --training.run-name with a lower "
-            "optimizer.learning_rate or a longer optimizer.warmup_steps"
-        )

@@ -54,10 +54,18 @@ class Numbers:
         return cls(size=2 if narrow else _FLOAT32, fused_attention=on_gpu or not narrow)
 
 
+def busy_share(num_slices: int, num_workers: int) -> float:
+    """Returns the share of a step in which a worker works: all wait for those that have one slice more."""
+    return num_slices / (num_workers * -(-num_slices // num_workers))
+
+
 def slice_sizes(config: ExperimentConfig) -> list[int]:
-    """Returns the slice sizes that divide both a worker's share of the batch and a window, ascending, to 1,024."""
-    common = math.gcd(config.training.global_batch_size // config.training.num_workers, config.ingest.window_size)
-    return [size for size in range(1, min(common, LARGEST_SLICE) + 1) if common % size == 0]
+    """Returns the slice sizes, ascending, to 1,024, that divide both the batch and a window, and keep the workers busy
+    for 90 % of a step."""
+    batch, num_workers = config.training.global_batch_size, config.training.num_workers
+    common = math.gcd(batch, config.ingest.window_size)
+    sizes = [size for size in range(1, min(batch // num_workers, LARGEST_SLICE) + 1) if common % size == 0]
+    return [size for size in sizes if busy_share(batch // size, num_workers) >= 0.9] or sizes[:1]
 
 
 def fits(config: ExperimentConfig, slice_size: int, memory: float, numbers: Numbers) -> bool:
@@ -68,9 +76,12 @@ def fits(config: ExperimentConfig, slice_size: int, memory: float, numbers: Numb
 def step_bytes(config: ExperimentConfig, slice_size: int, numbers: Numbers) -> int:
     """Returns the predicted peak of a training step of one worker."""
     model, loss, training = config.model, config.loss, config.training
-    batch = training.global_batch_size // training.num_workers
-    # Parameters, gradients, two moments, and a copy that products in bfloat16 or the averaging of gradients need.
-    of_model = num_parameters(model) * _FLOAT32 * (5 + (training.ema_decay is not None))
+    num_slices = -(-training.global_batch_size // slice_size)
+    batch = -(-num_slices // training.num_workers) * slice_size
+    # Parameters, gradients, two moments, and a copy that products in bfloat16 or the sum of gradients need, which is
+    # twice as large if it is exact.
+    copies = 5 + (training.ema_decay is not None) + (training.reduce_precision in ("auto", "exact"))
+    of_model = num_parameters(model) * _FLOAT32 * copies
     image_bytes = 3 * model.image.image_size**2
     waiting = batch * image_bytes * (_FLOAT32 + 1)  # a step's images, and those of the next one as uint8
     towers = tower_bytes(model, numbers, tokens_per_image(model.text, loss)) + backward_bytes(model.image, numbers)

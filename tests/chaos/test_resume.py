@@ -63,11 +63,6 @@ def as_flags(config: ExperimentConfig) -> list[str]:
     return flags
 
 
-def first_losses(runs: Path, name: str) -> list[float]:
-    records = [json.loads(line) for line in (runs / name / "tracking" / "spool.jsonl").read_text().splitlines()]
-    return [record["metrics"]["train/loss"] for record in records if record.get("training") and record["step"] <= 3]
-
-
 def assert_one_run_with_each_step_once(runs: Path, name: str) -> None:
     client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
     experiment = client.get_experiment_by_name("chaos")
@@ -82,15 +77,14 @@ def test_every_epoch_sees_every_sample_once(runs: Path, uninterrupted: Path) -> 
     assert_every_epoch_saw_every_sample_once(runs, "uninterrupted")
 
 
-@pytest.mark.parametrize("num_workers", [1, 4])
-def test_order_does_not_depend_on_the_number_of_workers(
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_number_of_workers_does_not_change_the_result(
     data: str, runs: Path, uninterrupted: Path, num_workers: int
 ) -> None:
     name = f"workers-{num_workers}"
     pretrain(make_config(data, runs, name, num_workers=num_workers))
     assert consumed(runs, name) == consumed(runs, "uninterrupted")
-    # The same batches, so the same losses, until rounding has flipped the first hard assignment.
-    assert first_losses(runs, name) == pytest.approx(first_losses(runs, "uninterrupted"), rel=1e-3)
+    assert_same_result(runs / name, uninterrupted)
 
 
 def test_killed_worker(data: str, runs: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,8 +59,8 @@ def meet_corrupt_images(folder: Path) -> None:
     [
         ("training.num_workers=16 with 1 GPU each needs 16 GPUs, and the Ray cluster, … has 8", take_too_many_workers),
         (
-            "training.global_batch_size=… is not a multiple of ingest.slice_size x training.num_workers",
-            lambda folder: start(folder, "--training.num-workers", "3"),
+            "training.global_batch_size=… is not a multiple of ingest.slice_size",
+            lambda folder: start(folder, "--training.global-batch-size", "33"),
         ),
         ("… but run 'NAME' in … was started with …", change_the_model),
         ("data.digests=… but run 'NAME' … was started with …", change_the_data),

@@ -1,12 +1,15 @@
 """The host never waits for the device between two steps of training."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from groupvit.averaging import update_average
 from groupvit.config import OptimizerConfig
 from groupvit.optim import build_optimizer
+from groupvit.step_guard import StepGuard
 from groupvit.training import compute_gradients, train_step
 from tests.gpu.check_training import batches
 from tests.support.pretend_cuda import Log
@@ -35,10 +38,21 @@ def of_gradients(log: Log, *, loss: str, parts: int) -> None:
 
 def of_update(log: Log) -> None:
     model, micro_batches = small_model().to("cuda").train(), batches("cuda", 1, LOSSES["paper"])
-    optimizer = build_optimizer(model, OptimizerConfig())
+    optimizer, average = build_optimizer(model, OptimizerConfig()), copy.deepcopy(model)
+    guard = StepGuard(3.0, model.logit_scale.device)
     log.events.clear()
     for step in range(2):  # the first makes the optimiser's state
-        train_step(model, optimizer, micro_batches, loss=LOSSES["paper"], seed=0, step=step, clip_grad_norm=5.0)
+        metrics = train_step(
+            model,
+            optimizer,
+            micro_batches,
+            loss=LOSSES["paper"],
+            seed=0,
+            step=step,
+            clip_grad_norm=5.0,
+            guard=guard,
+        )
+        update_average(average, model, 0.9, step, metrics["skipped"])
     expect_no_waits(log)
 
 
@@ -49,5 +63,5 @@ CHECKS: dict[str, Callable[[Log], None]] = {
     "costs: two micro-batches": partial(of_gradients, loss="paper", parts=2),
     "costs: shared positives": partial(of_gradients, loss="shared positives", parts=1),
     "costs: mixture": partial(of_gradients, loss="mixture", parts=1),
-    "costs: clipping and AdamW": of_update,
+    "costs: clipping, AdamW, skipping and average": of_update,
 }

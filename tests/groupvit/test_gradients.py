@@ -1,4 +1,4 @@
-"""Gradients are averaged over real processes in buckets, which are sent while the backward pass runs."""
+"""Gradients are summed over real processes in buckets, which are sent while the backward pass runs."""
 
 from typing import Any
 from unittest import mock
@@ -57,34 +57,43 @@ def reduced(group: dist.ProcessGroup, precision: ReducePrecision) -> dict[str, A
         mock.patch("groupvit.gradients.BUCKET_BYTES", 4 * LAYER),
         mock.patch("groupvit.gradients.LAST_BUCKET_BYTES", 4 * LAYER),
     ):
-        reducer = GradientReducer(model.parameters(), group, precision)
+        reducer = GradientReducer(model.parameters(), group, 4, precision)
         model.loss(rank, 0).backward()
+        reducer.add(list(model.parameters()))
         events.append("armed")
         reducer.arm(model.parameters())
         model.loss(rank, 1).backward()
         events.append("finish")
-        averages = reducer.finish({"loss": torch.tensor(0.1 + rank), "part": torch.tensor(2.0 * rank)})
+        losses = [torch.tensor(0.1 + rank), torch.tensor(0.3 + rank)]
+        averages, right = reducer.finish({"loss": losses, "part": [torch.tensor(2.0 * rank)] * 2})
     return {
         "grads": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
         "events": events,
         "averages": averages,
+        "right": right,
     }
 
 
-def both_precisions(group: dist.ProcessGroup) -> list[dict[str, Any]]:
-    return [reduced(group, "float32"), reduced(group, "bfloat16")]
+PRECISIONS: tuple[ReducePrecision, ...] = ("exact", "float32", "bfloat16")
 
 
-def test_workers_average_their_gradients_in_buckets_while_the_backward_pass_runs() -> None:
+def all_precisions(group: dist.ProcessGroup) -> list[dict[str, Any]]:
+    return [reduced(group, precision) for precision in PRECISIONS]
+
+
+def test_workers_sum_their_gradients_in_buckets_while_the_backward_pass_runs() -> None:
     ranks = [plain_gradients(rank) for rank in range(2)]
-    expected = {name: (grad + ranks[1][name]) / 2 for name, grad in ranks[0].items()}
-    for results in run_workers(both_precisions, 2):
-        for precision, found in zip(("float32", "bfloat16"), results, strict=True):
-            during = [f"{precision} x {size}" for size in (3 * WIDTH, WIDTH + 3 * LAYER, LAYER)]
+    expected = {name: grad + ranks[1][name] for name, grad in ranks[0].items()}
+    for results in run_workers(all_precisions, 2):
+        for precision, found in zip(PRECISIONS, results, strict=True):
+            sent = "int64" if precision == "exact" else precision
+            during = [f"{sent} x {size}" for size in (3 * WIDTH, WIDTH + 3 * LAYER, LAYER)]
             # The parameter without a gradient holds up the buckets after it. The metrics are in the last one.
-            after = [f"{precision} x {LAYER}", f"{precision} x {LAYER}", f"float32 x {LAYER + 2}"]
+            last = "float32" if precision == "bfloat16" else sent
+            after = [f"{sent} x {LAYER}", f"{sent} x {LAYER}", f"{last} x {LAYER + 3}"]
             assert found["events"] == ["armed", *during, "finish", *after]
-            torch.testing.assert_close(found["averages"], {"loss": torch.tensor(0.6), "part": torch.tensor(1.0)})
+            torch.testing.assert_close(found["averages"], {"loss": torch.tensor(0.7), "part": torch.tensor(1.0)})
+            assert found["right"]
             assert found["grads"].keys() == expected.keys()
             for name, grad in expected.items():
                 rounded = precision == "bfloat16" and name != "chain.0.weight"
@@ -92,12 +101,36 @@ def test_workers_average_their_gradients_in_buckets_while_the_backward_pass_runs
                 assert (2**-14 < error < 2**-7) if rounded else (error < 1e-6), f"{precision}, {name}: {error:.1e}"
 
 
-def test_one_worker_keeps_its_gradients() -> None:
+def with_one_bad_term(group: dist.ProcessGroup | None) -> list[bool]:
+    """Whether the sums are right, if a worker's gradient, another one, or a loss is bad; and without any of it."""
+    results = []
+    for where in ("gradient", "embedding", "loss", "nowhere"):
+        model, rank = Model(), 0 if group is None else dist.get_rank(group)
+        reducer = GradientReducer(model.parameters(), group, 4)
+        model.loss(rank, 0).backward()
+        if rank == 0 and where == "gradient":
+            gradient = model.get_parameter("chain.0.weight").grad
+            assert gradient is not None
+            gradient[3, 4] = torch.nan
+        reducer.add(list(model.parameters()))
+        if rank == 0 and where == "embedding":
+            reducer.report(torch.tensor(False))
+        loss = torch.inf if rank == 0 and where == "loss" else 1.0
+        results.append(bool(reducer.finish({"loss": [torch.tensor(loss)] * 2})[1]))
+    return results
+
+
+def test_every_worker_learns_of_a_number_that_is_not_finite_or_too_large() -> None:
+    for results in [with_one_bad_term(None), *run_workers(with_one_bad_term, 2)]:
+        assert results == [False, False, False, True]
+
+
+def test_one_worker_with_float_sums_keeps_its_gradients() -> None:
     model = Model()
-    reducer = GradientReducer(model.parameters(), None)
-    reducer.arm(model.parameters())
+    reducer = GradientReducer(model.parameters(), None, 1, "float32")
     model.loss(0, 0).backward()
-    before = [parameter.grad for parameter in model.parameters()]
-    metrics = {"loss": torch.tensor(1.0)}
-    assert reducer.finish(metrics) == metrics
-    assert all(p.grad is grad for p, grad in zip(model.parameters(), before, strict=True))
+    before = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    averages, right = reducer.finish({"loss": [torch.tensor(1.0)]})
+    assert averages == {"loss": torch.tensor(1.0)} and right
+    for parameter, grad in zip(model.parameters(), before, strict=True):
+        assert (parameter.grad is None and grad is None) or torch.equal(parameter.grad, grad)  # type: ignore[arg-type]

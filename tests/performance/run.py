@@ -15,6 +15,7 @@ from tests.performance.report import ROWS
 ROOT = Path(__file__).parents[2]
 FLAGS: Mapping[str, Sequence[str]] = {
     "benchmark_training_step": ("--batch-size", "8", "--repeats", "3"),
+    "benchmark_exact_sums": ("--repeats", "4"),
     "benchmark_evaluate": ("voc21", "ade20k", "--images", "1", "--repeats", "3"),
     "benchmark_ingest": ("--windows", "4", "--repeats", "3"),
     "benchmark_delivery": ("--sizes", "256", "1,024", "--consumers", "1", "4", "--seconds", "2", "--repeats", "1"),

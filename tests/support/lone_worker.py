@@ -1,5 +1,7 @@
-"""A training loop of one worker: without Ray, with slices made by hand."""
+"""Training loops of one or several workers: without Ray, with slices made by hand."""
 
+import dataclasses
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from groupvit.augment import draw_rand_augment, operation_columns
 from groupvit.config import Precision
@@ -27,6 +30,7 @@ def lone_config(runs: Path, **training: Any) -> ExperimentConfig:
         "precision": "float32",
         "checkpoint_every_n_steps": 1,
         "compile": "off",
+        "reduce_precision": "exact",
     }
     return ExperimentConfig(
         name="small",
@@ -75,19 +79,38 @@ def train_alone(
 ) -> RunFolder:
     """Trains the run `small` in `runs` from its newest checkpoint to the last step."""
     run = RunFolder(str(runs / "small"))
+    context = _context(config, run, None, precision)
+    train(config, run, dataclasses.replace(context, device=torch.device(device), tracker=tracker))
+    return run
+
+
+def train_as_one_of(group: dist.ProcessGroup | None, config: ExperimentConfig, runs: Path) -> list[float]:
+    """Trains the same as one of the workers of a group. Returns the logged losses; an empty list except on rank 0."""
+    run = RunFolder(str(runs / "small"))
+    losses: list[float] = []
+    context = _context(config, run, group, "float32")
+    if group is not None:
+        dist.barrier(group)  # all have seen the newest checkpoint before the next is saved
+    train(config, run, dataclasses.replace(context, watch=lambda done, values: losses.append(values["loss"])))
+    return losses
+
+
+def _context(
+    config: ExperimentConfig, run: RunFolder, group: dist.ProcessGroup | None, precision: Precision
+) -> WorkerContext:
+    rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     first_step = run.latest_step()
-    context = WorkerContext(
-        rank=0,
-        world_size=1,
-        device=torch.device(device),
-        group=None,
+    every_slice = slices(first_step * config.training.global_batch_size, config.loss.num_prompts)
+    return WorkerContext(
+        rank=rank,
+        world_size=world_size,
+        device=torch.device("cpu"),
+        group=group,
         precision=precision,
         first_step=first_step,
-        slices=slices(first_step * config.training.global_batch_size, config.loss.num_prompts),
+        slices=itertools.islice(every_slice, rank, None, world_size),
         say=lambda line: None,
-        tracker=tracker,
+        tracker=None,
         watch=lambda done, values: None,
         checkpoint_state={},
     )
-    train(config, run, context)
-    return run

@@ -5,7 +5,8 @@ import pytest
 
 from pipelines.cli.requests import parse_data
 from pipelines.experiments.catalogue import EXPERIMENTS, debug, gcc_redcaps_30e, gcc_yfcc_30e
-from pipelines.experiments.config import ExperimentConfig, fixes_the_result, validate
+from pipelines.experiments.config import ExperimentConfig, validate
+from pipelines.experiments.fixed import fixes_the_result
 
 
 def changed(**changes: dict[str, Any]) -> ExperimentConfig:
@@ -49,10 +50,15 @@ def test_sources_in_short(texts: list[str], sources: Any, names: Any, weights: A
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training": {"global_batch_size": 40}}, "training.global_batch_size=40 .* 16 x 1 = 16: give 32 or 48"),
-        ({"training": {"num_workers": 3}}, "training.global_batch_size=32 .* 16 x 3 = 48: give 48"),
+        (
+            {"training": {"global_batch_size": 40}},
+            "global_batch_size=40 .* ingest.slice_size=16: give 32 or 48",
+        ),
+        ({"training": {"num_workers": 3}}, "training.num_workers=3 is more than the 2 slices of a batch .* at most 2"),
         ({"training": {"num_workers": 0}}, "training.num_workers=0 is too small: give at least 1"),
         ({"training": {"num_steps": 0}}, "training.num_steps=0"),
+        ({"training": {"max_grad_norm_ratio": 1.0}}, "training.max_grad_norm_ratio=1.0 .* give more than 1"),
+        ({"training": {"max_skipped_steps": -1}}, "training.max_skipped_steps=-1"),
         ({"training": {"ema_decay": 1.0}}, "training.ema_decay=1.0"),
         ({"training": {"run_name": "a/b"}}, "training.run_name='a/b'"),
         ({"training": {"run_name": "n" * 300}}, "training.run_name=nn.* is 300 bytes"),
@@ -82,6 +88,8 @@ def test_what_a_continued_run_may_change() -> None:
     for changes in (
         {"training": {"num_steps": 21}},
         {"training": {"seed": 1}},
+        {"training": {"reduce_precision": "float32"}},
+        {"training": {"max_grad_norm_ratio": 5.0}},
         {"data": {"seed": 1}},
         {"ingest": {"slice_size": 8}},
         {"ingest": {"resize": "pillow"}},

@@ -101,7 +101,7 @@ def test_the_speed_of_another_model_or_machine_is_refused(tmp_path: Path) -> Non
         ("gcc_yfcc_30e --images-per-second-per-gpu 0", "is not a speed"),
         ("gcc_yfcc_30e --images-per-second-per-gpu nan", "is not a speed"),
         ("gcc_yfcc_30e --num-gpus 0 --images-per-second-per-gpu 1", "num_gpus=0 do not train"),
-        ("gcc_yfcc_30e --num-gpus 3 --images-per-second-per-gpu 1", "that divides 16"),
+        ("gcc_yfcc_30e --num-gpus 17 --images-per-second-per-gpu 1", "more than the 16 slices of a batch"),
         ("gcc_yfcc_30e --images-per-second-per-gpu 1 --overhead -1", "overhead=-1.0"),
         ("gcc_yfcc_30e --images-per-second-per-gpu 1 --price-per-hour -1", "price_per_hour=-1.0"),
         (
@@ -122,3 +122,11 @@ def test_json_has_the_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", "gcc_yfcc_30e", *flags.split()]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["num_gpus"] == 16 and summary["total_usd"] > 0
+
+
+def test_gpus_wait_for_those_that_have_one_slice_more() -> None:
+    """16 slices on 5 GPUs: 4, 3, 3, 3 and 3."""
+    hours = [
+        estimate(CostConfig(num_gpus=number, images_per_second_per_gpu=100.0), PAPER)["hours"] for number in (4, 5)
+    ]
+    assert hours[1] == pytest.approx(hours[0])

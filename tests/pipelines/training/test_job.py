@@ -54,6 +54,20 @@ def test_a_run_keeps_the_pixels_that_it_was_started_with(tmp_path: Path) -> None
         start_or_continue(run, with_resize("torch"), [])
 
 
+def test_a_run_keeps_the_sums_that_it_was_started_with(tmp_path: Path) -> None:
+    config = dataclasses.replace(debug(), tracking=dataclasses.replace(debug().tracking, uri=None))
+    run = RunFolder(str(tmp_path))
+    assert start_or_continue(run, config, []).config.training.reduce_precision == "exact"
+    description = run.read_description()
+    assert description is not None
+    for recorded in (None, "float32", "bfloat16"):  # None: as a version before the field wrote it
+        description["fixed"]["training.reduce_precision"] = recorded
+        if recorded is None:
+            del description["fixed"]["training.reduce_precision"]
+        run.write_description(description)
+        assert start_or_continue(run, config, []).config.training.reduce_precision == (recorded or "float32")
+
+
 def test_metrics_that_a_lost_machine_had_not_sent_come_from_the_run_folder(
     tmp_path: Path,
 ) -> None:

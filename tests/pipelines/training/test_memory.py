@@ -92,7 +92,9 @@ def with_batch(global_batch_size: int, *, num_prompts: int = 3, num_workers: int
     return ExperimentConfig(
         name="paper",
         loss=LossConfig(num_prompts=num_prompts),
-        training=TrainingConfig(global_batch_size=global_batch_size, num_workers=num_workers),
+        training=TrainingConfig(
+            global_batch_size=global_batch_size, num_workers=num_workers, reduce_precision="float32"
+        ),
     )
 
 
@@ -116,6 +118,8 @@ def test_everything_that_takes_memory_counts() -> None:
     image = dataclasses.replace(config.model.image, activation_checkpointing=True)
     recomputed = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
     assert step_bytes(recomputed, 256, BFLOAT16) < 0.7 * base
+    exact = dataclasses.replace(config, training=dataclasses.replace(config.training, reduce_precision="exact"))
+    assert step_bytes(exact, 256, BFLOAT16) - base == 4 * num_parameters(config.model)
     averaged = dataclasses.replace(config, training=dataclasses.replace(config.training, ema_decay=0.999))
     assert step_bytes(averaged, 256, BFLOAT16) - base == 4 * num_parameters(config.model)
     assert step_bytes(with_batch(4096, num_workers=2), 256, BFLOAT16) > base  # images and logits of the batch
@@ -125,9 +129,10 @@ def test_everything_that_takes_memory_counts() -> None:
     assert step_bytes(dataclasses.replace(config, model=ModelConfig(text=padded)), 256, BFLOAT16) > base
 
 
-def test_slices_divide_a_workers_batch_and_a_window() -> None:
+def test_slices_divide_a_batch_and_a_window_and_keep_workers_busy() -> None:
     assert slice_sizes(with_batch(4096, num_workers=4)) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
     assert slice_sizes(with_batch(4096, num_workers=16))[-1] == 256
+    assert slice_sizes(with_batch(4096, num_workers=3))[-1] == 128  # 32 slices: 11, 11 and 10
     config = with_batch(96, num_workers=2)
     assert slice_sizes(config) == [1, 2, 4, 8, 16]
     wide = dataclasses.replace(with_batch(8192), ingest=dataclasses.replace(config.ingest, window_size=4096))
