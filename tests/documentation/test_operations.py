@@ -13,6 +13,7 @@ from pipelines.cli.requests import pretrain_config
 from pipelines.cluster.session import check_room
 from pipelines.experiments.config import validate
 from pipelines.runs.folder import RunFolder
+from pipelines.training.gpu import check_gpu
 from pipelines.training.job import start_or_continue, with_absolute_paths
 from pipelines.training.pretrain import open_datasets
 from pipelines.training.progress import Totals
@@ -20,6 +21,7 @@ from tests.support.pages import ROOT
 from tests.support.small_run import write_noise
 
 PAGE = (ROOT / "docs/operations.md").read_text()
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU that works")
 
 
 def start(folder: Path, *flags: str) -> None:
@@ -65,6 +67,11 @@ def meet_corrupt_images(folder: Path) -> None:
         ("… but run 'NAME' in … was started with …", change_the_model),
         ("data.digests=… but run 'NAME' … was started with …", change_the_data),
         ("… images were corrupt, more than ingest.max_corrupt_fraction", meet_corrupt_images),
+        pytest.param(
+            "training.device: Ray counts a GPU on this machine, but torch cannot use it. The NVIDIA driver is …",
+            lambda folder: check_gpu(),
+            marks=no_gpu,
+        ),
     ],
 )
 def test_quoted_messages_come(quote: str, provoke: Callable[[Path], None], tmp_path: Path) -> None:
@@ -72,6 +79,14 @@ def test_quoted_messages_come(quote: str, provoke: Callable[[Path], None], tmp_p
     start(tmp_path)
     with pytest.raises(ValueError, match=re.escape(quote).replace("…", ".*")):
         provoke(tmp_path)
+
+
+@no_gpu
+def test_the_page_on_clusters_quotes_the_line_that_names_the_driver() -> None:
+    with pytest.raises(ValueError, match="The NVIDIA driver is") as refused:
+        check_gpu()
+    line = str(refused.value).replace("missing or not running", "550.54.15")
+    assert line in (ROOT / "docs/clusters.md").read_text()
 
 
 def test_what_may_change_in_mid_run_may(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.support.pages import ROOT
 PAGE = (ROOT / "docs/performance.md").read_text()
 SECTION = PAGE.partition("## What a paper-size run needs\n")[2].partition("\n## ")[0]
 CLUSTERS = (ROOT / "docs/clusters.md").read_text()
+README = (ROOT / "README.md").read_text()
 PAPER = gcc_yfcc_30e()
 VCPUS_OF_A_CPU_NODE = 16
 
@@ -38,11 +39,17 @@ def table(first_header: str, text: str = SECTION) -> list[list[str]]:
     return rows
 
 
+def words(page: str) -> str:
+    """The page without the ends of its lines."""
+    return " ".join(page.split())
+
+
 def value(cell: str) -> float:
     return float(cell.replace(",", ""))
 
 
 INPUTS = {name: value(amount) for name, amount, _ in table("input")}
+MACHINES = table("machines", CLUSTERS)
 CARDS = {name: (value(flops), value(memory)) for name, flops, memory, *_ in table("card")}
 MEASURED = json.loads((ROOT / "docs/gpu/first_look.json").read_text())["speed"]
 
@@ -119,36 +126,39 @@ def test_every_row_follows_from_the_inputs(written: list[str]) -> None:
     assert written == row(gpus, int(value(batch_size)), int(value(slice_size)))
 
 
-def machine_row(instance: str, card: str, num_gpus: int, num_vcpus: int, slice_size: int) -> list[str]:
-    """The row of docs/clusters.md for all GPUs of one machine, at the paper's batch."""
+def machine_row(machines: str, card: str, num_gpus: int, num_vcpus: int, slice_size: int) -> list[str]:
+    """The row of docs/clusters.md for all GPUs of these machines, at the paper's batch."""
     _, _, parts, per_gpu, *_ = row(f"{num_gpus} × {card}", 4096, slice_size)
     reading = math.ceil(2 * num_gpus * value(per_gpu) / INPUTS["images/s a core reads"])
     missing = reading + num_gpus * PAPER.training.cpus_per_worker - num_vcpus
     nodes = max(0, math.ceil(missing / VCPUS_OF_A_CPU_NODE))
-    return [instance, f"{num_gpus} × {card}", f"{num_vcpus}", parts, per_gpu, f"{reading}", f"{nodes}"]
+    return [machines, f"{num_gpus} × {card}", f"{num_vcpus}", parts, per_gpu, f"{reading}", f"{nodes}"]
 
 
-@pytest.mark.parametrize("written", table("AWS instance", CLUSTERS), ids=lambda written: written[0])
+@pytest.mark.parametrize("written", MACHINES, ids=lambda written: written[0])
 def test_every_machine_has_the_cpu_nodes_that_it_needs(written: list[str]) -> None:
-    instance, gpus, vcpus, parts, *_ = written
+    machines, gpus, vcpus, parts, *_ = written
     number, card = gpus.split(" × ")
-    assert written == machine_row(instance, card, int(number), int(vcpus), int(value(parts.split(" × ")[1])))
+    assert written == machine_row(machines, card, int(number), int(vcpus), int(value(parts.split(" × ")[1])))
 
 
 def test_the_example_of_faster_gpus_follows_from_the_rule() -> None:
     reading = math.ceil(2 * 8 * 8000 / INPUTS["images/s a core reads"])
     of_workers = 8 * PAPER.training.cpus_per_worker
     nodes = math.ceil((reading + of_workers - 192) / VCPUS_OF_A_CPU_NODE)
-    assert f"for itself ({PAPER.training.cpus_per_worker} in this experiment)" in CLUSTERS
-    assert f"that is {reading} vCPUs, and {nodes} nodes beside a p5.48xlarge" in CLUSTERS
+    assert f"for itself ({PAPER.training.cpus_per_worker} in this experiment)" in words(CLUSTERS)
+    assert f"that is {reading} vCPUs, and {nodes} nodes beside a p5.48xlarge" in words(CLUSTERS)
     assert f"= 2 x images/s of all GPUs / {INPUTS['images/s a core reads']:g}" in CLUSTERS
 
 
 def test_the_cluster_files_have_these_machines() -> None:
     """ray-cluster.yaml: vCPUs and GPUs of the instance. KubeRay: a pod leaves the node's own services some vCPUs."""
-    machines = {name: (gpus, int(vcpus)) for name, gpus, vcpus, *_ in table("AWS instance", CLUSTERS)}
+    machines = {name: (gpus, int(vcpus)) for name, gpus, vcpus, *_ in MACHINES}
     types = yaml.safe_load((ROOT / "ray-cluster.yaml").read_text())["available_node_types"]
-    gpus, vcpus = machines[types["gpu-on-demand"]["node_config"]["InstanceType"]]
+    instance = types["gpu-on-demand"]["node_config"]["InstanceType"]
+    gpus, vcpus = machines[f"1 × {instance}"]
+    most = types["gpu-on-demand"]["max_workers"]
+    assert f"{most} × {instance} (ray-cluster.yaml)" in machines
     for name in ("gpu-on-demand", "gpu-spot"):
         assert types[name]["resources"] == {"CPU": vcpus, "GPU": int(gpus.split(" × ")[0])}
     assert types["cpu"]["resources"] == {"CPU": VCPUS_OF_A_CPU_NODE}
@@ -162,7 +172,33 @@ def test_the_cluster_files_have_these_machines() -> None:
         assert asked["gpu"]["nvidia.com/gpu"] == gpus.split(" × ")[0]
         assert vcpus - 4 <= int(asked["gpu"]["cpu"]) < vcpus
         assert int(asked["cpu"]["cpu"]) == VCPUS_OF_A_CPU_NODE - 1
-    assert counts["cpu"] == [4, 8, 8] and "of the group `cpu` allow 4 and 8 of them" in CLUSTERS
+    assert counts["cpu"] == [4, 8, 8] and "ray-cluster.yaml allows 4 CPU nodes and infra/kuberay 8" in CLUSTERS
+
+
+def test_one_h100_without_a_cpu_node_waits_for_its_data() -> None:
+    per_core, num_images = INPUTS["images/s a core reads"], PAPER.training.num_steps * PAPER.training.global_batch_size
+    reading = 16 - PAPER.training.cpus_per_worker
+    rate, full = reading / 2 * per_core, value(row("1 × H100", 4096, 1024)[3])
+    hours = [f"{num_images / speed / 3600:.0f} h" for speed in (rate, full)]
+    told = f"{reading} of them read {rate:,.0f} images/s: {hours[0]} instead of the {hours[1]} at {full:,.0f}"
+    assert told in words(CLUSTERS)
+
+
+def test_one_cpu_node_beside_8_h100_has_little_to_spare() -> None:
+    reading = 192 + VCPUS_OF_A_CPU_NODE - 8 * PAPER.training.cpus_per_worker
+    needed = math.ceil(2 * 8 * value(row("8 × H100", 4096, 512)[3]) / INPUTS["images/s a core reads"])
+    most = reading * INPUTS["images/s a core reads"] / 2 / 8
+    assert f"leaves {reading - needed} vCPUs to spare, up to {most:,.0f} images/s a GPU" in words(CLUSTERS)
+
+
+def test_the_readme_has_hours_of_the_table() -> None:
+    hours = {gpus: value(cells[3]) for gpus, size, *cells in table("GPUs") if size == "4,096"}
+    assert f"estimate {hours['16 × A10G']:.0f} hours for 16 A10G, and {hours['8 × H100']} for 8 H100" in words(README)
+
+
+def test_the_memory_of_slices_follows_from_the_rule() -> None:
+    size = 3 * 8 * (1 + 1) * 512 * bytes_per_image(PAPER) / 1e9
+    assert f"{size:.1f} GB for 8 workers with slices of 512" in words(CLUSTERS)
 
 
 @pytest.mark.parametrize("written", table("card"), ids=lambda written: written[0])

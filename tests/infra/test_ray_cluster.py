@@ -61,6 +61,7 @@ def launches(
         ({"GPU": 1, "CPU": 8}, 16, {"failed": {"gpu-spot": 1.0}}, {"gpu-spot": 4}),
         ({"GPU": 1, "CPU": 8}, 16, {"spot": False}, {"gpu-on-demand": 4}),
         ({"CPU": 1}, 32, {}, {"cpu": 2}),
+        ({"CPU": 1}, 65, {}, {"cpu": 4, "gpu-spot": 1}),
     ],
     ids=[
         "all well",
@@ -70,6 +71,7 @@ def launches(
         "spot is well again",
         "spot off",
         "no GPU",
+        "more CPUs than the machines without GPUs have",
     ],
 )
 def test_spot_first_then_on_demand(demand, count, options, expected):
