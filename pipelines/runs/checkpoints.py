@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from groupvit.checkpoint import MODEL_FILE, STATE_FILE
+from groupvit.checkpoint_files import MODEL_FILE, STATE_FILE
 from groupvit.interop.hugging_face import CONFIG_FILE
 from pipelines import storage
 from pipelines.runs.folder import RunFolder

@@ -1,7 +1,7 @@
 """A training loop of one worker: without Ray, with slices made by hand."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from groupvit.augment import draw_rand_augment, operation_columns
 from groupvit.config import Precision
 from pipelines.experiments.config import ExperimentConfig, IngestConfig, TrainingConfig
 from pipelines.ingest.plan import Slice
+from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.loop import WorkerContext, train
@@ -67,15 +68,16 @@ def _draws(rng: np.random.Generator) -> Slice:
 
 def train_alone(
     config: ExperimentConfig,
-    runs: Path,
+    runs: str | Path,
     tracker: Tracker | None = None,
     *,
     device: str = "cpu",
     precision: Precision = "float32",
+    say: Callable[[str], None] = lambda line: None,
 ) -> RunFolder:
     """Trains the run `small` in `runs` from its newest checkpoint to the last step."""
-    run = RunFolder(str(runs / "small"))
-    first_step = run.latest_step()
+    run = RunFolder(f"{runs}/small")
+    first_step = newest_whole_step(run, say)
     context = WorkerContext(
         rank=0,
         world_size=1,
@@ -84,7 +86,7 @@ def train_alone(
         precision=precision,
         first_step=first_step,
         slices=slices(first_step * config.training.global_batch_size, config.loss.num_prompts),
-        say=lambda line: None,
+        say=say,
         tracker=tracker,
         watch=lambda done, values: None,
         checkpoint_state={},
