@@ -12,14 +12,14 @@ storage has no rename, so state.json is uploaded last.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
-from groupvit.checkpoint_files import STATE_FILE, parse_state
+from groupvit.checkpoint_files import STATE_FILE, CorruptedError, parse_state
 from groupvit.config import Precision
 from pipelines import storage
 
@@ -36,6 +36,20 @@ def recorded_precision(description: Mapping[str, Any] | None) -> Precision | Non
     # Runs of earlier versions recorded only the requested precision, which was never `auto`.
     recorded = description.get("precision", description.get("fixed", {}).get("training.precision"))
     return None if recorded == "auto" else recorded
+
+
+@contextmanager
+def downloaded(uri: str, names: Iterable[str]) -> Iterator[Path]:
+    """Yields a temporary folder with these files of a remote folder. Errors about a file name the remote one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in names:
+            storage.copy(storage.join(uri, name), f"{temporary}/{name}")
+        try:
+            yield Path(temporary)
+        except ValueError as error:
+            if type(error) not in (ValueError, CorruptedError) or temporary not in str(error):
+                raise
+            raise type(error)(str(error).replace(temporary, uri)) from error
 
 
 class RunFolder:
@@ -123,10 +137,9 @@ class RunFolder:
         if self.is_local:
             yield Path(self.checkpoint_uri(step))
             return
-        with tempfile.TemporaryDirectory() as temporary:
-            for name in storage.list_files(self.checkpoint_uri(step)):
-                storage.copy(storage.join(self.checkpoint_uri(step), name), f"{temporary}/{name}")
-            yield Path(temporary)
+        uri = self.checkpoint_uri(step)
+        with downloaded(uri, storage.list_files(uri)) as folder:
+            yield folder
 
     def _delete_checkpoint(self, step: int) -> None:
         filesystem, path = storage.resolve(self.checkpoint_uri(step))

@@ -166,7 +166,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
                 if context.tracker is not None:
                     state[UNSENT_METRICS] = context.tracker.unsent_training_metrics()
-                writer.save(done, model, optimizer, average, state)
+                with clock.saving():
+                    writer.save(done, model, optimizer, average, state)
 
 
 def _say_nothing(line: str) -> None:
@@ -197,8 +198,8 @@ def _restore(
 
     Raises RunStoppedError if the checkpoint is invalid: a restart would read it again.
     """
-    with run.local_checkpoint(step) as folder:
-        try:
+    try:
+        with run.local_checkpoint(step) as folder:
             saved = checkpoint.load_optimizer_state(folder)
             optimizer.load_state_dict(saved["optimizer"])
             if average is None:
@@ -207,9 +208,9 @@ def _restore(
                 checkpoint.load_weights(average, folder)
                 model.load_state_dict(saved["raw_model"])
             return checkpoint.load_state(folder)
-        except ValueError as error:
-            uri = run.checkpoint_uri(step)
-            raise RunStoppedError(f"{error}; without {uri} the run goes on from the checkpoint before it") from None
+    except ValueError as error:
+        uri = run.checkpoint_uri(step)
+        raise RunStoppedError(f"{error}; without {uri} the run goes on from the checkpoint before it") from None
 
 
 def _record_samples(folder: Path, context: WorkerContext, step: int, slices: list[Slice]) -> None:

@@ -8,6 +8,7 @@ import torch
 from groupvit import checkpoint
 from groupvit.model import GroupViT
 from pipelines import storage
+from pipelines.runs.checkpoints import local_checkpoint
 from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.folder import RunFolder
 from tests.support.edited_checkpoint import edit_state
@@ -101,3 +102,20 @@ def test_a_damaged_state_is_named_when_it_is_read(tmp_path: Path) -> None:
     damage(run, 15, "state.json")
     with pytest.raises(ValueError, match=r"step-00000015/state\.json is corrupted .* use another checkpoint"):
         run.read_state(15)
+
+
+def test_a_damaged_file_in_object_storage_is_named_by_its_uri(bucket: str) -> None:
+    run = make_run(f"{bucket}/run", (5,))
+    damage(run, 5, "model.safetensors")
+    message = rf"^{run.checkpoint_uri(5)}/model\.safetensors is corrupted \(.*\): use another checkpoint$"
+    with pytest.raises(ValueError, match=message), local_checkpoint(run.uri) as folder:
+        checkpoint.load(folder)
+    with pytest.raises(ValueError, match=message), run.local_checkpoint(5) as folder:
+        checkpoint.load(folder)
+    with (
+        pytest.raises(ValueError, match="neither a checkpoint nor a run with one: it has no model"),
+        local_checkpoint(f"{bucket}/nothing"),
+    ):
+        pass
+    with pytest.raises(storage.StorageError, match="no bucket 'elsewhere'"), local_checkpoint("s3://elsewhere/run"):
+        pass
