@@ -70,9 +70,9 @@ def _digest(uri: str) -> dict[str, Any]:
 
 def _check_job(run: RunFolder, step: int) -> None:
     """Raises ValueError if a checkpoint belongs to another run."""
-    wrote, description = run.read_state(step).get(JOB_ID), run.read_description()
-    if wrote is not None and description is not None and wrote != description[JOB_ID]:
+    theirs, ours = run.read_state(step).get(JOB_ID), (run.read_description() or {}).get(JOB_ID)
+    if theirs is not None and ours is not None and theirs != ours:
         raise ValueError(
-            f"{run.checkpoint_uri(step)}/state.json is of another run ({JOB_ID} {wrote}; {run.uri}/run.json has "
-            f"{description[JOB_ID]}): move that checkpoint away, or give another --training.run-name"
+            f"{run.checkpoint_uri(step)}/state.json is of another run ({JOB_ID} {theirs}; {run.uri}/run.json has "
+            f"{ours}): move that checkpoint away, or give another --training.run-name"
         )
