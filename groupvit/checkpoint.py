@@ -1,17 +1,19 @@
 """Reads and writes checkpoints: folders with a complete model and, to resume training, the optimiser's state.
 
     model.safetensors   weights and batch statistics
-    state.json          format version, model config, and values from the caller (step, samples seen, digests, ...)
+    state.json          format version, model config, digests of the files, and values from the caller (step, ...)
     optimizer.pt        optional; read with `weights_only=True`
 
 A checkpoint is written to a temporary folder beside its final one, which is then renamed. So a folder with the final
-name is always complete. Paths are local; callers handle object storage.
+name is always complete. Whatever is read is checked against its digest (checkpoint_files.py). Paths are local; callers
+handle object storage.
 """
 
-import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from groupvit.checkpoint_files import (
+    DIGEST_KEY,
+    FILES_KEY,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    CorruptedError,
+    check_file,
+    corrupted,
+    digest_of,
+    read_state,
+    write_state,
+)
 from groupvit.config import ModelConfig, from_dict, to_dict
-from groupvit.file_kinds import START_BYTES, other_kind
+from groupvit.file_kinds import START_BYTES
 from groupvit.model import GroupViT
 
 FORMAT_VERSION = 1
-MODEL_FILE, STATE_FILE, OPTIMIZER_FILE = "model.safetensors", "state.json", "optimizer.pt"
 _OWN_KEYS = ("format_version", "model")
+_RESERVED_KEYS = {*_OWN_KEYS, FILES_KEY, DIGEST_KEY}
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save(
@@ -39,30 +55,49 @@ def save(
 
     Args:
         folder: Must not exist. Missing parent folders are created.
-        state: JSON-safe values to store in state.json. The keys `format_version` and `model` are reserved.
+        state: JSON-safe values to store in state.json. The keys `format_version`, `model`, `files` and `sha256` are
+            reserved.
         optimizer_state: `optimizer.state_dict()`, with tensors and plain types only.
 
     Raises:
         ValueError: The folder exists, or `state` has a reserved key.
+        OSError: A file could not be written. It is named.
     """
+    write(folder, model.config, model.state_dict(), state=state, optimizer_state=optimizer_state)
+
+
+def write(
+    folder: str | Path,
+    config: ModelConfig,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    state: dict[str, Any] | None = None,
+    optimizer_state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint as `save` does, with the model given by its config and its `state_dict`."""
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"checkpoint folder {folder} exists: give another one, or delete it first")
-    reserved = sorted(set(_OWN_KEYS) & set(state or {}))
+    reserved = sorted(_RESERVED_KEYS & set(state or {}))
     if reserved:
         raise ValueError(f"checkpoint state has the reserved key {reserved[0]!r}: rename it")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process with the same id
     partial.mkdir(parents=True)
     try:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, partial / MODEL_FILE)
+        with _naming_file(partial / MODEL_FILE, folder / MODEL_FILE) as path:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
         if optimizer_state is not None:
-            torch.save(optimizer_state, partial / OPTIMIZER_FILE)
-        document = {"format_version": FORMAT_VERSION, "model": to_dict(model.config), **(state or {})}
-        (partial / STATE_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for file in partial.iterdir():
-            _flush_to_disk(file)
+            named = _naming_file(partial / OPTIMIZER_FILE, folder / OPTIMIZER_FILE)
+            with named as path, path.open("wb") as file, _without_crc32():
+                torch.save(optimizer_state, file)
+        files = {path.name: digest_of(path) for path in sorted(partial.iterdir())}
+        document = {"format_version": FORMAT_VERSION, "model": to_dict(config), **(state or {}), FILES_KEY: files}
+        with _naming_file(partial / STATE_FILE, folder / STATE_FILE):
+            write_state(partial, document)
+        for path in partial.iterdir():
+            with _naming_file(path, folder / path.name):
+                _flush_to_disk(path)
         partial.rename(folder)
         _flush_to_disk(folder.parent)
     except BaseException:
@@ -81,7 +116,7 @@ def load(folder: str | Path) -> GroupViT:
     try:
         config = from_dict(ModelConfig, load_state(folder)["model"])
     except TypeError as error:  # a value does not have the field's type
-        raise ValueError(f"{folder / STATE_FILE} is corrupted ({error}): use another checkpoint") from None
+        raise CorruptedError(f"{folder / STATE_FILE} is corrupted ({error}): use another checkpoint") from None
     model = GroupViT(config)
     load_weights(model, folder)
     return model.eval()
@@ -94,10 +129,11 @@ def load_weights(model: GroupViT, folder: str | Path) -> None:
         ValueError: The folder is not a checkpoint, or its tensors do not match the model's or are not finite.
     """
     path = Path(folder) / MODEL_FILE
+    check_file(path.parent, MODEL_FILE, load_state(folder))
     try:
         weights = load_file(path)
     except FileNotFoundError:
-        raise ValueError(f"{folder} is not a checkpoint: it has no {MODEL_FILE}") from None
+        raise CorruptedError(f"{folder} is not a checkpoint: it has no {MODEL_FILE}") from None
     except SafetensorError as error:
         raise _corrupted(path, str(error)) from None
     check_tensors(weights, model.state_dict(), source=str(path))
@@ -113,15 +149,13 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / STATE_FILE
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_state(path.parent)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is not a checkpoint: it has no {STATE_FILE}") from None
-    except ValueError as error:
-        raise _corrupted(path, str(error)) from None
-    if not isinstance(state, dict) or not set(_OWN_KEYS) <= set(state):
+    if not set(_OWN_KEYS) <= set(state):
         raise ValueError(f"{folder} is not a checkpoint: {STATE_FILE} lacks one of {', '.join(_OWN_KEYS)}")
     if not isinstance(state["format_version"], int):
-        raise ValueError(f"{path} is corrupted (format_version is not a number): use another checkpoint")
+        raise CorruptedError(f"{path} is corrupted (format_version is not a number): use another checkpoint")
     if state["format_version"] > FORMAT_VERSION:
         raise ValueError(
             f"{folder} has format_version={state['format_version']}, newer than {FORMAT_VERSION}, the last one known "
@@ -137,6 +171,7 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
         ValueError: The checkpoint has none, or it is corrupted, or some numbers are not finite.
     """
     path = Path(folder) / OPTIMIZER_FILE
+    check_file(path.parent, OPTIMIZER_FILE, load_state(folder))
     if not path.exists():
         raise ValueError(f"{folder} has no {OPTIMIZER_FILE}: training cannot be continued from it")
     try:
@@ -198,10 +233,36 @@ def _tensors_of(value: Any, name: str = "") -> dict[str, torch.Tensor]:
     return found
 
 
-def _corrupted(path: Path, reason: str) -> ValueError:
+def _corrupted(path: Path, reason: str) -> CorruptedError:
     with path.open("rb") as file:
-        kind = other_kind(file.read(START_BYTES))
-    return ValueError(f"{path} {kind}" if kind else f"{path} is corrupted ({reason}): use another checkpoint")
+        return corrupted(str(path), file.read(START_BYTES), reason)
+
+
+@contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Let torch compute no checksums, which take half of the time of saving. The sha256 takes their place."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+@contextmanager
+def _naming_file(path: Path, name: Path) -> Iterator[Path]:
+    """Raise an OSError with the final `name` of a file if `path` cannot be written, e.g. because the disk is full."""
+    try:
+        yield path
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch raises an error of its own
+        if isinstance(cause, OSError) and cause.errno is not None:
+            number = cause.errno
+        elif found := _SYSTEM_ERROR.search(str(error)):  # safetensors keeps only the text
+            number = int(found[1])
+        else:
+            raise
+        raise OSError(number, os.strerror(number), str(name)) from error
 
 
 def _flush_to_disk(path: Path) -> None:

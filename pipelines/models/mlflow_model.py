@@ -9,7 +9,6 @@ runs them. Nothing is pickled. Loading the model needs neither this repository n
 """
 
 import io
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,8 @@ from mlflow.types.schema import Array
 from PIL import Image, ImageDraw
 
 import groupvit
-from groupvit.checkpoint import MODEL_FILE, STATE_FILE, load, load_state
+from groupvit.checkpoint import load, load_state
+from groupvit.checkpoint_files import MODEL_FILE, write_state
 from groupvit.config import to_dict
 from groupvit.protocols import protocol_of
 from pipelines.provenance import redact
@@ -112,7 +112,7 @@ def saved_model(checkpoint: Path, model: Model, metadata: Mapping[str, str]) -> 
         folder = Path(temporary) / "checkpoint"
         folder.mkdir()
         shutil.copyfile(checkpoint / MODEL_FILE, folder / MODEL_FILE)  # without the optimiser's state
-        (folder / STATE_FILE).write_text(json.dumps(_without_credentials(state), indent=2) + "\n", encoding="utf-8")
+        write_state(folder, _without_credentials(state))
         script = shutil.copy(Path(__file__).with_name("served_model.py"), temporary)  # MLflow records its path
         mlflow.pyfunc.save_model(
             f"{temporary}/model",

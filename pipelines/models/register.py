@@ -15,7 +15,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from groupvit.checkpoint import MODEL_FILE, load_state
+from groupvit.checkpoint import load_state
+from groupvit.checkpoint_files import MODEL_FILE
 from groupvit.interop.model_card import license_of
 from pipelines.experiments.config import TrackingConfig
 from pipelines.models.registry import log_model_to_mlflow

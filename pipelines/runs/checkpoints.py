@@ -3,15 +3,14 @@
 Both may be on disk or in object storage.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from groupvit.checkpoint import MODEL_FILE, STATE_FILE
+from groupvit.checkpoint_files import MODEL_FILE, STATE_FILE
 from groupvit.interop.hugging_face import CONFIG_FILE
 from pipelines import storage
-from pipelines.runs.folder import RunFolder
+from pipelines.runs.folder import RunFolder, downloaded
 
 
 def newest_checkpoint(uri: str) -> str:
@@ -35,10 +34,9 @@ def local_checkpoint(uri: str) -> Iterator[Path]:
             raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {STATE_FILE}{advice}")
         yield Path(uri)
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in (MODEL_FILE, STATE_FILE):
-            try:
-                storage.copy(storage.join(uri, name), f"{temporary}/{name}")
-            except FileNotFoundError:
-                raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {name}") from None
-        yield Path(temporary)
+    needed = (MODEL_FILE, STATE_FILE)
+    if missing := sorted(set(needed) - set(storage.list_files(uri))):
+        storage.check_bucket(uri)
+        raise ValueError(f"{uri} is neither a checkpoint nor a run with one: it has no {missing[0]}")
+    with downloaded(uri, needed) as folder:
+        yield folder

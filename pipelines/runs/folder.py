@@ -12,17 +12,19 @@ storage has no rename, so state.json is uploaded last.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
+from groupvit.checkpoint_files import STATE_FILE, CorruptedError, parse_state
 from groupvit.config import Precision
 from pipelines import storage
 
-_STATE_FILE = "state.json"
+JOB_ID = "job_id"
+"""Key in a checkpoint's state: the job that wrote it, as in run.json. Checkpoints of earlier versions lack it."""
 UNSENT_METRICS = "unsent_metrics"
 """Key in a checkpoint's state: the metrics up to its step that MLflow had not confirmed, as spool records."""
 
@@ -34,6 +36,20 @@ def recorded_precision(description: Mapping[str, Any] | None) -> Precision | Non
     # Runs of earlier versions recorded only the requested precision, which was never `auto`.
     recorded = description.get("precision", description.get("fixed", {}).get("training.precision"))
     return None if recorded == "auto" else recorded
+
+
+@contextmanager
+def downloaded(uri: str, names: Iterable[str]) -> Iterator[Path]:
+    """Yields a temporary folder with these files of a remote folder. Errors about a file name the remote one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in names:
+            storage.copy(storage.join(uri, name), f"{temporary}/{name}")
+        try:
+            yield Path(temporary)
+        except ValueError as error:
+            if type(error) not in (ValueError, CorruptedError) or temporary not in str(error):
+                raise
+            raise type(error)(str(error).replace(temporary, uri)) from error
 
 
 class RunFolder:
@@ -62,7 +78,7 @@ class RunFolder:
         filesystem, path = storage.resolve(storage.join(self.uri, "checkpoints"))
         selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
         found = storage.retry(lambda: filesystem.get_file_info(selector), self.uri)
-        folders = [Path(info.path).parent.name for info in found if info.base_name == _STATE_FILE]
+        folders = [Path(info.path).parent.name for info in found if info.base_name == STATE_FILE]
         return sorted(int(name.removeprefix("step-")) for name in folders if name.startswith("step-"))
 
     def latest_step(self) -> int:
@@ -73,8 +89,25 @@ class RunFolder:
         return storage.join(self.uri, "checkpoints", f"step-{step:08d}")
 
     def read_state(self, step: int) -> dict[str, Any]:
-        """Reads state.json of a checkpoint."""
-        return json.loads(storage.read_bytes(storage.join(self.checkpoint_uri(step), _STATE_FILE)))
+        """Reads state.json of a checkpoint. Raises CorruptedError if it does not match its digest."""
+        uri = storage.join(self.checkpoint_uri(step), STATE_FILE)
+        return parse_state(storage.read_bytes(uri), uri)
+
+    def set_aside(self, step: int) -> str:
+        """Renames a checkpoint so that it no longer counts, in place of the one set aside before. Returns its new URI.
+
+        In object storage, which has no rename, only state.json gets another name.
+        """
+        folder = self.checkpoint_uri(step)
+        if self.is_local:
+            place = Path(folder).with_name(f"damaged-{Path(folder).name}")
+            shutil.rmtree(place, ignore_errors=True)
+            Path(folder).rename(place)
+            return str(place)
+        state, place = storage.join(folder, STATE_FILE), storage.join(folder, f"damaged-{STATE_FILE}")
+        storage.copy(state, place)
+        storage.remove_file(state)
+        return place
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Calls `write` to create the checkpoint in the folder that it is given, and publishes it."""
@@ -89,7 +122,7 @@ class RunFolder:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary) / "checkpoint"
                 write(folder)
-                for file in sorted(folder.iterdir(), key=lambda file: file.name == _STATE_FILE):
+                for file in sorted(folder.iterdir(), key=lambda file: file.name == STATE_FILE):
                     storage.copy(str(file), storage.join(self.checkpoint_uri(step), file.name))
 
     def delete_old_checkpoints(self, keep: int, others: Collection[int] = ()) -> None:
@@ -104,13 +137,12 @@ class RunFolder:
         if self.is_local:
             yield Path(self.checkpoint_uri(step))
             return
-        with tempfile.TemporaryDirectory() as temporary:
-            for name in storage.list_files(self.checkpoint_uri(step)):
-                storage.copy(storage.join(self.checkpoint_uri(step), name), f"{temporary}/{name}")
-            yield Path(temporary)
+        uri = self.checkpoint_uri(step)
+        with downloaded(uri, storage.list_files(uri)) as folder:
+            yield folder
 
     def _delete_checkpoint(self, step: int) -> None:
         filesystem, path = storage.resolve(self.checkpoint_uri(step))
         # Delete the state first: a partial checkpoint then never counts as complete.
-        storage.retry(lambda: filesystem.delete_file(f"{path}/{_STATE_FILE}"), self.uri)
+        storage.retry(lambda: filesystem.delete_file(f"{path}/{STATE_FILE}"), self.uri)
         storage.retry(lambda: filesystem.delete_dir(path), self.uri)

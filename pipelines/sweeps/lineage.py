@@ -20,9 +20,10 @@ import ray.train
 import ray.tune
 from ray.tune.schedulers import PopulationBasedTraining
 
+from groupvit.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, check_file, read_state, state_content
 from pipelines import storage
 from pipelines.runs.evaluations import EvaluationRecord, read_record, write_record
-from pipelines.runs.folder import RunFolder
+from pipelines.runs.folder import JOB_ID, RunFolder
 from pipelines.sweeps.plan import CHANGEABLE, METRIC, TIME, Sweep
 from pipelines.sweeps.space import Choice, Point, Space
 
@@ -112,10 +113,16 @@ def pointer_to(run_name: str, step: int) -> Iterator[ray.train.Checkpoint]:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a checkpoint for another run. Raise ValueError if it is damaged."""
+    state = read_state(source)
+    for name in (MODEL_FILE, OPTIMIZER_FILE):
+        check_file(source, name, state)
     temporary = target.with_name(f".{target.name}.partial-copy")
     temporary.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
         storage.write_bytes(str(temporary / file.name), file.read_bytes())
+    state.pop(JOB_ID, None)
+    storage.write_bytes(str(temporary / STATE_FILE), state_content(state))
     temporary.rename(target)
 
 

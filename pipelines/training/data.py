@@ -8,19 +8,27 @@ import dataclasses
 
 import ray.data
 import ray.train
+from ray.util.queue import Queue
 
 from pipelines.ingest.loader import training_slices
+from pipelines.runs.damage import newest_whole_step
 from pipelines.training.job import Job
 
 
 @dataclasses.dataclass(frozen=True)
 class SlicesFromCheckpoint:
-    """Creates the data set of the remaining steps, starting at the newest checkpoint."""
+    """Creates the data set of the remaining steps, starting at the newest checkpoint.
+
+    It is called before the workers start. It moves damaged checkpoints away, so that all of them go on from the same.
+    """
 
     job: Job
+    lines: Queue | None = None
+    """Queue for warnings. None: print them."""
 
     def __call__(self) -> ray.data.Dataset:
-        return training_slices(self.job.config, first_step=self.job.run.latest_step(), stay_open=True)
+        first_step = newest_whole_step(self.job.run, print if self.lines is None else self.lines.put)
+        return training_slices(self.job.config, first_step=first_step, stay_open=True)
 
 
 class RoundRobin(ray.train.DataConfig):

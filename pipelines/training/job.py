@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from pipelines.experiments.fixed import before_there_was_a_choice, fixes_the_res
 from pipelines.local.home import cache_folder
 from pipelines.local.writable import check_writable
 from pipelines.provenance import code_version
+from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.evaluations import missing_steps, read_record
-from pipelines.runs.folder import UNSENT_METRICS, RunFolder, recorded_precision
+from pipelines.runs.folder import JOB_ID, UNSENT_METRICS, RunFolder, recorded_precision
 from pipelines.storage import absolute
 from pipelines.tracking.places import artifacts_in, check_database, database_path, database_uri
 from pipelines.tracking.runs import RunIdentity, TrackedDataset
@@ -146,14 +148,15 @@ def start_or_continue(
 ) -> Job:
     """Returns the job of a run, with the id from its first start.
 
-    Raises ValueError if the run was started with another config or other data.
+    Moves the newest checkpoint away if it is damaged. Raises ValueError if the run was started with another config or
+    other data, or if its newest checkpoint is of another run.
     """
     description = run.read_description()
     config = settled(config, None if description is None else description["fixed"])
     fixed = fixes_the_result(config) | {"data.digests": [info.digest for info in datasets]}
     if description is None:
         description = {
-            "job_id": uuid.uuid4().hex if sweep_link is None else sweep_link.job_id,
+            JOB_ID: uuid.uuid4().hex if sweep_link is None else sweep_link.job_id,
             "fixed": fixed,
             "config": to_dict(config),
             "code_version": code_version(),
@@ -170,11 +173,13 @@ def start_or_continue(
                 f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
                 f"{before}: continue it with that value, or give another --training.run-name"
             )
+    newest_whole_step(run, lambda line: print(line, file=sys.stderr, flush=True))
     return Job(
         config=config,
         run=run,
-        identity=_identity(config, datasets, description["job_id"], {} if sweep_link is None else sweep_link.tags),
+        identity=_identity(config, datasets, description[JOB_ID], {} if sweep_link is None else sweep_link.tags),
         checkpoint_state={
+            JOB_ID: description[JOB_ID],
             "code_version": code_version(),
             "datasets": [
                 {"uri": info.uri, "digest": info.digest, "num_samples": info.num_samples} for info in datasets

@@ -27,10 +27,11 @@ from groupvit.precision import float32_products, same_bits
 from groupvit.training import Batch, train_step
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import Slice
-from pipelines.runs.evaluations import is_due, read_record
+from pipelines.runs.evaluations import is_due
 from pipelines.runs.folder import UNSENT_METRICS, RunFolder
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.batches import BatchesAhead
+from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.compilation import prepare_towers
 from pipelines.training.heartbeat import Heartbeat
 from pipelines.training.progress import Clock, RunStoppedError, Totals
@@ -103,6 +104,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         same_bits(training.deterministic),
         closing(BatchesAhead(_in_order(config, context), context.device, config.model.text)) as batches,
         Heartbeat(say, clock.activity) as heartbeat,
+        CheckpointWriter(run, config) as writer,
     ):
         with clock.waiting():
             batches.peek()
@@ -140,6 +142,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             if training.record_samples is not None:
                 _record_samples(Path(training.record_samples), context.rank, step, share, slices)
 
+            writer.check()
             done = step + 1
             is_last = done == training.num_steps
             log = is_last or done % training.log_every_n_steps == 0
@@ -175,9 +178,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
                 if context.tracker is not None:
                     state[UNSENT_METRICS] = context.tracker.unsent_training_metrics()
-                _save(run, done, model, optimizer, average, state)
-                if training.keep_checkpoints is not None:
-                    run.delete_old_checkpoints(training.keep_checkpoints, _kept_for_evaluation(config, run))
+                with clock.saving():
+                    writer.save(done, model, optimizer, average, state)
 
 
 def _say_nothing(line: str) -> None:
@@ -201,30 +203,6 @@ def _in_order(config: ExperimentConfig, context: WorkerContext) -> Iterator[Slic
             yield item
 
 
-def _save(
-    run: RunFolder,
-    step: int,
-    model: GroupViT,
-    optimizer: torch.optim.Optimizer,
-    average: GroupViT | None,
-    state: dict[str, Any],
-) -> None:
-    """Publishes a checkpoint. With averaging, its model is the average, and optimizer.pt also holds the raw weights."""
-    published, optimizer_state = model, {"optimizer": optimizer.state_dict()}
-    if average is not None:
-        published, optimizer_state = average, {**optimizer_state, "raw_model": model.state_dict()}
-    run.save_checkpoint(
-        step, lambda folder: checkpoint.save(folder, published, state=state, optimizer_state=optimizer_state)
-    )
-
-
-def _kept_for_evaluation(config: ExperimentConfig, run: RunFolder) -> frozenset[int]:
-    if config.evaluation.every_n_steps is None:
-        return frozenset()
-    steps = run.checkpoint_steps()
-    return read_record(run).kept_steps(steps, config.evaluation.every_n_steps, config.training.num_steps)
-
-
 def _restore(
     run: RunFolder, step: int, model: GroupViT, optimizer: torch.optim.Optimizer, average: GroupViT | None
 ) -> dict[str, Any]:
@@ -232,8 +210,8 @@ def _restore(
 
     Raises RunStoppedError if the checkpoint is invalid: a restart would read it again.
     """
-    with run.local_checkpoint(step) as folder:
-        try:
+    try:
+        with run.local_checkpoint(step) as folder:
             saved = checkpoint.load_optimizer_state(folder)
             optimizer.load_state_dict(saved["optimizer"])
             if average is None:
@@ -242,9 +220,9 @@ def _restore(
                 checkpoint.load_weights(average, folder)
                 model.load_state_dict(saved["raw_model"])
             return checkpoint.load_state(folder)
-        except ValueError as error:
-            uri = run.checkpoint_uri(step)
-            raise RunStoppedError(f"{error}; without {uri} the run goes on from the checkpoint before it") from None
+    except ValueError as error:
+        uri = run.checkpoint_uri(step)
+        raise RunStoppedError(f"{error}; without {uri} the run goes on from the checkpoint before it") from None
 
 
 def _record_samples(folder: Path, rank: int, step: int, share: Slices, slices: list[Slice]) -> None:

@@ -93,6 +93,13 @@ class Clock:
         self._phase, self._phase_start = "computing", time.perf_counter()
         self._start = self._lap_start = self._phase_start
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Waiting for the checkpoint before, and copying the next one: part of the speed."""
+        self._phase, self._phase_start = "waiting for the last checkpoint to be written", time.perf_counter()
+        yield
+        self._phase, self._phase_start = "computing", time.perf_counter()
+
     def update(self, done: int) -> None:
         """Measures the steps since the last lap."""
         self._step = done

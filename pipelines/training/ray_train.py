@@ -162,7 +162,7 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
         ),
         # A function, not a data set: Ray calls it for every group of workers it starts, so that the data start at the
         # newest checkpoint.
-        datasets={"train": SlicesFromCheckpoint(job)},
+        datasets={"train": SlicesFromCheckpoint(job, lines)},
         dataset_config=RoundRobin(),
     )
     try:

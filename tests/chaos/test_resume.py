@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.experiments.config import ExperimentConfig
+from pipelines.runs.folder import RunFolder
 from pipelines.training.pretrain import pretrain
 from tests.support.small_run import (
     NUM_STEPS,
@@ -63,6 +64,16 @@ def as_flags(config: ExperimentConfig) -> list[str]:
     return flags
 
 
+def training_workers() -> list[int]:
+    return [
+        process.pid
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+        and process.cmdline()[:1]
+        and "RayTrainWorker" in process.cmdline()[0]
+    ]
+
+
 def assert_one_run_with_each_step_once(runs: Path, name: str) -> None:
     client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
     experiment = client.get_experiment_by_name("chaos")
@@ -94,14 +105,7 @@ def test_killed_worker(data: str, runs: Path, uninterrupted: Path, capsys: pytes
 
     def kill() -> None:
         wait_for_step(runs, name, step, alive=lambda: True)
-        workers = [
-            process.pid
-            for process in psutil.Process().children(recursive=True)
-            if process.status() != psutil.STATUS_ZOMBIE
-            and process.cmdline()[:1]
-            and "RayTrainWorker" in process.cmdline()[0]
-        ]
-        os.kill(workers[victim], signal.SIGKILL)
+        os.kill(training_workers()[victim], signal.SIGKILL)
         killed.append(last_recorded_step(runs, name))
 
     killer = threading.Thread(target=kill)
@@ -111,6 +115,35 @@ def test_killed_worker(data: str, runs: Path, uninterrupted: Path, capsys: pytes
     shown = capsys.readouterr().out
     assert killed, (step, victim)
     assert f"{name}: training from step" in shown, (step, victim, killed)
+    assert consumed(runs, name) == consumed(runs, "uninterrupted")
+    assert_same_result(runs / name, uninterrupted)
+    assert_one_run_with_each_step_once(runs, name)
+
+
+def test_damaged_checkpoint(data: str, runs: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest checkpoint is damaged while the workers are restarted: they go on from the one before."""
+    name = "damaged-checkpoint"
+    run = RunFolder(f"{runs}/{name}")
+    damaged: list[int] = []
+
+    def kill() -> None:
+        wait_for_step(runs, name, 22, alive=lambda: True)
+        for worker in training_workers():
+            os.kill(worker, signal.SIGKILL)
+        damaged.append(run.latest_step())
+        file = Path(run.checkpoint_uri(damaged[0])) / "optimizer.pt"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    pretrain(make_config(data, runs, name, num_workers=2))
+    killer.join()
+    shown = capsys.readouterr().out
+    assert damaged[0] >= 14
+    assert f"step-{damaged[0]:08d}/optimizer.pt is corrupted (its sha256 is not that in state.json): moved" in shown
+    assert f"{name}: training from step {damaged[0] - 7} on" in shown
     assert consumed(runs, name) == consumed(runs, "uninterrupted")
     assert_same_result(runs / name, uninterrupted)
     assert_one_run_with_each_step_once(runs, name)

@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import groupvit
 from groupvit import checkpoint
+from groupvit.checkpoint_files import write_state
 from groupvit.model import GroupViT
+from tests.support.edited_checkpoint import renew_digests
 from tests.support.small_model import SMALL
 
 
@@ -108,7 +110,7 @@ def test_newer_versions(saved: Path) -> None:
     state = json.loads((saved / "state.json").read_text())
     newer_config = {**state, "model": {**state["model"], "third_tower": True}}
     for newer, message in (({**state, "format_version": 2}, "format_version=2"), (newer_config, "third_tower")):
-        (saved / "state.json").write_text(json.dumps(newer))
+        write_state(saved, newer)
         with pytest.raises(ValueError, match=message):
             groupvit.load(saved)
 
@@ -118,12 +120,15 @@ def test_tensors_that_do_not_fit(saved: Path) -> None:
     weights = load_file(path)
     norm = weights.pop("text_encoder.norm.bias")
     save_file(weights, path)
+    renew_digests(saved)
     with pytest.raises(ValueError, match=r"lacks text_encoder\.norm\.bias"):
         groupvit.load(saved)
     save_file({**weights, "text_encoder.norm.bias": norm, "stray": norm.clone()}, path)
+    renew_digests(saved)
     with pytest.raises(ValueError, match="unknown tensor stray"):
         groupvit.load(saved)
     save_file({**weights, "text_encoder.norm.bias": norm[:-1].clone()}, path)
+    renew_digests(saved)
     with pytest.raises(ValueError, match=r"shape \(31,\) where \(32,\) is expected"):
         groupvit.load(saved)
 
@@ -134,6 +139,7 @@ def test_weights_that_are_not_finite_are_refused_and_named(saved: Path, name: st
     weights = load_file(saved / "model.safetensors")
     weights[name].view(-1)[-1] = value
     save_file(weights, saved / "model.safetensors")
+    renew_digests(saved)
     with pytest.raises(
         ValueError, match=rf"model\.safetensors has {re.escape(name)}, in which 1 of \d+ .* {value}: use"
     ):

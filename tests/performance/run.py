@@ -20,6 +20,7 @@ FLAGS: Mapping[str, Sequence[str]] = {
     "benchmark_ingest": ("--windows", "4", "--repeats", "3"),
     "benchmark_delivery": ("--sizes", "256", "1,024", "--consumers", "1", "4", "--seconds", "2", "--repeats", "1"),
     "benchmark_object_store": ("--windows", "4", "--repeats", "3"),
+    "benchmark_checkpoints": ("--steps", "20", "--repeats", "1"),
     "benchmark_curate": ("--rows", "1024", "--repeats", "3"),
     "benchmark_sweep": ("--num-steps", "50", "--repeats", "1"),
 }

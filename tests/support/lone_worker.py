@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from groupvit.augment import draw_rand_augment, operation_columns
 from groupvit.config import Precision
 from pipelines.experiments.config import ExperimentConfig, IngestConfig, TrainingConfig
 from pipelines.ingest.plan import Slice
+from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.loop import WorkerContext, train
@@ -71,16 +72,17 @@ def _draws(rng: np.random.Generator) -> Slice:
 
 def train_alone(
     config: ExperimentConfig,
-    runs: Path,
+    runs: str | Path,
     tracker: Tracker | None = None,
     *,
     device: str = "cpu",
     precision: Precision = "float32",
+    say: Callable[[str], None] = lambda line: None,
 ) -> RunFolder:
     """Trains the run `small` in `runs` from its newest checkpoint to the last step."""
-    run = RunFolder(str(runs / "small"))
-    context = _context(config, run, None, precision)
-    train(config, run, dataclasses.replace(context, device=torch.device(device), tracker=tracker))
+    run = RunFolder(f"{runs}/small")
+    context = _context(config, run, None, precision, newest_whole_step(run, say))
+    train(config, run, dataclasses.replace(context, device=torch.device(device), tracker=tracker, say=say))
     return run
 
 
@@ -88,7 +90,7 @@ def train_as_one_of(group: dist.ProcessGroup | None, config: ExperimentConfig, r
     """Trains the same as one of the workers of a group. Returns the logged losses; an empty list except on rank 0."""
     run = RunFolder(str(runs / "small"))
     losses: list[float] = []
-    context = _context(config, run, group, "float32")
+    context = _context(config, run, group, "float32", run.latest_step())
     if group is not None:
         dist.barrier(group)  # all have seen the newest checkpoint before the next is saved
     train(config, run, dataclasses.replace(context, watch=lambda done, values: losses.append(values["loss"])))
@@ -96,10 +98,9 @@ def train_as_one_of(group: dist.ProcessGroup | None, config: ExperimentConfig, r
 
 
 def _context(
-    config: ExperimentConfig, run: RunFolder, group: dist.ProcessGroup | None, precision: Precision
+    config: ExperimentConfig, run: RunFolder, group: dist.ProcessGroup | None, precision: Precision, first_step: int
 ) -> WorkerContext:
     rank, world_size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-    first_step = run.latest_step()
     every_slice = slices(first_step * config.training.global_batch_size, config.loss.num_prompts)
     return WorkerContext(
         rank=rank,

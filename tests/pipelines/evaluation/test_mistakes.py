@@ -1,6 +1,5 @@
 """What `groupvit evaluate` says of a benchmark or a checkpoint that cannot be used: one line, exit code 2."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,9 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from groupvit.checkpoint_files import read_state
 from pipelines.cli.main import main
+from tests.support.edited_checkpoint import edit_state
 from tests.support.image_files import png, png_that_promises
 from tests.support.miniatures import Photo, write_voc
 from tests.support.small_checkpoint import write_small_checkpoint
@@ -164,8 +165,7 @@ def other_json(folder: Path) -> None:
 
 
 def newer(folder: Path) -> None:
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"format_version": 99}))
+    edit_state(folder, format_version=99)
 
 
 def half_the_weights(folder: Path) -> None:
@@ -178,19 +178,16 @@ def no_weights(folder: Path) -> None:
 
 
 def wrong_type(folder: Path) -> None:
-    state = json.loads((folder / "state.json").read_text())
-    state["model"]["image"]["width"] = "wide"
-    (folder / "state.json").write_text(json.dumps(state))
+    model = read_state(folder)["model"]
+    edit_state(folder, model=model | {"image": model["image"] | {"width": "wide"}})
 
 
 def no_version(folder: Path) -> None:
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"format_version": "one"}))
+    edit_state(folder, format_version="one")
 
 
 def odd_segmentation(folder: Path) -> None:
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"config": {"segmentation": {"window_size": 3}}}))
+    edit_state(folder, config={"segmentation": {"window_size": 3}})
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """One checkpoint for the tests of models."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from groupvit.checkpoint import OPTIMIZER_FILE, STATE_FILE, load_state
+from groupvit.checkpoint import load_state
+from groupvit.checkpoint_files import OPTIMIZER_FILE, write_state
 from pipelines.models.registry import log_model_to_mlflow
 from tests.support.mlflow_server import MlflowServer
 from tests.support.new_run import new_run
@@ -19,7 +19,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"state": {}}, folder / OPTIMIZER_FILE)
     state = load_state(folder)
     state["config"]["tracking"] = {"uri": "http://me:hunter2@host/"}
-    (folder / STATE_FILE).write_text(json.dumps(state | {"step": 7}))
+    write_state(folder, state | {"step": 7})
     return folder
 
 

@@ -19,6 +19,7 @@ from groupvit.tokenizer import Tokenizer, clean, fix_text
 from groupvit.windows import group_maps
 from pipelines import storage
 from pipelines.cli.main import main
+from tests.support.edited_checkpoint import edit_state
 from tests.support.golden import golden_encoder, golden_weights
 from tests.support.hugging_face import randomise, some_texts
 from tests.support.small_model import OFFICIAL
@@ -215,10 +216,9 @@ def test_mistakes_are_one_line(tmp_path: Path, checkpoint: Path, capsys: pytest.
     assert "exists: give another folder" in refusal(checkpoint, "hf", tmp_path / "kept")
     assert (tmp_path / "kept" / "file").read_text() == "mine"
     newer = make_checkpoint(tmp_path / "newer")
-    state = json.loads((newer / "state.json").read_text())
-    (newer / "state.json").write_text(json.dumps(state | {"format_version": 99}))
+    edit_state(newer, format_version=99)
     assert "format_version=99, newer than" in refusal(newer, "hf", new)
-    (newer / "state.json").write_text(json.dumps(state))
+    edit_state(newer, format_version=1)
     weights = (newer / "model.safetensors").read_bytes()
     (newer / "model.safetensors").write_bytes(weights[:-100])
     assert "is corrupted" in refusal(newer, "hf", new)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from groupvit.checkpoint import MODEL_FILE, STATE_FILE
+from groupvit.checkpoint_files import MODEL_FILE, STATE_FILE, read_state
 from pipelines.cli.main import main
 from pipelines.models.register import WEIGHTS_TAG
+from tests.support.edited_checkpoint import edit_state
 from tests.support.mlflow_server import MlflowServer
 from tests.support.new_run import new_run
 from tests.support.running_app import NOTICE
@@ -106,7 +107,8 @@ def test_command_leaves_a_failed_run_of_a_corrupted_checkpoint_and_then_succeeds
     folder, uri = tmp_path / "copy", f"sqlite:///{tmp_path}/mlflow.db"
     folder.mkdir()
     (folder / MODEL_FILE).write_bytes(whole)
-    (folder / STATE_FILE).write_text(state.replace('"width": 32', '"width": 64'))
+    (folder / STATE_FILE).write_text(state)
+    edit_state(folder, model=json.loads(json.dumps(read_state(folder)["model"]).replace('"width": 32', '"width": 64')))
     arguments = ["register", "--checkpoint", str(folder), "--name", "x", "--tracking-uri", uri]
     client = MlflowClient(uri)
     for exit_code, status in ((2, "FAILED"), (0, "FINISHED")):

@@ -20,7 +20,8 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from groupvit.checkpoint import MODEL_FILE, STATE_FILE, load, load_state
+from groupvit.checkpoint import load, load_state
+from groupvit.checkpoint_files import MODEL_FILE, STATE_FILE
 from groupvit.protocols import protocol_of
 from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer

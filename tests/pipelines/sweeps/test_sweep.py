@@ -77,7 +77,7 @@ def names_of_processes() -> list[str]:
 
 def write_state(step: int, folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(str(step))
+    (folder / "state.json").write_text(json.dumps({"step": step, "job_id": "another trial's"}))
 
 
 def ended(spec: TrialSpec, scores: dict[int, float], **changes: Any) -> Known:
@@ -145,7 +145,7 @@ def test_a_trial_of_a_population_goes_on_from_anothers_checkpoint(flags: list[st
     name = exploited_run(sweep, weak.name, changed, pointer)
     assert name == f"{weak.name}-g1"
     run = RunFolder(f"{sweep.uri}/{name}")
-    assert run.read_state(1) == 1 and run.latest_step() == 1 and read_record(run).scores == {1: 10.0}
+    assert run.read_state(1) == {"step": 1} and run.latest_step() == 1 and read_record(run).scores == {1: 10.0}
     # Its node is lost, or the driver killed: it goes on with that run.
     assert exploited_run(sweep, weak.name, changed, pointer) == name
     assert exploited_run(sweep, weak.name, changed, None) == name

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.training.progress import RunStoppedError
+from tests.support.edited_checkpoint import renew_digests
 from tests.support.lone_worker import lone_config, train_alone
 
 
@@ -19,6 +20,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_gone_on_from(tmp_path: Path, ema
     tensors = load_file(weights)
     tensors["text_encoder.norm.weight"][3] = torch.nan
     save_file(tensors, weights)
+    renew_digests(weights.parent)
     longer = dataclasses.replace(first, training=dataclasses.replace(first.training, num_steps=3))
     with pytest.raises(
         RunStoppedError, match=r"text_encoder\.norm\.weight, .* without .*/step-00000002 the run goes on"
@@ -34,6 +36,7 @@ def test_the_state_that_training_needs_is_finite(tmp_path: Path, entry: str) -> 
     broken = saved["raw_model"]["logit_scale"] if entry == "raw_model" else saved["optimizer"]["state"][0]["exp_avg"]
     broken.view(-1)[0] = -torch.inf
     torch.save(saved, path)
+    renew_digests(path.parent)
     longer = dataclasses.replace(first, training=dataclasses.replace(first.training, num_steps=3))
     with pytest.raises(RunStoppedError, match=rf"optimizer\.pt has {entry}\..* numbers are -inf"):
         train_alone(longer, tmp_path)

@@ -123,6 +123,8 @@ def test_counts_corrupt_images_and_writes_self_contained_checkpoints(
     state = json.loads((folder / "state.json").read_text())
     assert state["step"] == 6
     assert state["samples_seen"] == [96]
+    assert state["job_id"] == json.loads((tmp_path / "runs/debug/run.json").read_text())["job_id"]
+    assert set(state["files"]) == {"model.safetensors", "optimizer.pt"}
     assert state["datasets"][0]["digest"] == data.digest
     assert state["config"]["optimizer"]["learning_rate"] == config.optimizer.learning_rate
     assert groupvit.load(folder).config == config.model
