@@ -32,6 +32,7 @@ from pipelines.runs.folder import UNSENT_METRICS, RunFolder
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.batches import BatchesAhead
 from pipelines.training.compilation import prepare_towers
+from pipelines.training.departure import DrainedError
 from pipelines.training.heartbeat import Heartbeat
 from pipelines.training.progress import Clock, RunStoppedError, Totals
 
@@ -58,13 +59,17 @@ class WorkerContext:
     """Shows the values of a logged step on the cluster's dashboard."""
     checkpoint_state: Mapping[str, Any]
     """Entries of state.json beside the progress: data set digests, code version."""
+    leave_requested: Callable[[], bool] = lambda: False
+    """Whether to leave now, with a checkpoint. All workers call it after each step, and get the same answer."""
+    feed_watchdog: Callable[[], None] = lambda: None
+    """Called after each step."""
 
 
 def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> None:
     """Trains to the last step.
 
     Raises RunStoppedError if the loss or the gradient's norm is not finite, if too many images are corrupt, or if the
-    checkpoint is invalid.
+    checkpoint is invalid; DrainedError if all workers were asked to leave and have a checkpoint.
     """
     training, first_step = config.training, context.first_step
     torch.manual_seed(training.seed)
@@ -130,8 +135,10 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             is_last = done == training.num_steps
             log = is_last or done % training.log_every_n_steps == 0
             evaluated = is_due(done, config.evaluation.every_n_steps, training.num_steps)
-            save = is_last or evaluated or done % training.checkpoint_every_n_steps == 0
+            leave = context.leave_requested() and not is_last
+            save = is_last or evaluated or leave or done % training.checkpoint_every_n_steps == 0
             clock.update(done)
+            context.feed_watchdog()
             if context.rank == 0 and not log and (step == first_step or heartbeat.is_due):
                 heartbeat.say(clock.line(done, metrics["loss"].item()))
             if not (log or save):
@@ -166,6 +173,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 _save(run, done, model, optimizer, average, state)
                 if training.keep_checkpoints is not None:
                     run.delete_old_checkpoints(training.keep_checkpoints, _kept_for_evaluation(config, run))
+            if leave:
+                raise DrainedError(f"the workers left after step {done}, with a checkpoint")
 
 
 def _say_nothing(line: str) -> None:

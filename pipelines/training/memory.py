@@ -56,7 +56,7 @@ class Numbers:
 
 def slice_sizes(config: ExperimentConfig) -> list[int]:
     """Returns the slice sizes that divide both a worker's share of the batch and a window, ascending, to 1,024."""
-    common = math.gcd(config.training.global_batch_size // config.training.num_workers, config.ingest.window_size)
+    common = math.gcd(config.training.global_batch_size // config.training.max_workers, config.ingest.window_size)
     return [size for size in range(1, min(common, LARGEST_SLICE) + 1) if common % size == 0]
 
 
@@ -68,7 +68,7 @@ def fits(config: ExperimentConfig, slice_size: int, memory: float, numbers: Numb
 def step_bytes(config: ExperimentConfig, slice_size: int, numbers: Numbers) -> int:
     """Returns the predicted peak of a training step of one worker."""
     model, loss, training = config.model, config.loss, config.training
-    batch = training.global_batch_size // training.num_workers
+    batch = training.global_batch_size // training.min_workers
     # Parameters, gradients, two moments, and a copy that products in bfloat16 or the averaging of gradients need.
     of_model = num_parameters(model) * _FLOAT32 * (5 + (training.ema_decay is not None))
     image_bytes = 3 * model.image.image_size**2
