@@ -127,10 +127,10 @@ def _split_by_window(
     pause = 0.5
     while stay_open:  # until the execution is shut down with its workers
         time.sleep(pause)
-        # A row leaves Ray's output buffer only when the next one arrives, so empty rows flush the last ones. Each costs
-        # Ray a task, and a slow run may wait for long.
+        # A row leaves Ray's output buffer only when the next one arrives, so empty rows flush the last ones; the last
+        # step waits for several. Each costs Ray a task, and a slow run may wait for long.
         yield {"first": [last], "end": [last]}
-        pause = min(2 * pause, 30.0)
+        pause = min(2 * pause, 2.0)
 
 
 def _free_cpus(config: "ExperimentConfig") -> int:

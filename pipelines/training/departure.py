@@ -38,7 +38,7 @@ class DrainedError(Exception):
     """The workers have left their group after a step, with a checkpoint. This is not a failure."""
 
 
-class _Process:
+class Process:
     """What the worker of this process was asked to do, and whether it trains. Each group has new processes."""
 
     def __init__(self) -> None:
@@ -55,7 +55,8 @@ class _Process:
             self._wish = max(self._wish, wish)
 
 
-_process = _Process()
+_process = Process()
+"""This one."""
 
 
 class Departure:
@@ -63,10 +64,11 @@ class Departure:
 
     Args:
         group: A group of all workers for tensors on the CPU. None: a single worker.
+        process: What the worker is asked.
     """
 
-    def __init__(self, group: "dist.ProcessGroup | None") -> None:
-        self._group = group
+    def __init__(self, group: "dist.ProcessGroup | None", process: Process = _process) -> None:
+        self._group, self._process = group, process
         self._pending: tuple[Any, Any] | None = None
         self.wish = Wish.STAY
         """What all workers agreed on."""
@@ -78,7 +80,7 @@ class Departure:
         others or for a GPU: the answer is about what was known one step earlier.
         """
         if self._group is None:
-            self.wish = _process.wish
+            self.wish = self._process.wish
             return self.wish is not Wish.STAY
         import torch
         import torch.distributed as dist
@@ -88,17 +90,17 @@ class Departure:
             sharing.wait()
             self.wish = Wish(int(wish))
         if self.wish is Wish.STAY:
-            wish = torch.tensor(int(_process.wish))
+            wish = torch.tensor(int(self._process.wish))
             self._pending = wish, dist.all_reduce(wish, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return self.wish is not Wish.STAY
 
     def __enter__(self) -> "Departure":
-        _process.trains = True
+        self._process.trains = True
         return self
 
     def __exit__(self, *error: object) -> None:
-        _process.trains = False
-        _process.has_ended.set()
+        self._process.trains = False
+        self._process.has_ended.set()
 
 
 def is_training() -> bool:

@@ -34,6 +34,7 @@ from pipelines.training.batches import BatchesAhead
 from pipelines.training.compilation import prepare_towers
 from pipelines.training.departure import DrainedError
 from pipelines.training.heartbeat import Heartbeat
+from pipelines.training.lag import Lag
 from pipelines.training.progress import Clock, RunStoppedError, Totals
 
 
@@ -84,6 +85,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         totals.load(state)
         seconds_before = state["train_seconds"]
     clock = Clock(first_step, training.num_steps, training.global_batch_size, seconds_before)
+    lag = Lag(context.group, context.device)
     say = context.say if context.rank == 0 else _say_nothing
     slices: list[Slice] = []  # of the step, without images
 
@@ -93,6 +95,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 prepared = next(batches)
             slices.append(prepared.samples)
             yield prepared.batch
+        lag.is_ready()
 
     with (
         float32_products(context.device, context.precision),
@@ -107,6 +110,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             towers = prepare_towers(config, run, model, batches.peek().batch, noise, context.precision, say)
         for step in range(first_step, training.num_steps):
             slices.clear()
+            lag.start_step()
             rate = learning_rate(
                 step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
             )
@@ -153,6 +157,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             if log:
                 clock.lap()
                 values |= {"learning_rate": rate, "substituted_images": totals.num_substituted} | clock.metrics()
+                values |= lag.share()
                 if context.rank == 0:
                     heartbeat.say(clock.line(done, values["loss"]))
                     context.watch(done, values)

@@ -47,7 +47,8 @@ def training_cluster(config: ExperimentConfig) -> Iterator[bool]:
     least_cpus = training.min_workers * training.cpus_per_worker + others
     with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
         resources = ray.cluster_resources()
-        resources["CPU"] = resources.get("CPU", 0) - others
+        if training.min_workers == training.max_workers:  # else reading shares the CPUs of workers if it has to
+            resources["CPU"] = resources.get("CPU", 0) - others
         beside = f"{others} for the data and the evaluation" if evaluates else "one CPU for the data"
         yield _check_workers(config, resources, f"the Ray cluster, beside {beside},")
 

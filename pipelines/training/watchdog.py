@@ -12,7 +12,7 @@ _SECONDS_FOR_OTHERS = 5.0
 """Time for the other workers to say where they are: they fail when the first one ends."""
 _SECONDS_MORE = 15.0
 """Time after which the process is ended without Python, which a library may keep from running."""
-_NUM_FRAMES = 6
+_NUM_FRAMES = 10
 _STANDARD_ERROR = 2
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -128,3 +129,23 @@ def test_a_second_ctrl_c_ends_at_once(data: str, runs: Path) -> None:
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=60)
     assert (driver.returncode, said.splitlines()[-1]) == (-signal.SIGINT, "groupvit: stopped by Ctrl-C")
+
+
+def test_a_worker_that_hangs(data: str, runs: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is suspended. The others say where they wait, and all start again."""
+    name = "hangs"
+
+    def suspend() -> None:
+        wait_for_step(runs, name, 9, alive=lambda: True)
+        psutil.Process(workers_here()[0]).suspend()
+
+    suspending = threading.Thread(target=suspend)
+    suspending.start()
+    pretrain(make_config(data, runs, name, num_workers=2, hang_timeout=10.0, max_failures=1))
+    suspending.join()
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"^rank \d: a step takes longer than training.hang_timeout=10 s; it is in \w+ \(\w+.py:\d+\)", shown, re.M
+    )
+    assert f"{name}: training from step 7" in shown
+    assert_same_result(runs / name, undisturbed)
