@@ -135,6 +135,7 @@ def test_a_storm_changes_nothing(
     for result in found.values():
         assert result["statuses"] == ["FINISHED"]
         assert result["steps"] == list(range(1, NUM_STEPS + 1))
+    assert found["storm"]["sha256"] == found["calm"]["sha256"]
     samples = consumed(shared, "storm")
     assert samples == consumed(shared, "calm")
     pairs = [pair for ids, epochs in samples.values() for pair in zip(epochs, ids, strict=True)]
