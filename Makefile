@@ -17,7 +17,7 @@ SLOW := benchmark or browser or chaos or cluster or documentation or end_to_end 
 TEST_WORKERS ?= 2
 PARALLEL := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo demo-s3 test test-fast test-promises test-slow test-gpu bench check format docs mlflow
+.PHONY: help demo demo-s3 test test-fast test-promises test-slow test-gpu storm bench check format docs mlflow
 .DEFAULT_GOAL := check
 
 # This list
@@ -57,6 +57,11 @@ test-gpu: $(INSTALLED)
 	@status=0; for part in 1 2; do \
 		$(BIN)/python tests/gpu/check.py --part $$part --out "$(or $(OUT),build/gpu)" || status=1; \
 	done; exit $$status
+
+# Storms upon a run on three machines, with the seeds from 0 to SEEDS - 1: processes and machines killed, drained, added
+SEEDS ?= 1
+storm: $(INSTALLED)
+	@STORM_SEEDS=$$(seq -s, 0 $$(($(SEEDS) - 1))) $(BIN)/python -m pytest -q -k storm tests/chaos/test_weather.py
 
 # Every benchmark of tests/performance with short settings, as one table of ratios
 bench: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""How a command says that its work failed, was done in part, or that a field of its config is too small."""
+"""How a command says that its work failed, was done in part or stopped, or that a field of its config is too small."""
 
 from typing import Any
 
@@ -10,6 +10,15 @@ class PartlyDone(Exception):  # noqa: N818 (not an error in the program)
         super().__init__(message)
         self.result = result
         self.exit_code = exit_code
+
+
+class Stopped(Exception):  # noqa: N818 (not an error in the program)
+    """Ends the command because its user, or its machine, said so. The message, one line, says what is kept."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM."""
 
 
 class WorkFailedError(Exception):

@@ -5,13 +5,15 @@ A user's mistake is a ValueError: one line on stderr, exit code 2.
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
 from pipelines.cli.commands import COMMANDS
 from pipelines.cli.flags import one_of
 from pipelines.console.terminal import failure_of_output, keep_going
-from pipelines.errors import PartlyDone, WorkFailedError
+from pipelines.errors import PartlyDone, Stopped, WorkFailedError
+from pipelines.provenance import redact
 
 _USAGE = """\
 Train GroupViT on image-text pairs, and segment images by words with it.
@@ -36,7 +38,8 @@ Train GroupViT on image-text pairs, and segment images by words with it.
                                                   download; see docs/clusters.md
 
 Commands: {commands}. `groupvit COMMAND --help` explains each. Every command takes --json: the last line of its
-output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 invalid arguments or configuration.
+output is then one JSON object. Exit codes: 0 done, 1 failed at work, 2 invalid arguments or configuration,
+130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
 
@@ -59,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except Stopped as stop:
+        command = redact(shlex.join(["groupvit", *arguments, *(["--json"] if as_json else [])]))
+        print(f"groupvit: {stop}; to go on: {command}", file=sys.stderr)
+        return stop.exit_code
     except PartlyDone as error:
         sys.stdout.flush()
         print(f"groupvit: error: {error}", file=sys.stderr)

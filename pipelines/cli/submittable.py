@@ -64,7 +64,7 @@ def _demands(config: "ExperimentConfig", *, at_a_time: int) -> tuple[Demand, ...
     demands = [
         Demand(
             what="training.num_workers" if at_a_time == 1 else f"max_concurrent={at_a_time} x training.num_workers",
-            count=training.num_workers * at_a_time,
+            count=training.min_workers * at_a_time,
             cpus=training.cpus_per_worker,
             gpus=0.0 if training.device == "cpu" else training.gpus_per_worker,
             gpus_if_any=training.device == "auto",

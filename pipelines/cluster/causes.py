@@ -16,7 +16,7 @@ _LASTING = (
     *(ArithmeticError, FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, StorageRefusedError),
 )
 """Permanent errors, of data, access or code. Repeating the work gives the same error."""
-_SAYS_ALL = (ValueError, OSError)
+_SAYS_ALL = (ValueError, OSError, WorkFailedError)
 """Errors whose message is clear without the name of the class."""
 _COLORS = re.compile(r"\x1b\[\d*m")
 _ERROR_LINE = re.compile(r"([A-Za-z_][\w.]*)(?:\(\w+\))?(?:: (.*))?")

@@ -1,13 +1,16 @@
 """Joins or starts the Ray cluster of a command, checks that its workers fit, and prints their lines in the terminal."""
 
+import asyncio
 import logging
 import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import ray
-from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.causes import is_of_ray, root_cause
@@ -33,6 +36,7 @@ def ray_cluster(*, least_cpus: int = 1, show_logs: bool = False) -> Iterator[Non
     with without_ray_lines() if joined_here and not show_logs else nullcontext():
         if joined_here:
             _join_or_start(least_cpus, show_logs)
+            _exit_by_sigterm()
         try:
             yield
         except Exception as error:
@@ -59,6 +63,12 @@ def _join_or_start(least_cpus: int, show_logs: bool) -> None:
             log_to_driver=show_logs,
             logging_level=level,
         )
+
+
+def _exit_by_sigterm() -> None:
+    """Let SIGTERM end this process with exit code 143. Ray's handler would give it 15."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def shut_down() -> None:
@@ -91,33 +101,79 @@ def check_room(
             )
 
 
+class _Messages:
+    """Actor that passes lines from workers to the driver, and the word to stop from the driver to workers."""
+
+    def __init__(self) -> None:
+        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+        self._stop = asyncio.Event()
+
+    async def put(self, line: str | None) -> None:
+        await self._lines.put(line)
+
+    async def get(self) -> str | None:
+        return await self._lines.get()
+
+    async def stop(self) -> None:
+        self._stop.set()
+
+    async def wait_until_stopped(self) -> None:
+        await self._stop.wait()
+
+
+class Terminal:
+    """The driver's terminal, for workers: shows their lines, and says when the user wants to stop. Can be pickled."""
+
+    def __init__(self) -> None:
+        # On the driver's node: the job would fail if the actor were lost with another node.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._messages: Any = ray.remote(num_cpus=0)(_Messages).options(scheduling_strategy=here).remote()
+
+    def put(self, line: str | None) -> None:
+        """Show a line. None: it was the last."""
+        ray.get(self._messages.put.remote(line))
+
+    def get(self) -> str | None:
+        """Wait for the next line, and return it."""
+        return ray.get(self._messages.get.remote())
+
+    def stop(self) -> None:
+        """Tell the workers to stop. Does not wait."""
+        self._messages.stop.remote()
+
+    def wait_until_stopped(self) -> None:
+        """Return when the workers are to stop."""
+        ray.get(self._messages.wait_until_stopped.remote())
+
+    def close(self) -> None:
+        ray.kill(self._messages)
+
+
 @contextmanager
-def shown_lines() -> Iterator[Queue]:
-    """Yield a queue whose lines are printed here as they arrive: progress only, without the logs of Ray's processes."""
-    # On the driver's node: the job would fail if the queue were lost with another node.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    lines = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+def shown_lines() -> Iterator[Terminal]:
+    """Yield a terminal whose lines are printed here as they arrive: progress only, not the logs of Ray's processes."""
+    terminal = Terminal()
 
     def show() -> None:
-        while (line := lines.get()) is not None:
+        while (line := terminal.get()) is not None:
             print(line, flush=True)
 
     thread = threading.Thread(target=show, name="shown-lines", daemon=True)
     thread.start()
     try:
-        yield lines
+        yield terminal
     finally:
-        lines.put(None)
+        terminal.put(None)
         thread.join(timeout=10)
-        lines.shutdown()
+        terminal.close()
 
 
 class LineHandler(logging.Handler):
-    """Sends log records to a queue of `shown_lines`."""
+    """Sends log records to a terminal."""
 
-    def __init__(self, lines: Queue) -> None:
+    def __init__(self, terminal: Terminal) -> None:
         super().__init__(logging.WARNING)
-        self._lines = lines
+        self._terminal = terminal
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.put(record.getMessage())
+        self._terminal.put(record.getMessage())

@@ -19,6 +19,9 @@ from pipelines.cluster.submission import Submission
 from pipelines.cluster.watch import follow_job, settle
 from pipelines.errors import PartlyDone
 
+_SECONDS_TO_STOP = "300"
+"""Time between SIGTERM and SIGKILL for a job that is stopped. Ray's 3 s are too short for a step and a checkpoint."""
+
 
 def submit(submission: Submission, config: SubmitConfig, runner: Sequence[str]) -> dict[str, Any]:
     """Submit a validated command, and return what `--json` prints.
@@ -51,9 +54,9 @@ def submit(submission: Submission, config: SubmitConfig, runner: Sequence[str]) 
     }
     words = [*runner, *waits_for, submission.command, *submission.arguments]
     with job_package(code=config.code, variables=variables, max_bytes=config.max_code_megabytes * 1e6) as folder:
-        runtime_env: dict[str, Any] = {}
+        runtime_env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": _SECONDS_TO_STOP}}
         if folder is not None:
-            runtime_env = {
+            runtime_env |= {
                 "working_dir": str(folder),
                 "worker_process_setup_hook": "pipelines.cluster.package.load_environment",
             }

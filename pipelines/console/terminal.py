@@ -10,7 +10,6 @@ import errno
 import io
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -85,21 +84,6 @@ def without_ray_lines() -> Iterator[None]:
     finally:
         os.dup2(shown, 2)
         thread.join(timeout=1)  # a process started in the context may live on and keep the pipe open
-
-
-@contextmanager
-def interrupts_kept() -> Iterator[None]:
-    """Keep Ctrl-C a KeyboardInterrupt, in the context and after it, where a library handles it in its own way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:  # raised by Ray Train once it has stopped the workers
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _pass_on(lines: BinaryIO, shown: int) -> None:

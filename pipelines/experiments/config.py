@@ -17,6 +17,8 @@ from groupvit.config import (
 )
 from pipelines.errors import require_at_least
 from pipelines.experiments.scoring import EvaluationConfig
+from pipelines.experiments.tracking import TrackingConfig
+from pipelines.experiments.worker_range import worker_range
 from pipelines.local.folder_names import check_folder_name
 
 
@@ -86,8 +88,11 @@ class TrainingConfig:
     """Number of samples per optimiser step over all workers. Each one is a negative for every other."""
     seed: int = 0
     """Seed of the initial weights and of the model's noise (Gumbel, stochastic depth) at every step."""
-    num_workers: int = 1
-    """Number of training processes, at most the number of slices in a batch. It does not change the result."""
+    num_workers: int | str = 1
+    """Number of training processes, or a range like 2:8: as many as there is room for, more when machines come, fewer
+    when they go. It changes neither the batches nor the result."""
+    resize_every_n_seconds: float = 60.0
+    """With a range of `num_workers`: number of seconds between two looks whether there is room for more workers."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: GPUs if the cluster has any. One worker uses one GPU (nccl) or `cpus_per_worker` CPUs (gloo)."""
     cpus_per_worker: int = 1
@@ -127,24 +132,22 @@ class TrainingConfig:
     """Number of steps between two progress lines and between two records of metrics."""
     max_failures: int = 3
     """Largest number of restarts of the workers from the last checkpoint after one died."""
+    hang_timeout: float | None = 1800.0
+    """Number of seconds after which a step counts as hanging: every worker says where it is and ends, and the workers
+    restart from the last checkpoint. None: never."""
     show_ray_logs: bool = False
     """Whether to show the logs of Ray's processes, too, to find out why something does not start."""
     record_samples: str | None = None
     """Folder for the ids of the samples that each worker consumes at each step (jsonl), to check a run's sample order.
     None: off."""
 
+    @property
+    def min_workers(self) -> int:
+        return worker_range(self.num_workers)[0]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where metrics are recorded."""
-
-    uri: str | None = "default"
-    """MLflow server or database. `default`: MLFLOW_TRACKING_URI if set, else the SQLite file mlflow.db in
-    `runs_folder`. None: off."""
-    experiment: str = "groupvit"
-    """MLflow experiment of the run."""
-    system_metrics_every_n_seconds: float | None = 10.0
-    """Number of seconds between records of CPU, memory, disk, network and GPU use. None: off."""
+    @property
+    def max_workers(self) -> int:
+        return worker_range(self.num_workers)[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,16 +185,16 @@ class ExperimentConfig:
     @property
     def micro_batches_per_step(self) -> int:
         """Largest number of slices that one worker consumes per optimiser step. Some may consume one less."""
-        return -(-self.slices_per_step // self.training.num_workers)
+        return -(-self.slices_per_step // self.training.min_workers)
 
 
 def validate(config: ExperimentConfig) -> None:
     """Raises ValueError for the first rule that `config` breaks: one line with the field, its value, and what to give
     instead."""
     data, ingest, training, evaluation = config.data, config.ingest, config.training, config.evaluation
-    require_at_least(training, "training.", num_steps=1, global_batch_size=1, num_workers=1, cpus_per_worker=1)
+    require_at_least(training, "training.", num_steps=1, global_batch_size=1, cpus_per_worker=1, max_failures=0)
     require_at_least(training, "training.", checkpoint_every_n_steps=1, keep_checkpoints=1, log_every_n_steps=1)
-    require_at_least(training, "training.", max_failures=0, max_skipped_steps=0)
+    require_at_least(training, "training.", resize_every_n_seconds=1, hang_timeout=1, max_skipped_steps=0)
     require_at_least(evaluation, "evaluation.", every_n_steps=1)
     require_at_least(ingest, "ingest.", window_size=1, prefetch_slices=0, max_processes=1)
 
@@ -202,7 +205,7 @@ def validate(config: ExperimentConfig) -> None:
             f"training.gpus_per_worker={gpus} cannot be reserved: give a share between 0 and 1, or a whole number; "
             "--training.device cpu uses none"
         )
-    if gpus < 1 < training.num_workers and training.device != "cpu":
+    if gpus < 1 < training.max_workers and training.device != "cpu":
         raise ValueError(
             f"training.gpus_per_worker={gpus} with training.num_workers={training.num_workers} would put several "
             "workers on one GPU, and NCCL refuses that: give one worker, or whole GPUs"
@@ -257,7 +260,7 @@ def validate(config: ExperimentConfig) -> None:
 
 def _check_slices(ingest: IngestConfig, training: TrainingConfig) -> None:
     """Raises ValueError unless a batch and a window consist of whole slices, and every worker gets one."""
-    size, batch, num_workers = ingest.slice_size, training.global_batch_size, training.num_workers
+    size, batch, num_workers = ingest.slice_size, training.global_batch_size, training.max_workers
     if size == "auto":
         if batch < num_workers:  # slices of one sample may come out
             raise ValueError(

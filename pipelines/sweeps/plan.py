@@ -106,7 +106,7 @@ class Sweep:
     def resources_per_trial(self) -> dict[str, float]:
         """Most resources a trial takes, on CPUs: training workers, data tasks, evaluation."""
         training, evaluation = self.space.base.training, self.space.base.evaluation
-        cpus = training.num_workers * training.cpus_per_worker + (self.space.base.ingest.max_processes or 1)
+        cpus = training.max_workers * training.cpus_per_worker + (self.space.base.ingest.max_processes or 1)
         return {"CPU": float(cpus + evaluation.num_workers * evaluation.cpus_per_worker)}
 
     def experiment(self, spec: TrialSpec, run_name: str | None = None) -> ExperimentConfig:

@@ -157,7 +157,7 @@ def warn_of_crowd(planned: Sweep, cores: int) -> None:
     """Warn if trials must share cores: a cluster started here may claim more CPUs than exist. Each trial needs memory,
     too."""
     training, at_a_time = planned.space.base.training, planned.config.max_concurrent
-    busy = at_a_time * training.num_workers * training.cpus_per_worker
+    busy = at_a_time * training.max_workers * training.cpus_per_worker
     if busy > cores:
         print(
             f"max_concurrent={at_a_time}: training workers would keep {busy} cores busy, and this machine has {cores}: "
@@ -169,7 +169,7 @@ def warn_of_crowd(planned: Sweep, cores: int) -> None:
 def _check_gpus(planned: Sweep, available: float, place: str) -> None:
     training = planned.space.base.training
     if uses_gpu(planned.space.base, available):
-        number = planned.config.max_concurrent * training.num_workers
+        number = planned.config.max_concurrent * training.min_workers
         check_room(
             "max_concurrent x training.num_workers",
             number,

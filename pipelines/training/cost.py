@@ -51,7 +51,7 @@ def estimate(config: CostConfig, experiment: ExperimentConfig) -> dict[str, Any]
     Raises ValueError if the number of GPUs does not fit the batch, or if no speed is given.
     """
     training = experiment.training
-    num_gpus = training.num_workers if config.num_gpus is None else config.num_gpus
+    num_gpus = training.max_workers if config.num_gpus is None else config.num_gpus
     _check(config, experiment, num_gpus)
     rate, rate_source = _rate(config, experiment)
     busy = busy_share(_slices_per_step(experiment), num_gpus)

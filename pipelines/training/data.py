@@ -8,8 +8,8 @@ import dataclasses
 
 import ray.data
 import ray.train
-from ray.util.queue import Queue
 
+from pipelines.cluster.session import Terminal
 from pipelines.ingest.loader import training_slices
 from pipelines.runs.damage import newest_whole_step
 from pipelines.training.job import Job
@@ -23,11 +23,11 @@ class SlicesFromCheckpoint:
     """
 
     job: Job
-    lines: Queue | None = None
-    """Queue for warnings. None: print them."""
+    terminal: Terminal | None = None
+    """Shows warnings. None: print them."""
 
     def __call__(self) -> ray.data.Dataset:
-        first_step = newest_whole_step(self.job.run, print if self.lines is None else self.lines.put)
+        first_step = newest_whole_step(self.job.run, print if self.terminal is None else self.terminal.put)
         return training_slices(self.job.config, first_step=first_step, stay_open=True)
 
 

@@ -54,6 +54,6 @@ def _cpus(resources: dict[str, float], config: ExperimentConfig) -> Device:
     """A node's share for each of the workers that it has room for. The precision `auto` is not known yet: float32 takes
     more memory."""
     training = config.training
-    num_workers = max(min(training.num_workers, int(resources["CPU"] // training.cpus_per_worker)), 1)
+    num_workers = max(min(training.max_workers, int(resources["CPU"] // training.cpus_per_worker)), 1)
     memory = resources.get("memory", 0.0) / num_workers
     return Device(name="a worker on CPUs", memory=memory, is_gpu=False, has_bfloat16=False)

@@ -33,7 +33,9 @@ from pipelines.tracking.tracker import Tracker
 from pipelines.training.batches import BatchesAhead
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.compilation import prepare_towers
+from pipelines.training.departure import DrainedError
 from pipelines.training.heartbeat import Heartbeat
+from pipelines.training.lag import Lag
 from pipelines.training.progress import Clock, RunStoppedError, Totals
 from pipelines.training.skipping import SkippedSteps
 
@@ -60,6 +62,10 @@ class WorkerContext:
     """Shows the values of a logged step on the cluster's dashboard."""
     checkpoint_state: Mapping[str, Any]
     """Entries of state.json beside the progress: data set digests, code version."""
+    leave_requested: Callable[[], bool] = lambda: False
+    """Whether to leave now, with a checkpoint. All workers call it after each step, and get the same answer."""
+    feed_watchdog: Callable[[], None] = lambda: None
+    """Called after each step."""
 
     def share(self, step: int, num_slices: int) -> Slices:
         """How the workers share the slices of a step."""
@@ -71,7 +77,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
     """Trains to the last step.
 
     Raises RunStoppedError if too many steps in a row had to be skipped, if too many images are corrupt, or if the
-    checkpoint is invalid.
+    checkpoint is invalid; DrainedError if all workers were asked to leave and have a checkpoint.
     """
     training, first_step = config.training, context.first_step
     torch.manual_seed(training.seed)
@@ -90,6 +96,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         skipped.load(state)
         seconds_before = state["train_seconds"]
     clock = Clock(first_step, training.num_steps, training.global_batch_size, seconds_before)
+    lag = Lag(context.group, context.device)
     slices: list[Slice] = []  # of the step, without images
 
     def micro_batches(share: Slices) -> Iterator[Batch]:
@@ -98,6 +105,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 prepared = next(batches)
             slices.append(prepared.samples)
             yield prepared.batch
+        lag.is_ready()
 
     with (
         float32_products(context.device, context.precision),
@@ -114,6 +122,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
         for step in range(first_step, training.num_steps):
             slices.clear()
             share = context.share(step, config.slices_per_step)
+            lag.start_step()
             rate = learning_rate(
                 step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
             )
@@ -147,8 +156,10 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             is_last = done == training.num_steps
             log = is_last or done % training.log_every_n_steps == 0
             evaluated = is_due(done, config.evaluation.every_n_steps, training.num_steps)
-            save = is_last or evaluated or done % training.checkpoint_every_n_steps == 0
+            leave = context.leave_requested() and not is_last
+            save = is_last or evaluated or leave or done % training.checkpoint_every_n_steps == 0
             clock.update(done)
+            context.feed_watchdog()
             if context.rank == 0 and not log and (step == first_step or heartbeat.is_due):
                 heartbeat.say(clock.line(done, metrics["loss"].item()))
             if not (log or save):
@@ -161,6 +172,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             if log:
                 clock.lap()
                 values |= {"learning_rate": rate, "substituted_images": totals.num_substituted} | clock.metrics()
+                values |= lag.share()
                 if context.rank == 0:
                     heartbeat.say(clock.line(done, values["loss"]))
                     context.watch(done, values)
@@ -180,6 +192,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                     state[UNSENT_METRICS] = context.tracker.unsent_training_metrics()
                 with clock.saving():
                     writer.save(done, model, optimizer, average, state)
+            if leave:
+                raise DrainedError(f"the workers left after step {done}, with a checkpoint")
 
 
 def _say_nothing(line: str) -> None:

@@ -62,7 +62,7 @@ def busy_share(num_slices: int, num_workers: int) -> float:
 def slice_sizes(config: ExperimentConfig) -> list[int]:
     """Returns the slice sizes, ascending, to 1,024, that divide both the batch and a window, and keep the workers busy
     for 90 % of a step."""
-    batch, num_workers = config.training.global_batch_size, config.training.num_workers
+    batch, num_workers = config.training.global_batch_size, config.training.max_workers
     common = math.gcd(batch, config.ingest.window_size)
     sizes = [size for size in range(1, min(batch // num_workers, LARGEST_SLICE) + 1) if common % size == 0]
     return [size for size in sizes if busy_share(batch // size, num_workers) >= 0.9] or sizes[:1]
@@ -77,7 +77,7 @@ def step_bytes(config: ExperimentConfig, slice_size: int, numbers: Numbers) -> i
     """Returns the predicted peak of a training step of one worker."""
     model, loss, training = config.model, config.loss, config.training
     num_slices = -(-training.global_batch_size // slice_size)
-    batch = -(-num_slices // training.num_workers) * slice_size
+    batch = -(-num_slices // training.min_workers) * slice_size
     # Parameters, gradients, two moments, and a copy that products in bfloat16 or the sum of gradients need, which is
     # twice as large if it is exact.
     copies = 5 + (training.ema_decay is not None) + (training.reduce_precision in ("auto", "exact"))

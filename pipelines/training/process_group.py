@@ -18,8 +18,12 @@ from ray.train.backend import Backend, BackendConfig
 
 from pipelines.cluster.causes import root_cause
 from pipelines.training.connection import choose_interfaces, connect
+from pipelines.training.departure import heed_sigterm, is_training, leave_group
 
 _SECONDS_TO_LEAVE = 30.0
+_SECONDS_TO_SAVE = 600.0
+"""Longest time for a step and a checkpoint before Ray starts a group of another size."""
+_SECONDS_TO_ANSWER = 10.0
 _SECONDS_TO_NOTICE = 5.0
 """Seconds after which Ray knows that a process has died."""
 _MOST_LOST_STARTS = 3
@@ -75,6 +79,9 @@ class _Workers(Backend):
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         try:
+            training = ray.get(worker_group.execute_async(is_training), timeout=_SECONDS_TO_ANSWER)
+            if all(training):  # nothing has failed: Ray is about to start a group of another size
+                ray.get(worker_group.execute_async(leave_group, _SECONDS_TO_SAVE))
             ray.get(worker_group.execute_async(_leave), timeout=_SECONDS_TO_LEAVE)
         except GetTimeoutError:
             logger.warning("the workers did not leave their process group within %g s", _SECONDS_TO_LEAVE)
@@ -91,8 +98,10 @@ def _meeting_place() -> str:
 
 
 def _prepare(backend: str) -> None:
-    """Imports torch, checks the GPU, and chooses the interfaces."""
+    """Imports torch, prepares for SIGTERM, checks the GPU, and chooses the interfaces."""
     import torch.distributed  # noqa: F401
+
+    heed_sigterm()
 
     if backend == "nccl":
         from pipelines.training.gpu import check_gpu

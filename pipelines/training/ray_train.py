@@ -9,21 +9,26 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # developer API: TorchTrainer imports torch
-from ray.util.queue import Queue
 
 from pipelines.cluster.causes import root_cause
-from pipelines.cluster.session import check_room, ray_cluster, shown_lines, starts_here
-from pipelines.console.terminal import interrupts_kept
-from pipelines.errors import WorkFailedError
+from pipelines.cluster.session import Terminal, check_room, ray_cluster, shown_lines, starts_here
+from pipelines.console.stopping import run_stoppable
+from pipelines.errors import Stopped
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.tracking.gauges import ascii_name
 from pipelines.tracking.runs import is_reached, make_run
 from pipelines.training.data import RoundRobin, SlicesFromCheckpoint
+from pipelines.training.failures import FailureLimit
 from pipelines.training.job import Job, SweepLink
 from pipelines.training.process_group import ProcessGroup
 
 # Timeout in seconds for starting a worker: on a busy machine, importing torch takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+# Pause in seconds between two looks for nodes that are about to go away. Ray's is 5.
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+
+_SECONDS_FOR_ROOM = "10"
+"""Longest wait for room for a group of several possible sizes."""
 
 
 def check_machine(config: ExperimentConfig) -> None:
@@ -39,10 +44,11 @@ def training_cluster(config: ExperimentConfig) -> Iterator[bool]:
     # CPUs beside those of the workers: reading data and evaluating need CPUs on small machines, too.
     evaluates = evaluation.every_n_steps is not None
     others = 1 + (evaluation.num_workers * evaluation.cpus_per_worker if evaluates else 0)
-    least_cpus = training.num_workers * training.cpus_per_worker + others
+    least_cpus = training.min_workers * training.cpus_per_worker + others
     with ray_cluster(least_cpus=least_cpus, show_logs=training.show_ray_logs):
         resources = ray.cluster_resources()
-        resources["CPU"] = resources.get("CPU", 0) - others
+        if training.min_workers == training.max_workers:  # else reading shares the CPUs of workers if it has to
+            resources["CPU"] = resources.get("CPU", 0) - others
         beside = f"{others} for the data and the evaluation" if evaluates else "one CPU for the data"
         yield _check_workers(config, resources, f"the Ray cluster, beside {beside},")
 
@@ -85,7 +91,7 @@ def trains_in_place(config: ExperimentConfig) -> bool:
     Ray Train uses six processes to start, restart and synchronise workers. They take over half of the CPU time of a
     tiny trial. A single worker has no others to wait for, and Tune restarts trials itself.
     """
-    return config.training.num_workers == 1
+    return config.training.max_workers == 1
 
 
 def gpus_here(config: ExperimentConfig) -> int:
@@ -112,8 +118,13 @@ def _check_workers(config: ExperimentConfig, resources: Mapping[str, float], pla
     """Whether the workers use GPUs. Raises ValueError if `place` lacks the resources for them."""
     use_gpu = uses_gpu(config, resources.get("GPU", 0))
     each = resources_per_worker(config, use_gpu=use_gpu)
-    check_room("training.num_workers", config.training.num_workers, each, resources, place)
+    check_room("training.num_workers", config.training.min_workers, each, resources, place)
     return use_gpu
+
+
+def _watches_nodes() -> bool:
+    """Whether Ray Train watches for nodes that are about to go away."""
+    return os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
 
 
 def _train_worker(settings: dict[str, Any]) -> str | None:
@@ -123,7 +134,8 @@ def _train_worker(settings: dict[str, Any]) -> str | None:
 
 
 def _fit(job: Job, sweep_link: SweepLink | None, *, use_gpu: bool) -> None:
-    """Trains to the last step. Marks a failed run in MLflow. Raises ValueError for an error that the user must fix."""
+    """Trains to the last step. Marks a failed run in MLflow. Raises ValueError for an error that the user must fix, and
+    Stopped if a signal has stopped the run."""
     error = "the workers failed"
     try:
         if sweep_link is not None and trains_in_place(job.config):
@@ -132,8 +144,11 @@ def _fit(job: Job, sweep_link: SweepLink | None, *, use_gpu: bool) -> None:
             error = train_here(job)
         else:
             # The lines of a trial go to Ray's logs; the sweep prints a line of its own.
-            with shown_lines() if sweep_link is None else nullcontext() as lines:
-                error = _fit_on_workers(job, lines, use_gpu=use_gpu)
+            with shown_lines() if sweep_link is None else nullcontext() as terminal:
+                error = _fit_on_workers(job, terminal, use_gpu=use_gpu)
+    except Stopped:
+        error = None
+        raise
     finally:
         if error is not None and (tracker := job.open_tracker(system_metrics=False)) is not None:
             tracker.close("FAILED")
@@ -141,15 +156,19 @@ def _fit(job: Job, sweep_link: SweepLink | None, *, use_gpu: bool) -> None:
         raise ValueError(error)
 
 
-def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | None:
+def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> str | None:
     """Trains on workers of Ray Train. Returns an error that the user must fix, or None."""
-    config = job.config
+    config, training = job.config, job.config.training
+    least, most = training.min_workers, training.max_workers
+    if least < most:  # Ray knows late which nodes are gone: if there is no room, it has to count them again
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _SECONDS_FOR_ROOM
     trainer = DataParallelTrainer(
         _train_worker,
-        train_loop_config={"job": job, "lines": lines},
+        train_loop_config={"job": job, "terminal": terminal, "heeds_drains": _watches_nodes()},
         backend_config=ProcessGroup("nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.training.num_workers,
+            num_workers=(least, most) if least < most else most,
+            elastic_resize_monitor_interval_s=training.resize_every_n_seconds,
             use_gpu=use_gpu,
             resources_per_worker=resources_per_worker(config, use_gpu=use_gpu),
         ),
@@ -157,32 +176,24 @@ def _fit_on_workers(job: Job, lines: Queue | None, *, use_gpu: bool) -> str | No
             # Ray writes almost nothing there. If it needs another name for the run, its folder is inside the run's.
             name=(name := ascii_name(config.run_name)),
             storage_path=config.training.runs_folder if name == config.run_name else job.run.uri,
-            failure_config=ray.train.FailureConfig(max_failures=config.training.max_failures),
-            callbacks=[_StopsAtWhatLasts()],
+            failure_config=ray.train.FailureConfig(max_failures=-1),  # FailureLimit counts them
+            callbacks=[FailureLimit(config.training.max_failures)],
         ),
         # A function, not a data set: Ray calls it for every group of workers it starts, so that the data start at the
         # newest checkpoint.
-        datasets={"train": SlicesFromCheckpoint(job, lines)},
+        datasets={"train": SlicesFromCheckpoint(job, terminal)},
         dataset_config=RoundRobin(),
     )
     try:
-        with interrupts_kept():
+        if terminal is None:
             return trainer.fit().return_value
+        result, stopped_by = run_stoppable(trainer.fit, terminal.stop)
     except ray.train.TrainingFailedError as failure:
         cause = root_cause(failure)
         if cause.is_lasting:
             return cause.line
-        error = cause.to_error()
-        if isinstance(error, WorkFailedError):
-            times = f"more than training.max_failures={config.training.max_failures} times"
-            error = WorkFailedError(f"the workers failed {times}, at last by: {cause.line}; see docs/operations.md")
-        raise error from failure
-
-
-class _StopsAtWhatLasts(ray.train.UserCallback):
-    """Ends the training after a failure that would happen again. Ray alone would restart the workers."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        cause = root_cause(ray.train.WorkerGroupError("", worker_exceptions))
-        if cause.is_lasting:
-            raise ValueError(cause.line)
+        raise cause.to_error() from failure
+    if stopped_by is not None and (step := job.run.latest_step()) < config.training.num_steps:
+        kept = f"after step {step}, with a checkpoint" if step else "before its first step"
+        raise Stopped(f"{config.run_name}: stopped {kept}", 128 + stopped_by)
+    return result.return_value

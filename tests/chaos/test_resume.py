@@ -13,11 +13,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.experiments.config import ExperimentConfig
 from pipelines.runs.folder import RunFolder
 from pipelines.training.pretrain import pretrain
 from tests.support.small_run import (
     NUM_STEPS,
+    as_flags,
     assert_every_epoch_saw_every_sample_once,
     assert_same_result,
     consumed,
@@ -47,21 +47,6 @@ def uninterrupted(data: str, runs: Path, cluster: None) -> Path:
     """The folder of a run of two workers that nothing disturbed."""
     pretrain(make_config(data, runs, "uninterrupted", num_workers=2))
     return runs / "uninterrupted"
-
-
-def as_flags(config: ExperimentConfig) -> list[str]:
-    flags = ["--data.sources", *config.data.sources, "--tracking.experiment", config.tracking.experiment]
-    flags += ["--tracking.system-metrics-every-n-seconds", "None"]
-    for part, names in {
-        "ingest": ("slice_size", "window_size"),
-        "training": (
-            *("num_steps", "global_batch_size", "num_workers", "checkpoint_every_n_steps"),
-            *("runs_folder", "run_name", "record_samples", "ema_decay"),
-        ),
-    }.items():
-        for name in names:
-            flags += [f"--{part}.{name.replace('_', '-')}", str(getattr(getattr(config, part), name))]
-    return flags
 
 
 def training_workers() -> list[int]:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def write_noise(uri: str) -> str:
     return uri
 
 
-def make_config(data: str, runs: Path, name: str, *, num_workers: int) -> ExperimentConfig:
+def make_config(data: str, runs: Path, name: str, *, num_workers: int | str, **training: Any) -> ExperimentConfig:
     base = debug()
     return dataclasses.replace(
         base,
@@ -50,16 +51,35 @@ def make_config(data: str, runs: Path, name: str, *, num_workers: int) -> Experi
         tracking=dataclasses.replace(base.tracking, experiment="chaos", system_metrics_every_n_seconds=None),
         training=dataclasses.replace(
             base.training,
-            num_steps=NUM_STEPS,
-            global_batch_size=BATCH,
-            num_workers=num_workers,
-            checkpoint_every_n_steps=7,
-            runs_folder=str(runs),
-            run_name=name,
-            record_samples=str(runs / "samples" / name),
-            ema_decay=0.9,
+            **{
+                "num_steps": NUM_STEPS,
+                "global_batch_size": BATCH,
+                "num_workers": num_workers,
+                "checkpoint_every_n_steps": 7,
+                "runs_folder": str(runs),
+                "run_name": name,
+                "record_samples": str(runs / "samples" / name),
+                "ema_decay": 0.9,
+                **training,
+            },
         ),
     )
+
+
+def as_flags(config: ExperimentConfig) -> list[str]:
+    """The flags that make `debug` the config."""
+    flags = ["--data.sources", *config.data.sources, "--tracking.experiment", config.tracking.experiment]
+    flags += ["--tracking.system-metrics-every-n-seconds", "None"]
+    for part, names in {
+        "ingest": ("slice_size", "window_size"),
+        "training": (
+            *("num_steps", "global_batch_size", "num_workers", "checkpoint_every_n_steps", "max_failures"),
+            *("runs_folder", "run_name", "record_samples", "ema_decay"),
+        ),
+    }.items():
+        for name in names:
+            flags += [f"--{part}.{name.replace('_', '-')}", str(getattr(getattr(config, part), name))]
+    return flags
 
 
 def consumed(runs: Path, name: str) -> dict[tuple[int, int], tuple[list[str], list[int]]]:
@@ -74,6 +94,13 @@ def consumed(runs: Path, name: str) -> dict[tuple[int, int], tuple[list[str], li
             value = (line["ids"], line["epochs"])
             assert found.setdefault((line["step"], line["slice"]), value) == value
     return found
+
+
+def repeated_steps(runs: Path, name: str) -> list[int]:
+    """Steps with a slice that was consumed more than once, ascending."""
+    lines = [line for file in (runs / "samples" / name).iterdir() for line in file.read_text().splitlines()]
+    counts = collections.Counter((json.loads(line)["step"], json.loads(line)["slice"]) for line in lines)
+    return sorted({step for (step, _), count in counts.items() if count > 1})
 
 
 def last_recorded_step(runs: Path, name: str) -> int:

@@ -14,7 +14,7 @@ from pipelines.cluster.causes import root_cause
 from pipelines.cluster.session import ray_cluster
 from pipelines.errors import WorkFailedError
 from pipelines.storage import StorageError, StorageRefusedError
-from pipelines.training.ray_train import _StopsAtWhatLasts
+from pipelines.training.failures import FailureLimit
 
 # Starting Ray's processes takes minutes on a machine that is busy.
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(900)]
@@ -122,10 +122,10 @@ def test_of_several_workers_the_one_with_a_lasting_error_tells() -> None:
     failures: dict[int, Exception] = {0: RuntimeError("Connection closed by peer"), 1: damaged}
     assert root_cause(ray.train.WorkerGroupError("both", failures)).line == LINES["damaged"]
     with pytest.raises(ValueError, match="is damaged"):
-        _StopsAtWhatLasts().after_exception(None, failures)
+        FailureLimit(1).after_exception(None, failures)
     assert root_cause(ray.train.ControllerError(ValueError("is damaged"))).line == "is damaged"
     # Ray starts these again: nothing is raised.
-    _StopsAtWhatLasts().after_exception(None, {0: RuntimeError("out of memory"), 1: failure(from_task, "away")})
+    FailureLimit(1).after_exception(None, {0: RuntimeError("out of memory"), 1: failure(from_task, "away")})
 
 
 @pytest.mark.parametrize(
