@@ -22,6 +22,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
+  groupvit pretrain gcc_yfcc_30e --dry-run --dry-run.gpu H100   check it without GPUs: memory, cores, hours
   groupvit sweep debug --base debug --evaluation.root data/shapes/validation   train variants, compare them
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit evaluate --checkpoint runs/debug --root data --benchmark voc21   or all; see docs/evaluation.md

@@ -11,7 +11,7 @@ from typing import Any
 
 from groupvit.config import flatten, to_dict
 from pipelines import storage
-from pipelines.cli.requests import pretrain_config, sweep_request
+from pipelines.cli.requests import dry_run_request, sweep_request
 from pipelines.experiments.catalogue import debug
 from pipelines.experiments.config import ExperimentConfig
 from tests.support.stand_ins import SCENES
@@ -38,7 +38,7 @@ def no_more(arguments: Sequence[str]) -> list[str]:
 
 def small_training(arguments: Sequence[str]) -> list[str]:
     """Two steps of a model and batches as small as `debug`'s; another run name where the run's is taken."""
-    asked = pretrain_config(arguments)
+    asked, _ = dry_run_request(arguments)
     steps = dataclasses.replace(
         asked,
         optimizer=dataclasses.replace(asked.optimizer, warmup_steps=0),
