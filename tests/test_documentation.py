@@ -26,6 +26,7 @@ from pipelines.curation.config import CurateConfig
 from pipelines.dataset.inspect import InspectConfig
 from pipelines.demo.generate import DemoDataConfig
 from pipelines.demo.run import DemoConfig
+from pipelines.doctor.config import DoctorConfig
 from pipelines.download.config import DownloadConfig
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.experiments.catalogue import EXPERIMENTS
@@ -55,6 +56,7 @@ CONFIGS: dict[str, Any] = {
     "prepare-context": PrepareContextConfig,
     "register": RegisterConfig,
     "cost": CostConfig,
+    "doctor": DoctorConfig,
 }
 
 

@@ -148,6 +148,16 @@ def cost(arguments: Sequence[str]) -> dict[str, Any]:
     return estimate(parse(CostConfig, flags, prog=f"groupvit cost {name}"), make_experiment())
 
 
+def doctor(arguments: Sequence[str]) -> dict[str, Any]:
+    """Check this machine or a cluster: versions, GPUs, clocks, disks, network, object storage, MLflow."""
+    from pipelines.doctor.config import DoctorConfig
+
+    config = parse(DoctorConfig, arguments, prog="groupvit doctor")
+    from pipelines.doctor.doctor import doctor as run  # only after parsing: Ray takes seconds to import
+
+    return run(config)
+
+
 def submit(arguments: Sequence[str]) -> dict[str, Any]:
     """Run a command on a cluster, or manage a job there."""
     from pipelines.cli.submit import submit_command
@@ -212,6 +222,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "register": register,
     "app": app,
     "cost": cost,
+    "doctor": doctor,
     "submit": submit,
     "prepare-context": prepare_context,
 }

@@ -33,6 +33,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
   groupvit cost gcc_yfcc_30e --num-gpus 16 --from-run RUN   hours and money a training will take
+  groupvit doctor --store s3://bucket/runs        check this machine or a cluster before work is given to it
   groupvit submit pretrain EXPERIMENT ... --follow   the same on a cluster; also sweep, evaluate, curate,
                                                   download; see docs/clusters.md
 

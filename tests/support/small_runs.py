@@ -20,6 +20,7 @@ NOT_RUN: Mapping[str, str] = {
     "groupvit app": "it serves until Ctrl-C: tests/pipelines/serving/app starts it, and visits its page in a browser",
     "groupvit compare demo-soft": "it needs a server with those runs: "
     "tests/pipelines/comparison/test_compare.py has one",
+    "groupvit doctor --cluster": "it needs a cluster at that address: tests/pipelines/doctor starts one",
     "groupvit submit": "it needs a cluster with a job server, or the user's own files beside the cluster file: "
     "tests/end_to_end/test_cluster.py and tests/pipelines/cluster/test_file.py have them",
 }
@@ -106,6 +107,7 @@ HOW: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
     "register": no_more,
     "app": no_more,
     "cost": measured_run,
+    "doctor": lambda arguments: ["--least-free-gigabytes", "0.1"],
     "prepare-context": no_more,
 }
 
