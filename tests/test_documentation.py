@@ -17,7 +17,7 @@ from pipelines.benchmarks.published import PAPER_THRESHOLDS, PUBLISHED
 from pipelines.cli.commands import COMMANDS
 from pipelines.cli.flags import parse
 from pipelines.cli.main import main
-from pipelines.cli.requests import pretrain_config, sweep_request
+from pipelines.cli.requests import dry_run_request, sweep_request
 from pipelines.cli.submit import split_flags
 from pipelines.cli.submittable import SUBMITTABLE
 from pipelines.cluster.config import SubmitConfig
@@ -26,6 +26,7 @@ from pipelines.curation.config import CurateConfig
 from pipelines.dataset.inspect import InspectConfig
 from pipelines.demo.generate import DemoDataConfig
 from pipelines.demo.run import DemoConfig
+from pipelines.doctor.config import DoctorConfig
 from pipelines.download.config import DownloadConfig
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.experiments.catalogue import EXPERIMENTS
@@ -55,6 +56,7 @@ CONFIGS: dict[str, Any] = {
     "prepare-context": PrepareContextConfig,
     "register": RegisterConfig,
     "cost": CostConfig,
+    "doctor": DoctorConfig,
 }
 
 
@@ -77,7 +79,7 @@ COMMAND_LINES = sorted({line.partition("#")[0].strip() for line in LINES if line
 def test_commands_in_the_documentation_parse(line: str) -> None:
     command, *arguments = shlex.split(line)[1:]
     if command == "pretrain":
-        pretrain_config(arguments)
+        dry_run_request(arguments)  # has flags of its own, and need not
         return
     if command == "submit":
         own, (submitted, *arguments) = split_flags(arguments)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.cli.flags import one_of, parse
-from pipelines.cli.requests import pretrain_config, sweep_request
+from pipelines.cli.requests import dry_run_request, is_dry_run, pretrain_config, sweep_request
 
 
 def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
@@ -17,9 +17,15 @@ def pretrain(arguments: Sequence[str]) -> dict[str, Any]:
         for name, function in EXPERIMENTS.items():
             print(f"  {name:16} {' '.join((function.__doc__ or '').split())}")
         print("\n`groupvit pretrain EXPERIMENT --help` lists the flags with the experiment's values.")
+        print("`--dry-run` checks it without training: data, memory, cores, network, hours (`--dry-run --help`).")
         if not arguments:
             raise ValueError("an experiment is missing: give one of those above")
         raise SystemExit(0)
+    if is_dry_run(arguments):
+        request = dry_run_request(arguments)
+        from pipelines.training.dry_run import dry_run  # only after parsing: torch takes seconds to import
+
+        return dry_run(*request)
     from pipelines.training.pretrain import pretrain as run
 
     return run(pretrain_config(arguments))
@@ -142,6 +148,16 @@ def cost(arguments: Sequence[str]) -> dict[str, Any]:
     return estimate(parse(CostConfig, flags, prog=f"groupvit cost {name}"), make_experiment())
 
 
+def doctor(arguments: Sequence[str]) -> dict[str, Any]:
+    """Check this machine or a cluster: versions, GPUs, clocks, disks, network, object storage, MLflow."""
+    from pipelines.doctor.config import DoctorConfig
+
+    config = parse(DoctorConfig, arguments, prog="groupvit doctor")
+    from pipelines.doctor.doctor import doctor as run  # only after parsing: Ray takes seconds to import
+
+    return run(config)
+
+
 def submit(arguments: Sequence[str]) -> dict[str, Any]:
     """Run a command on a cluster, or manage a job there."""
     from pipelines.cli.submit import submit_command
@@ -215,6 +231,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "register": register,
     "app": app,
     "cost": cost,
+    "doctor": doctor,
     "submit": submit,
     "prepare-context": prepare_context,
 }

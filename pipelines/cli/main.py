@@ -24,6 +24,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
+  groupvit pretrain gcc_yfcc_30e --dry-run --dry-run.gpu H100   check it without GPUs: memory, cores, hours
   groupvit sweep debug --base debug --evaluation.root data/shapes/validation   train variants, compare them
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit evaluate --checkpoint runs/debug --root data --benchmark voc21   or all; see docs/evaluation.md
@@ -34,6 +35,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit register --checkpoint runs/debug --name NAME  put a checkpoint into MLflow, for others to load
   groupvit app --checkpoint runs/debug            the same in the browser, on this machine
   groupvit cost gcc_yfcc_30e --num-gpus 16 --from-run RUN   hours and money a training will take
+  groupvit doctor --store s3://bucket/runs        check this machine or a cluster before work is given to it
   groupvit submit pretrain EXPERIMENT ... --follow   the same on a cluster; also sweep, evaluate, curate,
                                                   download; see docs/clusters.md
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pipelines.experiments.config import DataConfig, ExperimentConfig
     from pipelines.sweeps.config import SweepConfig
     from pipelines.sweeps.space import Space
+    from pipelines.training.dry_run_config import DryRunConfig
 
 SHORT_FLAGS = ("--data", "--evaluate-every-n-steps")
 """Flags of `pretrain` that are not fields of its config."""
@@ -37,6 +38,34 @@ def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
         default = dataclasses.replace(default, data=data)
     flags += [f"--evaluation.every-n-steps={cadence}" for cadence in given.evaluate_every_n_steps]
     return parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
+
+
+def is_dry_run(arguments: Sequence[str]) -> bool:
+    """Whether the arguments of `pretrain` ask for a dry run. Any of its flags does."""
+    return any(_is_of_dry_run(argument) for argument in arguments)
+
+
+def dry_run_request(arguments: Sequence[str]) -> "tuple[ExperimentConfig, DryRunConfig]":
+    """Return the configs for an experiment's name and flags: those of the experiment and those of the dry run."""
+    from pipelines.training.dry_run_config import DryRunConfig, DryRunFlags
+
+    if "-h" in arguments or "--help" in arguments:
+        parse(DryRunFlags, ["--help"], prog="groupvit pretrain EXPERIMENT --dry-run")
+    name, *flags = arguments
+    if name.startswith("-"):
+        raise ValueError("an experiment is missing: groupvit pretrain EXPERIMENT --dry-run ...")
+    of_experiment, own, is_own = [name], [], False
+    for argument in flags:
+        if argument.startswith("-") and not is_number(argument):
+            is_own = _is_of_dry_run(argument)
+        if argument != "--dry-run":
+            (own if is_own else of_experiment).append(argument)
+    options: DryRunConfig = parse(DryRunFlags, own, prog=f"groupvit pretrain {name} --dry-run").dry_run
+    return pretrain_config(of_experiment), options
+
+
+def _is_of_dry_run(argument: str) -> bool:
+    return re.match(r"--dry[-_]run(?=[.=]|$)", argument) is not None
 
 
 def sweep_request(arguments: Sequence[str]) -> "tuple[SweepConfig, Space]":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.cli.flags import parse
-from pipelines.cli.requests import pretrain_config, sweep_request
+from pipelines.cli.requests import is_dry_run, pretrain_config, sweep_request
 from pipelines.cluster.room import Demand
 from pipelines.cluster.submission import Submission
 
@@ -18,6 +18,8 @@ def _pretrain(arguments: Sequence[str]) -> Submission:
 
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("an experiment is missing: groupvit submit pretrain EXPERIMENT ...")
+    if is_dry_run(arguments):
+        raise ValueError("--dry-run needs no cluster: give groupvit pretrain EXPERIMENT ... --dry-run here")
     config = pretrain_config(arguments)
     validate(config)
     return Submission(

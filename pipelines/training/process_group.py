@@ -62,7 +62,7 @@ class _Workers(Backend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         # All of them are ready before the first begins to wait: on a busy machine, importing torch takes a minute.
         worker_group.execute(_prepare, backend_config.backend)
-        url, size = worker_group.execute_single(0, _meeting_place), len(worker_group)
+        url, size = worker_group.execute_single(0, meeting_place), len(worker_group)
         joining = [
             worker_group.execute_single_async(rank, _join, backend_config.backend, rank, size, url)
             for rank in range(size)
@@ -87,7 +87,7 @@ class _Workers(Backend):
             logger.warning("the workers did not leave their process group within %g s", _SECONDS_TO_LEAVE)
 
 
-def _meeting_place() -> str:
+def meeting_place() -> str:
     """Returns the URL at which this worker, rank 0, waits for the others."""
     address = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

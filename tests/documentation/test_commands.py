@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import storage
 from pipelines.cli.main import main
-from pipelines.cli.requests import pretrain_config
+from pipelines.cli.requests import dry_run_request
 from tests.support.image_server import image_server
 from tests.support.local_cluster import local_cluster
 from tests.support.object_store import ObjectStore
@@ -56,7 +56,7 @@ def test_the_commands_of_a_page_run(
         storage.remove_folder(f"s3://bucket/{folder}")
     for line in lines_to_run(page):
         words = words_of(line, os.environ["MLFLOW_TRACKING_URI"])
-        read = pretrain_config(words[1:]).data.sources if words[0] == "pretrain" else ()
+        read = dry_run_request(words[1:])[0].data.sources if words[0] == "pretrain" else ()
         words += HOW[words[0]](words[1:])
         for place in [*read, *places_read(words)]:
             stand_ins.provide(place)

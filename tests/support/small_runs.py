@@ -11,7 +11,7 @@ from typing import Any
 
 from groupvit.config import flatten, to_dict
 from pipelines import storage
-from pipelines.cli.requests import pretrain_config, sweep_request
+from pipelines.cli.requests import dry_run_request, sweep_request
 from pipelines.experiments.catalogue import debug
 from pipelines.experiments.config import ExperimentConfig
 from tests.support.stand_ins import SCENES
@@ -20,6 +20,7 @@ NOT_RUN: Mapping[str, str] = {
     "groupvit app": "it serves until Ctrl-C: tests/pipelines/serving/app starts it, and visits its page in a browser",
     "groupvit compare demo-soft": "it needs a server with those runs: "
     "tests/pipelines/comparison/test_compare.py has one",
+    "groupvit doctor --cluster": "it needs a cluster at that address: tests/pipelines/doctor starts one",
     "groupvit submit": "it needs a cluster with a job server, or the user's own files beside the cluster file: "
     "tests/end_to_end/test_cluster.py and tests/pipelines/cluster/test_file.py have them",
 }
@@ -38,7 +39,7 @@ def no_more(arguments: Sequence[str]) -> list[str]:
 
 def small_training(arguments: Sequence[str]) -> list[str]:
     """Two steps of a model and batches as small as `debug`'s; another run name where the run's is taken."""
-    asked = pretrain_config(arguments)
+    asked, _ = dry_run_request(arguments)
     steps = dataclasses.replace(
         asked,
         optimizer=dataclasses.replace(asked.optimizer, warmup_steps=0),
@@ -106,6 +107,7 @@ HOW: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
     "register": no_more,
     "app": no_more,
     "cost": measured_run,
+    "doctor": lambda arguments: ["--least-free-gigabytes", "0.1"],
     "prepare-context": no_more,
 }
 
