@@ -10,6 +10,7 @@ storage has no rename, so state.json is uploaded last.
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,9 +21,13 @@ from typing import Any
 from pyarrow import fs
 
 from groupvit.config import Precision
-from pipelines import storage
+from pipelines import documents, storage
+from pipelines.runs.contents import RunDescription, TrainingState
 
 _STATE_FILE = "state.json"
+_MAX_STATE_BYTES = 2**28  # it may hold the metrics of days without MLflow
+_GIVE_ANOTHER = "start under another --training.run-name, or restore the file"
+_CHECKPOINT = re.compile(r"step-([0-9]{8,15})")
 UNSENT_METRICS = "unsent_metrics"
 """Key in a checkpoint's state: the metrics up to its step that MLflow had not confirmed, as spool records."""
 
@@ -49,7 +54,7 @@ class RunFolder:
     def read_description(self) -> dict[str, Any] | None:
         """Reads run.json. Returns None if the run was never started."""
         try:
-            return json.loads(storage.read_bytes(storage.join(self.uri, "run.json")))
+            return documents.read(storage.join(self.uri, "run.json"), RunDescription, _GIVE_ANOTHER)
         except FileNotFoundError:
             return None
 
@@ -63,7 +68,7 @@ class RunFolder:
         selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
         found = storage.retry(lambda: filesystem.get_file_info(selector), self.uri)
         folders = [Path(info.path).parent.name for info in found if info.base_name == _STATE_FILE]
-        return sorted(int(name.removeprefix("step-")) for name in folders if name.startswith("step-"))
+        return sorted(int(match[1]) for name in folders if (match := _CHECKPOINT.fullmatch(name)))
 
     def latest_step(self) -> int:
         """Returns the step of the newest complete checkpoint; 0 without one."""
@@ -74,7 +79,8 @@ class RunFolder:
 
     def read_state(self, step: int) -> dict[str, Any]:
         """Reads state.json of a checkpoint."""
-        return json.loads(storage.read_bytes(storage.join(self.checkpoint_uri(step), _STATE_FILE)))
+        uri = storage.join(self.checkpoint_uri(step), _STATE_FILE)
+        return documents.read(uri, TrainingState, "use another checkpoint", _MAX_STATE_BYTES)
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
         """Calls `write` to create the checkpoint in the folder that it is given, and publishes it."""

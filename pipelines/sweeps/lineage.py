@@ -20,9 +20,10 @@ import ray.train
 import ray.tune
 from ray.tune.schedulers import PopulationBasedTraining
 
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.runs.evaluations import EvaluationRecord, read_record, write_record
 from pipelines.runs.folder import RunFolder
+from pipelines.sweeps.contents import Ancestor, Pointer
 from pipelines.sweeps.plan import CHANGEABLE, METRIC, TIME, Sweep
 from pipelines.sweeps.space import Choice, Point, Space
 
@@ -101,7 +102,7 @@ def read_pointer() -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return json.loads((Path(folder) / _POINTER).read_text(encoding="utf-8"))
+        return documents.read(str(Path(folder) / _POINTER), Pointer, "start the sweep under another --name")
 
 
 @contextlib.contextmanager
@@ -125,7 +126,8 @@ def _run(sweep: Sweep, name: str) -> RunFolder:
 
 def _read_lineage(sweep: Sweep, name: str) -> list[dict[str, Any]]:
     try:
-        return json.loads(storage.read_bytes(_lineage_uri(sweep, name)))
+        fix = "restore it, or start the sweep under another --name"
+        return documents.read(_lineage_uri(sweep, name), list[Ancestor], fix)
     except FileNotFoundError:
         return []
 

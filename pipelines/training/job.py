@@ -167,7 +167,7 @@ def start_or_continue(
         if before != value:
             raise ValueError(
                 f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
-                f"{before}: continue it with that value, or give another --training.run-name"
+                f"{_shown(before)}: continue it with that value, or give another --training.run-name"
             )
     return Job(
         config=config,
@@ -180,6 +180,12 @@ def start_or_continue(
             ],
         },
     )
+
+
+def _shown(value: Any) -> str:
+    """Returns a value of run.json as text in one line."""
+    text = str(value) if str(value).isprintable() else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _with_settled_resize(config: ExperimentConfig, description: Mapping[str, Any] | None) -> ExperimentConfig:
