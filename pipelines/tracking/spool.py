@@ -76,6 +76,10 @@ class Spool:
     def num_unsent_bytes(self) -> int:
         return self._size() - self._sent + sum(map(len, self._unwritten))
 
+    def num_unwritten(self) -> int:
+        """Returns the number of records that are only in memory, because they could not be written."""
+        return len(self._unwritten)
+
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 

@@ -109,6 +109,8 @@ class Tracker:
         sent = not self._thread.is_alive() and self._spool.num_unsent_bytes() == 0
         if not sent:
             reason = self._refusal or "the server was not reached"
+            if lost := self._spool.num_unwritten():
+                reason = f"{lost} records are lost because the disk is full"
             logger.warning("tracking: %s; what is unsent stays in %s", reason, self._spool.path)
         return sent
 

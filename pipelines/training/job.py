@@ -13,7 +13,7 @@ from pipelines.dataset.format import DatasetInfo
 from pipelines.experiments.config import ExperimentConfig, before_there_was_a_choice, fixes_the_result
 from pipelines.local.home import cache_folder
 from pipelines.local.writable import check_writable
-from pipelines.provenance import code_version
+from pipelines.provenance import code_version, redact, redact_values
 from pipelines.runs.evaluations import missing_steps, read_record
 from pipelines.runs.folder import UNSENT_METRICS, RunFolder, recorded_precision
 from pipelines.storage import absolute
@@ -154,7 +154,7 @@ def start_or_continue(
         description = {
             "job_id": uuid.uuid4().hex if sweep_link is None else sweep_link.job_id,
             "fixed": fixed,
-            "config": to_dict(config),
+            "config": redact_values(to_dict(config)),
             "code_version": code_version(),
         }
         run.write_description(description)
@@ -176,7 +176,7 @@ def start_or_continue(
         checkpoint_state={
             "code_version": code_version(),
             "datasets": [
-                {"uri": info.uri, "digest": info.digest, "num_samples": info.num_samples} for info in datasets
+                {"uri": redact(info.uri), "digest": info.digest, "num_samples": info.num_samples} for info in datasets
             ],
         },
     )
