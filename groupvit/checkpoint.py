@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from groupvit.checkpoint_files import (
@@ -113,10 +113,14 @@ def load(folder: str | Path) -> GroupViT:
             are not finite.
     """
     folder = Path(folder)
+    values = load_state(folder)["model"]
     try:
-        config = from_dict(ModelConfig, load_state(folder)["model"])
+        config = from_dict(ModelConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{folder / STATE_FILE}: {error}") from None
     except TypeError as error:  # a value does not have the field's type
         raise CorruptedError(f"{folder / STATE_FILE} is corrupted ({error}): use another checkpoint") from None
+    _check_size(config, folder / MODEL_FILE)
     model = GroupViT(config)
     load_weights(model, folder)
     return model.eval()
@@ -161,6 +165,9 @@ def load_state(folder: str | Path) -> dict[str, Any]:
             f"{folder} has format_version={state['format_version']}, newer than {FORMAT_VERSION}, the last one known "
             "here: upgrade groupvit"
         )
+    for name, kind in (("model", dict), ("config", dict), ("step", int), ("license", str)):
+        if not isinstance(state.get(name), (kind, type(None))):
+            raise ValueError(f"{path} is corrupted ({name} is not {kind.__name__}): use another checkpoint")
     return state
 
 
@@ -182,6 +189,27 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
         raise _corrupted(path, str(error).partition("\n")[0][:200] or type(error).__name__) from None
     check_finite(_tensors_of(state), source=str(path), advice="use another checkpoint")
     return state
+
+
+def _check_size(config: ModelConfig, path: Path) -> None:
+    """Raise ValueError if a config describes another model than a file holds, before the model takes memory. Leave
+    files that cannot be read to `load_weights`."""
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError):
+        return
+    source = f"{path.with_name(STATE_FILE)} does not describe {MODEL_FILE}"
+    if sum(config.image.depths) + config.text.depth > len(shapes):  # before the blocks take time
+        raise ValueError(f"{source}, which has only {len(shapes)} tensors: use another checkpoint")
+    try:
+        with torch.device("meta"):
+            expected = GroupViT(config).state_dict()
+            given = {name: torch.empty(shape, dtype=torch.float32) for name, shape in shapes.items()}
+    except (RuntimeError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(f"{source} ({reason}): use another checkpoint") from None
+    check_tensors(given, expected, source=str(path))
 
 
 def check_tensors(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, source: str) -> None:

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from groupvit.field_types import check_type
+
 Config = TypeVar("Config")
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Number format of matrix products; see groupvit/precision.py."""
@@ -259,13 +261,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(config_type: type[Config], values: dict[str, Any]) -> Config:
-    """Make a config from the result of `to_dict`. ValueError on an unknown field: a newer version wrote it."""
+    """Make a config from the result of `to_dict`, read from a file. TypeError on a value of another type than its
+    field's, ValueError on an unknown field: a newer version wrote it."""
     hints = get_type_hints(config_type)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(
             f"{config_type.__name__} has no field {', '.join(unknown)}: written by a newer version? upgrade groupvit"
         )
+    for key, value in values.items():
+        check_type(hints[key], value, f"{config_type.__name__}.{key}")
     return config_type(**{key: _typed(hints[key], value) for key, value in values.items()})
 
 

@@ -147,7 +147,7 @@ class GradientReducer:
                 assert parameter.grad is None, "a gradient was sent before it was complete"
                 part = flat[place : place + parameter.numel()].view_as(parameter)
                 parameter.grad = from_fixed(part, parameter.dtype) if self._is_exact else part.to(parameter.dtype)
-            if type(message.sums) is Tensor and message.sums.device.type == "cpu":  # a GPU's allocator keeps it anyway
+            if type(message.sums) is Tensor and message.sums.device.type == "cpu":
                 _free.append(message.sums)
         *sums, num_unfit = flat[-len(metrics) - 1 :].unbind()
         if self._is_exact:
@@ -217,10 +217,11 @@ _free: list[Tensor] = []
 
 
 def _reused(size: int, device: torch.device) -> Tensor:
-    """Memory for sums, int64 [size]."""
-    for place, tensor in enumerate(_free):
-        if device.type == "cpu" and len(tensor) == size:
-            return _free.pop(place)
+    """Memory for sums, int64 [size]. A GPU's allocator reuses memory itself, and a fake tensor has none."""
+    if device.type == "cpu" and type(torch.empty(0)) is Tensor:
+        for place, tensor in enumerate(_free):
+            if len(tensor) == size:
+                return _free.pop(place)
     return torch.empty(size, dtype=torch.int64, device=device)
 
 

@@ -5,18 +5,36 @@ import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _USER_INFO = re.compile(r"(?<=://)[^/@\s\"']+@")
 _SECRET_FIELD = re.compile(
-    r"(?i)([\w.-]*(?:token|secret|password|passwd|signature|credential|api_?key|access_?key(?:_?id)?)[\"']?\s*[=:]\s*[\"']?)"
+    r"(?i)((?:token|secret|password|passwd|signature|credential|api_?key|(?:access|secret)_?key(?:_?id)?)[\"']?\s*[=:]\s*[\"']?)"
     r"[^&;,\s\"'}]+"
 )
+
+_QUERY_SECRET = re.compile(r"(?i)([?&][^=&\s]*(?:token|secret|password|signature|credential|key)[^=&\s]*=)[^&\s\"']+")
 
 
 def redact(text: str) -> str:
     """Return `text` without credentials: user info in URIs, and values of fields with secret names (token=…,
     X-Amz-Signature=…)."""
     return _SECRET_FIELD.sub(r"\1***", _USER_INFO.sub("***@", text))
+
+
+def redact_values(value: Any) -> Any:
+    """Return a value of JSON's types with the strings in it redacted: a config may hold the URI of a tracking server
+    with a password."""
+    if isinstance(value, dict):
+        return {key: redact_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_values(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+def redact_uris(text: str) -> str:
+    """Return `text` without the credentials in URIs; all else is kept, also what looks like a secret's name."""
+    return _QUERY_SECRET.sub(r"\1***", _USER_INFO.sub("***@", text))
 
 
 def code_version() -> str:

@@ -23,9 +23,11 @@ Result = TypeVar("Result")
 _NUM_ATTEMPTS = 8  # about half a minute, the time a store takes to restart
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 8.0  # seconds; doubled after every attempt
 _CONNECT_TIMEOUT, _REQUEST_TIMEOUT = 5.0, 20.0  # seconds
+MAX_BYTES = 2**32  # of a file that is read as a whole
 _PERMANENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN", "EXPIRED")
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_BY = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", *_KEYS)
 
 _seen_to_work: set[str] = set()
@@ -77,9 +79,6 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         ) from error
 
 
-_BY = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-
-
 @functools.lru_cache(maxsize=32)
 def _s3(bucket: str, variables: tuple[str | None, ...]) -> fs.S3FileSystem:
     """Return the cached client of a bucket, so that connections are reused. A changed environment gets a new client."""
@@ -96,13 +95,17 @@ def _s3(bucket: str, variables: tuple[str | None, ...]) -> fs.S3FileSystem:
     )
 
 
-def read_bytes(uri: str) -> bytes:
-    """Return the content of a file. FileNotFoundError if it does not exist."""
+def read_bytes(uri: str, limit: int = MAX_BYTES) -> bytes:
+    """Return the content of a file. FileNotFoundError if it does not exist, ValueError if it is larger than `limit`."""
     filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem) and filesystem.get_file_info(path).type == fs.FileType.Unknown:
+        raise ValueError(f"{uri}: is a device, socket or pipe; give a file")  # reading it may never end
 
     def read() -> bytes:
         with filesystem.open_input_file(path) as file:
-            return file.read()
+            if (size := file.size()) > limit:
+                raise ValueError(f"{uri}: has {size:,} bytes, more than the {limit:,} such a file may have; replace it")
+            return file.read(size)
 
     try:
         return retry(read, uri)
@@ -142,8 +145,8 @@ def open_parquet(uri: str) -> pq.ParquetFile:
 
 @contextlib.contextmanager
 def reporting_corruption(uri: str, fix: str) -> Iterator[None]:
-    """Raise a ValueError of one line if a Parquet file read in the context is corrupted or missing; `fix` says what to
-    do. Errors of storage and MemoryError are passed on."""
+    """Raise a one-line ValueError if a Parquet file read in the context is corrupted or missing; `fix` says what to do.
+    Errors of storage and MemoryError are passed on."""
     try:
         yield
     except FileNotFoundError as error:
@@ -174,8 +177,8 @@ def list_folders(uri: str) -> list[str]:
 
 def list_versions(uri: str) -> dict[str, str]:
     """Return size and modification time, as text, of each file of `list_files`. The text changes when the file does."""
-    files = sorted((info for info in _listed(uri) if info.type == fs.FileType.File), key=lambda info: info.base_name)
-    return {info.base_name: f"{info.size} bytes of {info.mtime_ns}" for info in files}
+    files = {info.base_name: info for info in _listed(uri) if info.type == fs.FileType.File}
+    return {name: f"{info.size} bytes of {info.mtime_ns}" for name, info in sorted(files.items())}
 
 
 def list_sizes(uri: str) -> dict[str, int]:
@@ -216,9 +219,8 @@ def retry(attempt: Callable[[], Result], uri: str) -> Result:
     """Return `attempt()`, tried up to 8 times with growing pauses while object storage fails in a way that may be
     temporary.
 
-    Throttling may look like refused access (ray#47230). Refused access is tried as often if this process has used the
-    bucket before, else twice. A missing file or bucket is not retried. Local files get one try. StorageError after the
-    last.
+    Throttling may look like refused access (ray#47230), which is tried as often if this process has used the bucket
+    before, else twice. A missing file or bucket is not retried. Local files get one try. StorageError after the last.
     """
     if "://" not in uri or uri.startswith("file://"):
         return attempt()

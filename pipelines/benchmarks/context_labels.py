@@ -8,24 +8,59 @@ large, and reading it takes several times its size in memory.
 """
 
 import io
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, with_config
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from groupvit.decode import MAX_PIXELS
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context import LABELS, LIST, find_context
 from pipelines.local.writable import check_writable
 
 ANNOTATIONS = "trainval_merged.json"
 _IMAGE_NAME = re.compile(r"(\w+)\.jpg")
+_MAX_BYTES = 2**31
+
+
+class RunLengths(TypedDict):
+    """A mask of COCO's run-length encoding."""
+
+    size: list[int]
+    """Height and width."""
+    counts: str | list[int]
+
+
+@with_config(documents.KEEP_OTHERS)
+class AnnotatedImage(TypedDict):
+    image_id: int
+    phase: str
+    file_name: str
+    height: Annotated[int, Field(ge=1, le=2**20)]
+    width: Annotated[int, Field(ge=1, le=2**20)]
+
+
+@with_config(documents.KEEP_OTHERS)
+class AnnotatedMask(TypedDict):
+    image_id: int
+    category_id: int
+    segmentation: RunLengths | list[Any]
+    """Only the first is used."""
+
+
+@with_config(documents.KEEP_OTHERS)
+class Annotations(TypedDict):
+    """trainval_merged.json"""
+
+    images: list[AnnotatedImage]
+    annos_segmentation: list[AnnotatedMask]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +85,8 @@ def prepare_context(config: PrepareContextConfig) -> dict[str, Any]:
             "get it from https://cs.stanford.edu/~roozbeh/pascal-context/"
         )
     check_writable(storage.join(folder, LABELS), "root")
+    images, masks = _read(uri)
     try:
-        images, masks = _read(uri)
         for image in images:
             labels = draw_labels(image, masks[image["image_id"]])
             file = io.BytesIO()
@@ -120,9 +155,7 @@ def _read_runs(text: str) -> list[int]:
 
 def _read(uri: str) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]]]:
     """Returns the validation images, and the masks by image."""
-    content = json.loads(storage.read_bytes(uri))
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
+    content = documents.read(uri, Annotations, "get it again", _MAX_BYTES)
     images = [image for image in content["images"] if image["phase"] == "val"]
     wanted = {image["image_id"] for image in images}
     masks: dict[int, list[dict[str, Any]]] = defaultdict(list)

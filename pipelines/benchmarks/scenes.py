@@ -7,16 +7,17 @@
 The folder may be a local path or an s3:// URI.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, with_config
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from groupvit.decode import decode_image
 from groupvit.words import BACKGROUND
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.benchmarks.dataset import Scene, SegmentationDataset
 from pipelines.benchmarks.label_files import decode_labels
 
@@ -35,6 +36,16 @@ class SceneBlock:
     """Row numbers within the row group."""
     indexes: tuple[int, ...]
     """Positions of these rows in the data set."""
+
+
+@with_config(documents.KEEP_OTHERS)
+class ScenesDescription(TypedDict):
+    """scenes.json"""
+
+    schema_version: int
+    classes: Annotated[list[str], Field(min_length=1, max_length=255)]
+    parts: list[str]
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +97,12 @@ def open_scenes(uri: str) -> SceneDataset:
     """Reads scenes.json and the parts of all scenes. Raises ValueError if this is not a complete scenes folder."""
     uri = storage.absolute(uri)
     try:
-        description = json.loads(storage.read_bytes(storage.join(uri, "scenes.json")))
+        description = documents.read(storage.join(uri, "scenes.json"), ScenesDescription, _FIX)
     except FileNotFoundError:
         storage.check_bucket(uri)
         raise ValueError(
             f"{uri} is not a scenes folder: it has no scenes.json; make one with `groupvit demo-data`"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{uri}/scenes.json is corrupted ({error}): write the folder again") from None
     if description["schema_version"] > SCHEMA_VERSION:
         raise ValueError(
             f"{uri} has schema_version={description['schema_version']}, newer than {SCHEMA_VERSION}: upgrade groupvit"

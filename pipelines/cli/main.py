@@ -13,7 +13,7 @@ from pipelines.cli.commands import COMMANDS
 from pipelines.cli.flags import one_of
 from pipelines.console.terminal import failure_of_output, keep_going
 from pipelines.errors import PartlyDone, Stopped, WorkFailedError
-from pipelines.provenance import redact
+from pipelines.provenance import redact_uris
 
 _USAGE = """\
 Train GroupViT on image-text pairs, and segment images by words with it.
@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     keep_going()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # otherwise it logs the tables of a new database
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it prints the password in the URI, too
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
@@ -65,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except Stopped as stop:
-        command = redact(shlex.join(["groupvit", *arguments, *(["--json"] if as_json else [])]))
+        command = redact_uris(shlex.join(["groupvit", *arguments, *(["--json"] if as_json else [])]))
         print(f"groupvit: {stop}; to go on: {command}", file=sys.stderr)
         return stop.exit_code
     except PartlyDone as error:
         sys.stdout.flush()
-        print(f"groupvit: error: {error}", file=sys.stderr)
+        print(f"groupvit: error: {redact_uris(str(error))}", file=sys.stderr)
         result, exit_code = error.result, error.exit_code
     if as_json:
         sys.stdout.flush()
@@ -90,4 +91,4 @@ def _one_line(error: ValueError | OSError | WorkFailedError) -> str:
         message = f"{error.object[:200]!r} is not UTF-8: rename the file, or convert its text"
     elif isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.filename}: {error.strerror}"
-    return " ".join(message.split())
+    return redact_uris(" ".join(message.split()))

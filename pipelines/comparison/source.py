@@ -8,19 +8,40 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, with_config
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from groupvit.config import flatten
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.runs.folder import RunFolder
 from pipelines.tracking.errors import one_line
 
 METRICS, PER_IMAGE = "metrics.json", "per_image.csv"
 _STEP = re.compile(r"step-(\d+)")
+_MAX_ROWS_BYTES = 2**28  # of per_image.csv
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 ImageKey = tuple[str, str, int]
 """Part, sample_id, and the occurrence number of that id, from 1."""
+
+
+@with_config(documents.KEEP_OTHERS)
+class SegmentationMetrics(TypedDict):
+    """metrics.json of an evaluation on a benchmark of segmentation."""
+
+    benchmark: str
+    data_digest: str
+    checkpoint: Annotated[str, Field(pattern=r"\A[^\x00-\x1f]{1,4096}\z")]
+    step: documents.Count
+    metrics: dict[str, float | None]
+    class_iou: dict[str, dict[str, float | None]]
+    """IoU in percent by part and class."""
+
+
+class _WithConfig(TypedDict):
+    config: NotRequired[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,22 +173,28 @@ def _mlflow_run(client: Any, given: str) -> Any:
 
 def _read(given: str, place: str, source: str, config: Mapping[str, str] | None = None) -> ComparedRun:
     try:
-        summary = json.loads(storage.read_bytes(storage.join(place, METRICS)))
-        rows = storage.read_bytes(storage.join(place, PER_IMAGE)).decode()
+        content = storage.read_bytes(storage.join(place, METRICS), documents.MAX_BYTES)
+        rows = storage.read_bytes(storage.join(place, PER_IMAGE), _MAX_ROWS_BYTES).decode()
     except FileNotFoundError:
         raise ValueError(
             f"run={given} has no results per image, no {PER_IMAGE}, in {source}: evaluate it again"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"run={given}: {METRICS} of {source} is corrupted ({error}): evaluate it again") from None
-    if not isinstance(summary, dict) or "class_iou" not in summary or "data_digest" not in summary:
-        raise ValueError(f"run={given}: {METRICS} of {source} is not of a segmentation benchmark: give one that is")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"run={given}: {PER_IMAGE} of {source} is corrupted ({error}): evaluate it again") from None
+    name, fix = f"run={given}: {METRICS} of {source}", "evaluate it again"
+    if not {"class_iou", "data_digest"} <= documents.parse(content, dict[str, Any], name, fix).keys():
+        raise ValueError(f"{name} is not of a segmentation benchmark: give one that is")
+    summary = documents.parse(content, SegmentationMetrics, name, fix)
+    try:
+        image_iou = _image_iou(rows)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"run={given}: {PER_IMAGE} of {source} is corrupted ({error!r}): {fix}") from None
     folder_name, step = given.rstrip("/").rpartition("/")[2], summary["step"]
     return ComparedRun(
         name=f"{folder_name}, step {step}" if step else folder_name,
         source=source,
         summary=summary,
-        image_iou=_image_iou(rows),
+        image_iou=image_iou,
         config=_config_of(given, summary) if config is None else config,
     )
 
@@ -184,17 +211,20 @@ def _image_iou(rows: str) -> dict[ImageKey, float]:
 
 
 def _config_of(given: str, summary: Mapping[str, Any]) -> dict[str, str]:
-    """Reads the training config from the run's folder or the evaluated checkpoint. Empty if neither exists."""
+    """Reads the training config from the run's folder or the evaluated checkpoint. Empty if neither exists, or if the
+    checkpoint is in a bucket that is not the evaluation's: whoever wrote the evaluation may have named any."""
     if (description := RunFolder(given).read_description()) is not None:
         return {name: _plain(value) for name, value in flatten(description["config"]).items()}
     checkpoint = summary["checkpoint"]
+    if "://" in checkpoint and checkpoint.split("/")[:3] != given.split("/")[:3]:
+        return {}
     places = [checkpoint, RunFolder(checkpoint).checkpoint_uri(summary["step"])]
     for place in places:
         try:
-            state = json.loads(storage.read_bytes(storage.join(place, "state.json")))
+            config = documents.read(storage.join(place, "state.json"), _WithConfig, "").get("config", {})
         except (OSError, ValueError):  # the checkpoint may have been deleted, or be on another machine
             continue
-        return {name: _plain(value) for name, value in flatten(state.get("config", {})).items()}
+        return {name: _plain(value) for name, value in flatten(config).items()}
     return {}
 
 

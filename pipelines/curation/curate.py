@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.console.progress import ProgressLine
 from pipelines.curation.config import CurateConfig, fixes_the_result, validate
 from pipelines.curation.files import read_file_records
@@ -196,7 +196,8 @@ def _begin(config: CurateConfig, terms: Mapping[str, Any]) -> str:
     work = storage.join(config.out, _WORK)
     try:
         try:
-            begun = json.loads(storage.read_bytes(storage.join(work, _TERMS)))
+            uri = storage.join(work, _TERMS)
+            begun = documents.read(uri, dict[str, Any], f"remove {work}", storage.MAX_BYTES)
         except FileNotFoundError:
             if storage.list_files(storage.join(config.out, "data")):
                 raise ValueError(

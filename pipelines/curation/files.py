@@ -11,13 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.curation.decisions import KeptSample, Row, decide
 from pipelines.curation.pieces import records_uri, rest_of_record
 from pipelines.dataset.format import DATASET_SCHEMA, MANIFEST_SCHEMA, sample_id, write_data_file
 
 _NUM_THREADS = 8  # that wait for object storage
+
+
+class FileRecord(TypedDict):
+    """Counts of a finished file by source, and its part of the manifest."""
+
+    num_samples: documents.Count
+    kept: dict[str, documents.Count]
+    drops: dict[str, dict[str, documents.Count]]
+    captions_kept: dict[str, documents.Count]
+    caption_drops: dict[str, dict[str, documents.Count]]
+    manifest: list[dict[str, Any]]
 
 
 def file_name(number: int) -> str:
@@ -73,7 +85,7 @@ def read_file_records(work: str) -> list[dict[str, Any]]:
 
 
 def read_file_record(uri: str) -> dict[str, Any]:
-    return json.loads(storage.read_bytes(uri))
+    return documents.read(uri, FileRecord, f"remove {uri}, and its file is made again")
 
 
 def _counts(record: Mapping[str, Any]) -> tuple[int, int]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines import documents, storage
+from pipelines.dataset.contents import DatasetDescription, DatasetVersion
 
 Item = TypeVar("Item")
 
@@ -57,6 +58,8 @@ MANIFEST_SCHEMA = pa.schema(
 DEFAULT_ROWS_PER_GROUP = 128
 """2–4 MB of images, a good size for one ranged read."""
 DEFAULT_GROUPS_PER_FILE = 32
+_MOST_ROW_GROUPS = 2**27  # of a data set: 17 billion samples
+_WRITE_AGAIN = "write the data set again"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -204,33 +207,33 @@ def open_dataset(uri: str) -> DatasetInfo:
     """Reads and checks dataset.json and the manifest. Raises ValueError, in one line, if the data set is invalid."""
     uri = storage.absolute(uri)
     try:
-        description = json.loads(storage.read_bytes(storage.join(uri, "dataset.json")))
+        content = storage.read_bytes(storage.join(uri, "dataset.json"), documents.MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         storage.check_bucket(uri)
         raise ValueError(f"{uri}: no dataset.json; give the folder of a data set whose writing has finished") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{uri}: dataset.json is corrupted ({error}); write the data set again") from error
-    version = description.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    source = storage.join(uri, "dataset.json")
+    version = documents.parse(content, DatasetVersion, source, _WRITE_AGAIN)["schema_version"]
+    if version > SCHEMA_VERSION:
         raise ValueError(
             f"{uri}: schema_version {version} is newer than {SCHEMA_VERSION}, which this code reads; upgrade it"
         )
+    description = documents.parse(content, DatasetDescription, source, _WRITE_AGAIN)
     manifest = read_manifest(uri)
-    rows = manifest.column("rows").to_numpy().astype(np.int32)
+    rows = manifest.column("rows").to_numpy()
     num_samples = int(rows.sum(dtype=np.int64))
     if not num_samples:
         raise ValueError(f"{uri}: the data set is empty; give one with samples")
-    if num_samples != description.get("num_samples"):
+    if num_samples != description["num_samples"] or rows.min() < 1:
         raise ValueError(
-            f"{uri}: manifest.parquet counts {num_samples} samples, dataset.json {description.get('num_samples')}; "
-            "write the data set again"
+            f"{uri}: manifest.parquet counts {num_samples} samples, dataset.json {description['num_samples']}; "
+            f"{_WRITE_AGAIN}"
         )
     groups = manifest.column("row_group").to_numpy()
     first_groups = np.flatnonzero(groups == 0)
     in_order = (groups[1:] == 0) | (groups[1:] == groups[:-1] + 1)
     num_files = len(manifest.column("file").unique())
     if groups[0] != 0 or not in_order.all() or num_files != len(first_groups):
-        raise ValueError(f"{uri}: manifest.parquet does not list the row groups file by file; write the data set again")
+        raise ValueError(f"{uri}: manifest.parquet does not list the row groups file by file; {_WRITE_AGAIN}")
     return DatasetInfo(
         uri=uri,
         digest=description["digest"],
@@ -245,15 +248,17 @@ def open_dataset(uri: str) -> DatasetInfo:
 def read_manifest(uri: str, columns: Sequence[str] = ("file", "row_group", "rows")) -> pa.Table:
     """Reads columns, including `file`, of the manifest. Raises ValueError if it is corrupted or a file is missing."""
     place = storage.join(uri, "manifest.parquet")
-    with storage.reporting_corruption(place, "write the data set again"):
-        content = storage.read_bytes(place)
-        manifest = pq.read_table(pa.BufferReader(content), columns=list(columns))
-    present = {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))}
-    missing = sorted(set(manifest.column("file").unique().to_pylist()) - present)
+    schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in columns])
+    with storage.reporting_corruption(place, _WRITE_AGAIN), storage.open_parquet(place) as file:
+        if file.metadata.num_rows > _MOST_ROW_GROUPS:
+            raise ValueError(f"it counts {file.metadata.num_rows:,} row groups, more than {_MOST_ROW_GROUPS:,}")
+        manifest = file.read(list(columns)).select(list(columns)).cast(schema)
+        manifest.validate(full=True)
+    names = [documents.in_folder(name, place, _WRITE_AGAIN) for name in manifest.column("file").unique().to_pylist()]
+    missing = sorted(set(names) - {f"data/{name}" for name in storage.list_files(storage.join(uri, "data"))})
     if missing:
-        raise ValueError(
-            f"{uri}: {len(missing)} files of the manifest are missing, first {missing[0]}; write the data set again"
-        )
+        raise ValueError(f"{uri}: {len(missing)} files of the manifest are missing, first {missing[0]}; {_WRITE_AGAIN}")
+    documents.refuse_links_out(uri, names)
     return manifest
 
 

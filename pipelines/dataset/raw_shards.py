@@ -28,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines import storage
+from pipelines import documents, storage
+from pipelines.dataset.contents import DownloadRecord, DownloadVersion, ShardStatistics
 
 RECORD = "download.json"
 RECORD_VERSION = 2
@@ -98,6 +99,8 @@ def raw_shards(uri: str) -> RawShards:
                 if rows_of_pass is None
                 else rows_of_pass[start : start + stats["count"]]
             )
+            if not len(rows):
+                raise ValueError(f"{folder}: shard {number} has more rows than its pass; download into another folder")
             # Rows are sorted within a pass, so the rows of a shard are between its first and its last.
             low, high = np.searchsorted(later, rows[0]), np.searchsorted(later, rows[-1], side="right")
             again = later[low:high][np.isin(later[low:high], rows)]
@@ -163,17 +166,18 @@ def shard_name(number: int) -> str:
 def read_record(uri: str) -> dict[str, Any] | None:
     """Reads download.json. Returns None if it does not exist."""
     try:
-        record = json.loads(storage.read_bytes(storage.join(uri, RECORD)))
+        content = storage.read_bytes(storage.join(uri, RECORD), documents.MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{uri}: {RECORD} is corrupted ({error}); download into another folder") from error
     except OSError as error:
         raise ValueError(f"{uri}: cannot be read ({error}); check the bucket and the credentials") from error
-    if record.get("version") not in _READABLE_VERSIONS:
-        raise ValueError(
-            f"{uri}: {RECORD} has version {record.get('version')}, not {RECORD_VERSION}; upgrade this code"
-        )
+    source, fix = storage.join(uri, RECORD), "download into another folder"
+    version = documents.parse(content, DownloadVersion, source, fix)["version"]
+    if version not in _READABLE_VERSIONS:
+        raise ValueError(f"{uri}: {RECORD} has version {version}, not {RECORD_VERSION}; upgrade this code")
+    record = documents.parse(content, DownloadRecord, source, fix)
+    if version > 1 and "urls" not in record["urls"]:
+        raise ValueError(f"{uri}: {RECORD} is corrupted (urls.urls: is missing); download into another folder")
     return record
 
 
@@ -209,10 +213,9 @@ def read_stats(folder: str, known: Mapping[int, dict[str, Any]] | None = None) -
 
 def _read_stats(uri: str) -> dict[str, Any] | None:
     try:
-        stats = json.loads(storage.read_bytes(uri))
-    except (json.JSONDecodeError, FileNotFoundError):
+        return documents.read(uri, ShardStatistics, "fetch its shard again")
+    except (ValueError, FileNotFoundError):
         return None  # its writer was killed while writing, or is writing it again
-    return stats if isinstance(stats, dict) and "count" in stats else None
 
 
 def failed_rows(shards: RawShards, columns: list[str]) -> Iterator[Any]:
@@ -229,5 +232,6 @@ def failed_rows(shards: RawShards, columns: list[str]) -> Iterator[Any]:
 
 
 def _retried_rows(folder: str) -> npt.NDArray[np.int64]:
-    with storage.open_parquet(storage.join(folder, "urls.parquet")) as file:
-        return file.read(["row"]).column("row").to_numpy()
+    uri = storage.join(folder, "urls.parquet")
+    with storage.reporting_corruption(uri, "download into another folder"), storage.open_parquet(uri) as file:
+        return file.read(["row"]).column("row").cast(pa.int64()).to_numpy()

@@ -18,13 +18,15 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 import cv2
 import numpy as np
 import simplejpeg
+from pydantic import with_config
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.console.progress import ProgressLine
 from pipelines.dataset.format import sample_id, write_dataset
 from pipelines.demo.compose import Background, Cutout, Scene, compose
@@ -38,6 +40,14 @@ MAX_TASKS_UNDER_WAY = 16
 TRAINING_JPEG_QUALITY, EVALUATION_JPEG_QUALITY = 90, 95
 Part = Literal["training", "calibration", "seen", "unseen"]
 PARTS: tuple[Part, ...] = ("training", "calibration", "seen", "unseen")
+
+
+@with_config(documents.KEEP_OTHERS)
+class _LastFile(TypedDict):
+    """The file that is written last: dataset.json of the training scenes, or raw/demo_data.json."""
+
+    demo_data: NotRequired[dict[str, Any]]
+    summary: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +94,15 @@ def demo_data(kind: str, config: DemoDataConfig) -> dict[str, Any]:
         key: value for key, value in asdict(config).items() if key not in ("out", "num_processes")
     }
     try:
-        metadata = json.loads(storage.read_bytes(storage.join(config.out, _last_file(config))))
+        uri = storage.join(config.out, _last_file(config))
+        metadata = documents.read(uri, _LastFile, "remove its folder, or give another")
     except FileNotFoundError:
         check_writable(config.out, "out")
         return generate(_load(kind), config, made_by)
     if metadata.get("demo_data") != made_by:
         raise ValueError(f"out={config.out} holds other demo data; give another folder, or remove this one")
     print(f"{config.out} already holds these scenes: nothing to do", file=sys.stderr)
-    return dict(metadata["summary"])
+    return dict(metadata.get("summary", {}))
 
 
 def _last_file(config: DemoDataConfig) -> str:

@@ -214,7 +214,7 @@ def _count(shards: Mapping[int, Mapping[str, Any]]) -> Counter[str]:
     """Counts rows by outcome: `success`, or the reason for the failure."""
     counts: Counter[str] = Counter()
     for stats in shards.values():
-        for message, count in stats["status_dict"].items():
+        for message, count in stats.get("status_dict", {}).items():
             counts["success" if message == "success" else failure_reason(message)] += count
     return counts
 

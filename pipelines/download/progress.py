@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.console.progress import ProgressLine
 from pipelines.dataset.raw_shards import TEMPORARY, read_stats
+from pipelines.documents import Count
 
 _EVERY_SECONDS = 2.0  # between two reports of a shard
 _ENDING = ".progress"
@@ -44,7 +45,7 @@ def read_progress(folder: str) -> dict[int, tuple[int, int]]:
     for name in storage.list_files(work):
         if name.endswith(_ENDING):
             with contextlib.suppress(FileNotFoundError, ValueError):  # the shard is done by now
-                done, succeeded = json.loads(storage.read_bytes(storage.join(work, name)))
+                done, succeeded = documents.read(storage.join(work, name), tuple[Count, Count], "fetch its shard again")
                 found[int(name.removesuffix(_ENDING))] = done, succeeded
     return found
 
@@ -66,7 +67,7 @@ def showing_progress(
             known = read_stats(folder, known)
         except OSError:
             return  # a failed check must not stop the download
-        counts = [(stats["count"], stats["successes"]) for stats in known.values()]
+        counts = [(stats["count"], stats.get("successes", 0)) for stats in known.values()]
         counts += [count for number, count in under_way.items() if number not in known]
         num_done, num_succeeded = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
         line.set(num_done, f"{num_succeeded / num_done:.0%} arrived" if num_done else None)

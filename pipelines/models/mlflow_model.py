@@ -29,7 +29,7 @@ from groupvit.checkpoint import load, load_state
 from groupvit.checkpoint_files import MODEL_FILE, write_state
 from groupvit.config import to_dict
 from groupvit.protocols import protocol_of
-from pipelines.provenance import redact
+from pipelines.provenance import redact_values
 
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "classes")]),
@@ -112,7 +112,7 @@ def saved_model(checkpoint: Path, model: Model, metadata: Mapping[str, str]) -> 
         folder = Path(temporary) / "checkpoint"
         folder.mkdir()
         shutil.copyfile(checkpoint / MODEL_FILE, folder / MODEL_FILE)  # without the optimiser's state
-        write_state(folder, _without_credentials(state))
+        write_state(folder, redact_values(state))
         script = shutil.copy(Path(__file__).with_name("served_model.py"), temporary)  # MLflow records its path
         mlflow.pyfunc.save_model(
             f"{temporary}/model",
@@ -127,12 +127,3 @@ def saved_model(checkpoint: Path, model: Model, metadata: Mapping[str, str]) -> 
             mlflow_model=model,
         )
         yield Path(temporary) / "model"
-
-
-def _without_credentials(value: Any) -> Any:
-    """Redacts the strings in JSON values: a config may hold the URI of a tracking server with a password."""
-    if isinstance(value, dict):
-        return {key: _without_credentials(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_credentials(item) for item in value]
-    return redact(value) if isinstance(value, str) else value

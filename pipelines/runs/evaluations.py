@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import storage
+from pipelines import documents, storage
+from pipelines.documents import Count, Finite
 from pipelines.runs.folder import RunFolder
 
 _FILE = "evaluations.json"
@@ -18,13 +19,13 @@ _FILE = "evaluations.json"
 class EvaluationRecord:
     """Results of a run's evaluations."""
 
-    scores: Mapping[int, float] = field(default_factory=dict)
+    scores: Mapping[Count, Finite] = field(default_factory=dict)
     """mIoU in percent by step: the mean over the parts of the benchmark."""
-    part_scores: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    part_scores: Mapping[Count, Mapping[str, float]] = field(default_factory=dict)
     """mIoU in percent of each part, by step."""
-    metrics: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    metrics: Mapping[Count, dict[str, Any]] = field(default_factory=dict)
     """Record for MLflow by step, as made by the tracker's `metrics_record`."""
-    failures: Mapping[int, str] = field(default_factory=dict)
+    failures: Mapping[Count, str] = field(default_factory=dict)
     """Reason by step for a checkpoint that could not be evaluated."""
 
     @property
@@ -60,17 +61,9 @@ def read_record(run: RunFolder) -> EvaluationRecord:
     """Reads the record of a run. It is empty before the first evaluation."""
     uri = storage.join(run.uri, _FILE)
     try:
-        content: dict[str, Any] = json.loads(storage.read_bytes(uri))
-        return EvaluationRecord(
-            scores={int(step): score for step, score in content["scores"].items()},
-            part_scores={int(step): scores for step, scores in content.get("part_scores", {}).items()},
-            metrics={int(step): record for step, record in content.get("metrics", {}).items()},
-            failures={int(step): reason for step, reason in content["failures"].items()},
-        )
+        return documents.read(uri, EvaluationRecord, "delete it, and the checkpoints are evaluated again")
     except FileNotFoundError:
         return EvaluationRecord()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{uri} is corrupted ({error}): delete it, and the checkpoints are evaluated again") from None
 
 
 def missing_steps(run: RunFolder, every_n_steps: int | None, num_steps: int) -> list[int]:

@@ -10,6 +10,7 @@ storage has no rename, so state.json is uploaded last.
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -21,10 +22,14 @@ from pyarrow import fs
 
 from groupvit.checkpoint_files import STATE_FILE, CorruptedError, parse_state
 from groupvit.config import Precision
-from pipelines import storage
+from pipelines import documents, storage
+from pipelines.runs.contents import RunDescription, TrainingState
 
 JOB_ID = "job_id"
 """Key in a checkpoint's state: the job that wrote it, as in run.json. Checkpoints of earlier versions lack it."""
+_MAX_STATE_BYTES = 2**28  # it may hold the metrics of days without MLflow
+_GIVE_ANOTHER = "start under another --training.run-name, or restore the file"
+_CHECKPOINT = re.compile(r"step-([0-9]{8,15})")
 UNSENT_METRICS = "unsent_metrics"
 """Key in a checkpoint's state: the metrics up to its step that MLflow had not confirmed, as spool records."""
 
@@ -65,7 +70,7 @@ class RunFolder:
     def read_description(self) -> dict[str, Any] | None:
         """Reads run.json. Returns None if the run was never started."""
         try:
-            return json.loads(storage.read_bytes(storage.join(self.uri, "run.json")))
+            return documents.read(storage.join(self.uri, "run.json"), RunDescription, _GIVE_ANOTHER)
         except FileNotFoundError:
             return None
 
@@ -79,7 +84,7 @@ class RunFolder:
         selector = fs.FileSelector(path, allow_not_found=True, recursive=True)
         found = storage.retry(lambda: filesystem.get_file_info(selector), self.uri)
         folders = [Path(info.path).parent.name for info in found if info.base_name == STATE_FILE]
-        return sorted(int(name.removeprefix("step-")) for name in folders if name.startswith("step-"))
+        return sorted(int(match[1]) for name in folders if (match := _CHECKPOINT.fullmatch(name)))
 
     def latest_step(self) -> int:
         """Returns the step of the newest complete checkpoint; 0 without one."""
@@ -89,9 +94,13 @@ class RunFolder:
         return storage.join(self.uri, "checkpoints", f"step-{step:08d}")
 
     def read_state(self, step: int) -> dict[str, Any]:
-        """Reads state.json of a checkpoint. Raises CorruptedError if it does not match its digest."""
+        """Reads state.json of a checkpoint. Raises CorruptedError if it does not match its digest, or is no state."""
         uri = storage.join(self.checkpoint_uri(step), STATE_FILE)
-        return parse_state(storage.read_bytes(uri), uri)
+        state = parse_state(storage.read_bytes(uri, _MAX_STATE_BYTES), uri)
+        try:
+            return documents.check(state, TrainingState, uri, "use another checkpoint")
+        except ValueError as error:
+            raise CorruptedError(str(error)) from None
 
     def set_aside(self, step: int) -> str:
         """Renames a checkpoint so that it no longer counts, in place of the one set aside before. Returns its new URI.

@@ -5,10 +5,14 @@ The samples of a step follow from the config, so they are not kept here: `groupv
 
 import json
 import math
+import re
 from typing import Any
 
-from pipelines import storage
+from pipelines import documents, storage
+from pipelines.runs.contents import SkippedStep
 from pipelines.runs.folder import RunFolder
+
+_NAME = re.compile(r"step-([0-9]{8,15})\.json")
 
 
 def write_skipped(run: RunFolder, step: int, content: dict[str, Any]) -> None:
@@ -23,7 +27,7 @@ def write_skipped(run: RunFolder, step: int, content: dict[str, Any]) -> None:
 def read_skipped(run: RunFolder, step: int) -> dict[str, Any] | None:
     """Reads the record of step `step` (from 0). Returns None if it was not skipped."""
     try:
-        return json.loads(storage.read_bytes(_uri(run, step)))
+        return documents.read(_uri(run, step), SkippedStep, "delete it")
     except FileNotFoundError:
         return None
 
@@ -31,7 +35,7 @@ def read_skipped(run: RunFolder, step: int) -> dict[str, Any] | None:
 def skipped_steps(run: RunFolder) -> list[int]:
     """Returns the recorded steps, ascending."""
     names = storage.list_files(storage.join(run.uri, "skipped"))
-    return sorted(int(name.removeprefix("step-").removesuffix(".json")) for name in names if storage.is_data(name))
+    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
 
 def _uri(run: RunFolder, step: int) -> str:

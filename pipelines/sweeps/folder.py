@@ -17,12 +17,15 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.experiments.fixed import before_there_was_a_choice, settled
 from pipelines.runs.evaluations import read_record
 from pipelines.runs.folder import RunFolder
+from pipelines.sweeps.contents import Failure, Seconds, SweepDescription, SweepSummary, Trial
 from pipelines.sweeps.plan import Sweep, TrialSpec
 from pipelines.sweeps.record import TrialRecord
+
+_RESTORE = "restore it, or start the sweep under another --name"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,14 +84,14 @@ class SweepFolder:
         """Return all trials by name, in the order they were started."""
         folder = storage.join(self.uri, "records")
         names = [name for name in storage.list_files(folder) if name.endswith(".json") and storage.is_data(name)]
-        contents = [self._read(f"records/{name}") for name in names]
-        found = sorted((content for content in contents if content is not None), key=lambda content: content["number"])
+        found = {name: content for name in names if (content := self._read(f"records/{name}", Trial)) is not None}
         known = {}
-        for content in found:
-            point, values, seed = content["point"], _tuples(content["record"]["values"]), content["record"]["seed"]
-            scores = {int(step): score for step, score in content["record"]["scores"].items()}
-            record = TrialRecord(**{**content["record"], "values": values, "scores": scores})
-            spec = TrialSpec(point=point, values=values, seed=seed)
+        for name, content in sorted(found.items(), key=lambda item: item[1]["number"]):
+            record = content["record"]
+            if name != f"{record.name}.json":
+                raise ValueError(f"{self.uri}/records/{name} is of trial {record.name!r}: {_RESTORE}")
+            record = dataclasses.replace(record, values=_tuples(record.values))
+            spec = TrialSpec(point=content["point"], values=record.values, seed=record.seed)
             known[record.name] = Known(spec=spec, record=record, settled=content["settled"])
         return known
 
@@ -98,7 +101,7 @@ class SweepFolder:
         self._write(f"records/{known.record.name}.json", content | {"record": dataclasses.asdict(known.record)})
 
     def read_seconds(self) -> float:
-        content = self._read("seconds.json")
+        content = self._read("seconds.json", Seconds)
         return 0.0 if content is None else content["seconds"]
 
     def write_seconds(self, seconds: float) -> None:
@@ -106,22 +109,22 @@ class SweepFolder:
 
     def read_failure(self, spec: TrialSpec) -> str | None:
         """Return why a trial cannot continue; None if it can."""
-        content = self._read(f"{spec.name}/failure.json")
+        content = self._read(f"{spec.name}/failure.json", Failure)
         return None if content is None else content["reason"]
 
     def read_description(self) -> dict[str, Any] | None:
         """Return the sweep's id and settings; None before its first start."""
-        return self._read("sweep.json")
+        return self._read("sweep.json", SweepDescription)
 
     def read_summary(self) -> dict[str, Any] | None:
-        return self._read("summary.json")
+        return self._read("summary.json", SweepSummary)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write("summary.json", summary)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str, kind: Any) -> Any:
         try:
-            return json.loads(storage.read_bytes(storage.join(self.uri, name)))
+            return documents.read(storage.join(self.uri, name), kind, _RESTORE)
         except FileNotFoundError:
             return None
 

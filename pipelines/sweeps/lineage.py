@@ -21,9 +21,10 @@ import ray.tune
 from ray.tune.schedulers import PopulationBasedTraining
 
 from groupvit.checkpoint_files import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, check_file, read_state, state_content
-from pipelines import storage
+from pipelines import documents, storage
 from pipelines.runs.evaluations import EvaluationRecord, read_record, write_record
 from pipelines.runs.folder import JOB_ID, RunFolder
+from pipelines.sweeps.contents import Ancestor, Pointer
 from pipelines.sweeps.plan import CHANGEABLE, METRIC, TIME, Sweep
 from pipelines.sweeps.space import Choice, Point, Space
 
@@ -102,7 +103,7 @@ def read_pointer() -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        return json.loads((Path(folder) / _POINTER).read_text(encoding="utf-8"))
+        return documents.read(str(Path(folder) / _POINTER), Pointer, "start the sweep under another --name")
 
 
 @contextlib.contextmanager
@@ -132,7 +133,8 @@ def _run(sweep: Sweep, name: str) -> RunFolder:
 
 def _read_lineage(sweep: Sweep, name: str) -> list[dict[str, Any]]:
     try:
-        return json.loads(storage.read_bytes(_lineage_uri(sweep, name)))
+        fix = "restore it, or start the sweep under another --name"
+        return documents.read(_lineage_uri(sweep, name), list[Ancestor], fix)
     except FileNotFoundError:
         return []
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from pipelines.provenance import redact
 from pipelines.tracking.errors import refusal_of
+from pipelines.tracking.records import Record, is_metrics
 from pipelines.tracking.runs import NoRunYetError, RunIdentity, Sender
-from pipelines.tracking.spool import Record, Spool
+from pipelines.tracking.spool import Spool
 from pipelines.tracking.system_metrics import SystemMetrics
 
 _RETRY_SECONDS = 2.0
@@ -62,8 +63,10 @@ class Tracker:
         self.log_records([metrics_record(metrics, step, training=training)])
 
     def log_records(self, records: Sequence[Record]) -> None:
-        """Queues records as they are, e.g. those that a process on a lost machine may not have sent."""
+        """Queues records of metrics, e.g. those that a process on a lost machine may not have sent. Skips others."""
         for record in records:
+            if not is_metrics(record, "a record of metrics"):
+                continue
             if _is_training(record):
                 with self._lock:
                     if self._unsent and record["step"] <= self._unsent[-1]["step"]:
@@ -106,6 +109,8 @@ class Tracker:
         sent = not self._thread.is_alive() and self._spool.num_unsent_bytes() == 0
         if not sent:
             reason = self._refusal or "the server was not reached"
+            if lost := self._spool.num_unwritten():
+                reason = f"{lost} records are lost because the disk is full"
             logger.warning("tracking: %s; what is unsent stays in %s", reason, self._spool.path)
         return sent
 

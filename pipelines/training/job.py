@@ -15,7 +15,7 @@ from pipelines.experiments.config import ExperimentConfig
 from pipelines.experiments.fixed import before_there_was_a_choice, fixes_the_result, settled
 from pipelines.local.home import cache_folder
 from pipelines.local.writable import check_writable
-from pipelines.provenance import code_version
+from pipelines.provenance import code_version, redact, redact_values
 from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.evaluations import missing_steps, read_record
 from pipelines.runs.folder import JOB_ID, UNSENT_METRICS, RunFolder, recorded_precision
@@ -158,7 +158,7 @@ def start_or_continue(
         description = {
             JOB_ID: uuid.uuid4().hex if sweep_link is None else sweep_link.job_id,
             "fixed": fixed,
-            "config": to_dict(config),
+            "config": redact_values(to_dict(config)),
             "code_version": code_version(),
         }
         run.write_description(description)
@@ -171,7 +171,7 @@ def start_or_continue(
         if before != value:
             raise ValueError(
                 f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
-                f"{before}: continue it with that value, or give another --training.run-name"
+                f"{_shown(before)}: continue it with that value, or give another --training.run-name"
             )
     newest_whole_step(run, lambda line: print(line, file=sys.stderr, flush=True))
     return Job(
@@ -182,10 +182,16 @@ def start_or_continue(
             JOB_ID: description[JOB_ID],
             "code_version": code_version(),
             "datasets": [
-                {"uri": info.uri, "digest": info.digest, "num_samples": info.num_samples} for info in datasets
+                {"uri": redact(info.uri), "digest": info.digest, "num_samples": info.num_samples} for info in datasets
             ],
         },
     )
+
+
+def _shown(value: Any) -> str:
+    """Returns a value of run.json as text in one line."""
+    text = str(value) if str(value).isprintable() else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _identity(

@@ -27,6 +27,7 @@ from groupvit.precision import float32_products, same_bits
 from groupvit.training import Batch, train_step
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import Slice
+from pipelines.provenance import redact_values
 from pipelines.runs.evaluations import is_due
 from pipelines.runs.folder import UNSENT_METRICS, RunFolder
 from pipelines.tracking.tracker import Tracker
@@ -187,7 +188,7 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                     **skipped.state(),
                     "train_seconds": clock.total_seconds(),
                 }
-                state = {**progress, **context.checkpoint_state, "config": to_dict(config)}
+                state = {**progress, **context.checkpoint_state, "config": redact_values(to_dict(config))}
                 if context.tracker is not None:
                     state[UNSENT_METRICS] = context.tracker.unsent_training_metrics()
                 with clock.saving():

@@ -158,7 +158,8 @@ def test_a_run_folder_gives_its_latest_evaluation_or_that_of_a_step(
             folder = tmp_path / name / f"evaluation/step-{step:08d}"
             write_evaluation(folder, image_iou(step + len(name)), step=step)
         config = {"optimizer": {"learning_rate": rate}, "training": {"run_name": name, "num_steps": 200}}
-        (tmp_path / name / "run.json").write_text(json.dumps({"config": config}))
+        description = {"job_id": name, "fixed": {"ingest.slice_size": 4}, "config": config}
+        (tmp_path / name / "run.json").write_text(json.dumps(description))
     found = compare(capsys, tmp_path / "one", tmp_path / "two")
     assert [run["name"] for run in found["runs"]] == ["one, step 200", "two, step 200"]
     assert found["settings"] == {"optimizer.learning_rate": ["0.1", "0.2"]}

@@ -24,8 +24,9 @@ def write_retry(folder, number, rows):
 
 
 def record(*folders, finished=True):
-    passes = [{"folder": folder, "finished": finished} for folder in ("", *folders)]
-    return {"version": RECORD_VERSION, "urls": {"digest": "d"}, "fixed": {"rows_per_shard": 4}, "passes": passes}
+    passes = [{"folder": folder, "rows": 10, "finished": finished} for folder in ("", *folders)]
+    urls = {"list": "urls.tsv", "digest": "d", "rows": 10, "urls": 10, "sample": []}
+    return {"version": RECORD_VERSION, "urls": urls, "fixed": {"rows_per_shard": 4}, "passes": passes}
 
 
 def described(shards, root):

@@ -13,13 +13,14 @@ from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.folder import RunFolder
 from tests.support.edited_checkpoint import edit_state
 from tests.support.small_model import SMALL
+from tests.support.training_state import training_state
 
 FILES = ("model.safetensors", "optimizer.pt", "state.json")
 
 
 def make_run(uri: str, steps: tuple[int, ...] = (5, 10, 15)) -> RunFolder:
     run = RunFolder(uri)
-    run.write_description({"job_id": "mine"})
+    run.write_description({"job_id": "mine", "fixed": {"ingest.slice_size": 4}, "config": {}})
     torch.manual_seed(0)
     for step in steps:
         save(run, step)
@@ -27,7 +28,7 @@ def make_run(uri: str, steps: tuple[int, ...] = (5, 10, 15)) -> RunFolder:
 
 
 def save(run: RunFolder, step: int) -> None:
-    model, state = GroupViT(SMALL), {"step": step, "job_id": "mine"}
+    model, state = GroupViT(SMALL), training_state(step, job_id="mine")
     moments = {"exp_avg": torch.ones(100)}
     run.save_checkpoint(step, lambda folder: checkpoint.save(folder, model, state=state, optimizer_state=moments))
 

@@ -32,6 +32,7 @@ from pipelines.sweeps.sweep import warn_of_crowd
 from pipelines.training.pretrain import pretrain
 from tests.support.dataset_folder import damage_files, make_dataset
 from tests.support.scenes_folder import write_scenes
+from tests.support.training_state import training_state
 
 NUM_CPUS = 7
 OF_TRIALS = ("ray::ImplicitFunc", "ray::MapWorker(MapBatches(_SliceLoader)")
@@ -77,7 +78,7 @@ def names_of_processes() -> list[str]:
 
 def write_state(step: int, folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text(json.dumps({"step": step, "job_id": "another trial's"}))
+    (folder / "state.json").write_text(json.dumps(training_state(step) | {"job_id": "another trial's"}))
 
 
 def ended(spec: TrialSpec, scores: dict[int, float], **changes: Any) -> Known:
@@ -145,7 +146,8 @@ def test_a_trial_of_a_population_goes_on_from_anothers_checkpoint(flags: list[st
     name = exploited_run(sweep, weak.name, changed, pointer)
     assert name == f"{weak.name}-g1"
     run = RunFolder(f"{sweep.uri}/{name}")
-    assert run.read_state(1) == {"step": 1} and run.latest_step() == 1 and read_record(run).scores == {1: 10.0}
+    assert run.read_state(1)["step"] == 1 and "job_id" not in run.read_state(1)
+    assert run.latest_step() == 1 and read_record(run).scores == {1: 10.0}
     # Its node is lost, or the driver killed: it goes on with that run.
     assert exploited_run(sweep, weak.name, changed, pointer) == name
     assert exploited_run(sweep, weak.name, changed, None) == name

@@ -1,11 +1,19 @@
 """The queue on disk, when the disk fails."""
 
+import os
 import resource
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
-from pipelines.tracking.spool import Record, Spool
+from pipelines.tracking.records import Record
+from pipelines.tracking.runs import RunIdentity
+from pipelines.tracking.spool import Spool
+from pipelines.tracking.tracker import Tracker
 
 
 def test_what_a_full_disk_cut_is_written_again_as_a_whole(tmp_path: Path) -> None:
@@ -23,3 +31,45 @@ def test_what_a_full_disk_cut_is_written_again_as_a_whole(tmp_path: Path) -> Non
     spool.append(records[2:])
     assert [record for batch, _ in spool.unsent_batches() for record in batch] == records
     assert [record for batch, _ in Spool(tmp_path).unsent_batches() for record in batch] == records
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system takes root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_no_metric_once_there_is_room_again(
+    tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(RunIdentity(uri=uri, experiment="e", run_name="r", job_id="j"), small_disk / "tracking")
+    (small_disk / "large").write_bytes(bytes(small_disk.stat().st_blksize * 15))
+    for step in range(500):
+        tracker.log_metrics({"train/loss": float(step)}, step, training=True)
+    deadline = time.monotonic() + 120
+    while "No space left on device" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (small_disk / "large").unlink()
+    assert tracker.close(timeout=120)
+    client = MlflowClient(uri)
+    assert tracker.run_id is not None
+    points = client.get_metric_history(tracker.run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in points) == [(step, float(step)) for step in range(500)]
+    assert "No space left on device" in caplog.text
+
+
+def test_records_that_a_full_disk_never_took_are_said_to_be_lost(
+    tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(RunIdentity(uri=uri, experiment="e", run_name="r", job_id="j"), small_disk / "tracking")
+    tracker.log_text("x" * 100_000, "too_large.txt")
+    assert not tracker.close(timeout=3)
+    assert "2 records are lost because the disk is full" in caplog.text

@@ -12,6 +12,7 @@ from pipelines.experiments.catalogue import EXPERIMENTS
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.runs.folder import RunFolder
 from pipelines.training.cost import FORMULA, CostConfig, estimate
+from tests.support.training_state import training_state
 
 PAPER = EXPERIMENTS["gcc_yfcc_30e"]()
 
@@ -21,7 +22,7 @@ def write_run(folder: Path, config: ExperimentConfig, *, step: int, train_second
 
     def write(checkpoint: Path) -> None:
         checkpoint.mkdir(parents=True)
-        state = {"step": step, "train_seconds": train_seconds, "config": to_dict(config)}
+        state = training_state(step, train_seconds=train_seconds, config=to_dict(config))
         (checkpoint / "state.json").write_text(json.dumps(state))
 
     RunFolder(str(folder)).save_checkpoint(step, write)

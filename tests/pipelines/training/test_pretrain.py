@@ -19,6 +19,7 @@ from pipelines.training.job import start_or_continue, with_absolute_paths
 from pipelines.training.pretrain import pretrain
 from tests.support.dataset_folder import make_dataset
 from tests.support.scenes_folder import write_scenes
+from tests.support.training_state import training_state
 
 pytestmark = pytest.mark.timeout(900)  # starting Ray's processes takes minutes on a machine that is busy
 
@@ -78,8 +79,8 @@ def test_a_complete_run_given_again_says_its_results_without_ray(
     config = with_absolute_paths(make_config(data.uri, tmp_path / "runs", **changes))
     run = RunFolder(f"{tmp_path}/runs/debug")
     start_or_continue(run, config, [data])
-    state = {"loss": 2.25, "train_seconds": 48.0, "substituted_images": 0}
     for step in (3, 6):
+        state = training_state(step, loss=2.25, train_seconds=48.0)
         storage.write_bytes(f"{run.checkpoint_uri(step)}/state.json", json.dumps(state).encode())
     write_record(run, EvaluationRecord(scores={3: 41.25, 6: 40.0}))
     before = sorted(path for path in tmp_path.rglob("*"))
