@@ -5,8 +5,7 @@
     optimizer.pt        optional; read with `weights_only=True`
 
 A checkpoint is written to a temporary folder beside its final one, which is then renamed. So a folder with the final
-name is always complete. Whatever is read is checked against its digest (checkpoint_files.py). Paths are local; callers
-handle object storage.
+name is always complete. Whatever is read is checked against its digest (checkpoint_files.py). All paths are local.
 """
 
 import os

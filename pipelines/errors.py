@@ -25,6 +25,10 @@ class WorkFailedError(Exception):
     """Work failed for a reason that may be temporary: the same command may succeed later. One line. Exit code 1."""
 
 
+class DrainedError(Exception):
+    """The workers have left their group after a step, with a checkpoint. This is not a failure."""
+
+
 def require_at_least(config: object, group: str = "", /, **least: float) -> None:
     """Raises ValueError for the first field of `config` that is below its least value, or NaN. None passes.
 

@@ -37,6 +37,7 @@ from pipelines.serving.app.config import AppConfig
 from pipelines.serving.segment import SegmentConfig
 from pipelines.sweeps.plan import plan_sweep
 from pipelines.training.cost import CostConfig
+from pipelines.training.inspect_step import InspectStepConfig
 from tests.support.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,7 @@ CONFIGS: dict[str, Any] = {
     "download": DownloadConfig,
     "curate": CurateConfig,
     "inspect": InspectConfig,
+    "inspect-step": InspectStepConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "segment": SegmentConfig,

@@ -34,10 +34,6 @@ class Wish(enum.IntEnum):
     """Leave. The run ends until its command is given again."""
 
 
-class DrainedError(Exception):
-    """The workers have left their group after a step, with a checkpoint. This is not a failure."""
-
-
 class Process:
     """What the worker of this process was asked to do, and whether it trains. Each group has new processes."""
 

@@ -6,8 +6,7 @@ import ray.train
 from ray.exceptions import RayActorError
 
 from pipelines.cluster.causes import root_cause
-from pipelines.errors import WorkFailedError
-from pipelines.training.departure import DrainedError
+from pipelines.errors import DrainedError, WorkFailedError
 
 
 class FailureLimit(ray.train.UserCallback):

@@ -25,6 +25,7 @@ from groupvit.noise import counter_noise, generator_noise
 from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
 from groupvit.precision import float32_products, same_bits
 from groupvit.training import Batch, train_step
+from pipelines.errors import DrainedError
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import Slice
 from pipelines.provenance import redact_values
@@ -34,7 +35,6 @@ from pipelines.tracking.tracker import Tracker
 from pipelines.training.batches import BatchesAhead
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.compilation import prepare_towers
-from pipelines.training.departure import DrainedError
 from pipelines.training.heartbeat import Heartbeat
 from pipelines.training.lag import Lag
 from pipelines.training.progress import Clock, RunStoppedError, Totals

@@ -17,10 +17,11 @@ from groupvit.config import to_dict
 from groupvit.precision import emulation_warning
 from pipelines.cluster.causes import root_cause
 from pipelines.cluster.session import LineHandler, Terminal
+from pipelines.errors import DrainedError
 from pipelines.ingest.loader import iter_slices, num_prefetched, object_store_bytes
 from pipelines.tracking.gauges import StepGauges
 from pipelines.training.data import SlicesFromCheckpoint
-from pipelines.training.departure import Departure, DrainedError, Wish, heed_drains, heed_driver
+from pipelines.training.departure import Departure, Wish, heed_drains, heed_driver
 from pipelines.training.gpu import check_gpu, describe, ran_out_of_memory
 from pipelines.training.job import Job
 from pipelines.training.loop import WorkerContext, train

@@ -7,8 +7,8 @@ A part takes at most 330 seconds on an H100. It prints as it goes, and writes DI
 line counts what was ok, failed and skipped; a row that is skipped says why. Exit code 1: a row failed.
 
 It runs from the repository's root on a machine where the project is not installed. It needs torch 2.11 or newer,
-torchvision, numpy, pillow, timm, tokenizers, safetensors, pyarrow, fsspec and opencv-python-headless. Some rows need
-more, and are skipped without it:
+torchvision, numpy, pillow, timm, tokenizers, safetensors, pyarrow, fsspec, pydantic and opencv-python-headless. Some
+rows need more, and are skipped without it:
 
     Hugging Face          transformers
     Ray                   ray[data,train], psutil; simplejpeg, to train from JPEG files

@@ -38,7 +38,7 @@ from tests.support.raw_shards import good_rows, write_shards
             "--training.num-steps: invalid literal for int() with base 10: 'ten'",
         ),
         ("pretrain debug --model.image.depths 1 1", "image.num_heads=(2, 2, 2) has 3 entries, but depths=(1, 1) has 2"),
-        ("pretrain debug --training.num-workers 3", "training.global_batch_size=32 is not a multiple"),
+        ("pretrain debug --training.num-workers 3", "training.num_workers=3 is more than the 2 slices"),
         ("pretrain gcc_yfcc_30e", "data.sources is empty"),
         ("pretrain debug --data.sources /nowhere/at/all", "/nowhere/at/all"),
         ("pretrain debug --data", "--data: a value is missing"),

@@ -39,7 +39,7 @@ S3 = "--data s3://b/data --training.runs-folder s3://b/runs"
         ("pretrain debugg", "unknown experiment debugg: did you mean debug?"),
         ("pretrain", "an experiment is missing"),
         ("pretrain debug --training.num-step 3", "did you mean --training.num-steps?"),
-        (f"pretrain debug {S3} --training.num-workers 3", "training.global_batch_size=32 is not a multiple"),
+        (f"pretrain debug {S3} --training.num-workers 3", "training.num_workers=3 is more than the 2 slices"),
         ("pretrain debug --dry-run", "--dry-run needs no cluster"),
         ("pretrain debug", "data.sources[0]=data/shapes/train is on this machine"),
         ("pretrain debug --data s3://b/data", "training.runs_folder=runs is on this machine"),

@@ -151,7 +151,7 @@ def test_steps_rungs_and_seeds() -> None:
         (["debug", "--training.run-name", "x"], "training.run_name=x: a sweep names the runs of its trials"),
         (["debug", "--evaluation.root="], "evaluation.root is missing"),
         (["debug", "--training.gpus-per-worker", "1.5"], "training.gpus_per_worker=1.5 cannot be reserved"),
-        (["debug", "--training.num-workers", "3"], "training.global_batch_size=32 is not a multiple"),
+        (["debug", "--training.num-workers", "3"], "training.num_workers=3 is more than the 2 slices"),
     ],
 )
 def test_mistakes_on_the_command_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
