@@ -1,22 +1,31 @@
-"""Any number of workers gives the same bits: weights, optimiser, average, and every loss."""
+"""Any number of workers gives the same bits: weights, optimiser, average, every loss, and which steps are skipped."""
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from groupvit import training
 from groupvit.config import LossConfig
+from groupvit.heads import TowerFeatures
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.runs.folder import RunFolder
-from tests.support.lone_worker import SLICE, lone_config, train_as_one_of
+from pipelines.runs.skipped import skipped_steps
+from tests.support.lone_worker import SLICE, lone_config, slices, train_as_one_of
 from tests.support.small_model import SMALL
 from tests.support.torch_workers import run_workers
 
 NUM_STEPS, NUM_SLICES = 12, 12
 """Steps of a run, and slices of a step."""
+BAD_STEP = 6
+"""Step with a NaN in one slice: all workers skip it."""
 assert SMALL.image.assignment == "hard" and SMALL.image.stochastic_depth > 0
 LOSSES = {
     "paper": LossConfig(),
@@ -40,8 +49,28 @@ def config_of(case: str, runs: Path) -> ExperimentConfig:
     return dataclasses.replace(config, loss=LOSSES[case])
 
 
+@contextmanager
+def planted_nan() -> Iterator[None]:
+    """Puts a NaN into what the towers make of one slice, on whichever worker it comes."""
+    compute = training.tower_features
+    position = (BAD_STEP * NUM_SLICES + 7) * SLICE
+    bad = next(slices(position, 3))["token_ids"][:, 0]
+
+    def compute_or_break(*arguments: Any) -> TowerFeatures:
+        features = compute(*arguments)
+        if not torch.equal(arguments[2].token_ids[:, 0], torch.from_numpy(bad)):
+            return features
+        return dataclasses.replace(features, tensors=(features.tensors[0] * torch.nan, *features.tensors[1:]))
+
+    with mock.patch.object(training, "tower_features", compute_or_break):
+        yield
+
+
 def train_all(group: dist.ProcessGroup | None, folder: str) -> dict[str, list[float]]:
-    return {case: train_as_one_of(group, config_of(case, Path(folder) / case), Path(folder) / case) for case in LOSSES}
+    with planted_nan():
+        return {
+            case: train_as_one_of(group, config_of(case, Path(folder) / case), Path(folder) / case) for case in LOSSES
+        }
 
 
 def digest(run: RunFolder, step: int) -> str:
@@ -85,6 +114,8 @@ def test_the_number_of_workers_does_not_change_a_bit(
         assert len(expected[case]) == NUM_STEPS and expected[case][-1] != expected[case][0]
         assert found[0][case] == expected[case], case
         assert digests(tmp_path, case) == digests(folder, case), case
+        skipped = [skipped_steps(RunFolder(str(place / case / "small"))) for place in (folder, tmp_path)]
+        assert skipped[0] == skipped[1] and BAD_STEP in skipped[0]
 
 
 def test_a_run_that_changes_its_number_of_workers_has_the_same_bits(
