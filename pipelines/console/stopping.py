@@ -4,11 +4,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LONGEST_WAIT = 0.2
+"""Seconds."""
 
 
 def run_stoppable(work: Callable[[], Result], stop: Callable[[], None]) -> tuple[Result, int | None]:
@@ -38,6 +40,9 @@ def run_stoppable(work: Callable[[], Result], stop: Callable[[], None]) -> tuple
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         threading.Thread(target=call, name="stoppable-work", daemon=True).start()
+        # Again and again: a signal that comes just before a wait does not end it, and Python would act after it only.
+        while not wait([outcome], timeout=_LONGEST_WAIT).done:
+            pass
         return outcome.result(), next(iter(received), None)
     finally:
         for number, handler in before.items():
