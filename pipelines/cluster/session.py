@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,6 +20,8 @@ from pipelines.local.home import provide_ray_token
 
 _READS_AHEAD = "iter_threaded"
 """Name of the threads in which Ray Data's iterators prefetch."""
+_SILENCE_SECONDS = 45.0
+"""Number of seconds without a line of the workers after which the driver says so."""
 
 
 @contextmanager
@@ -133,9 +135,12 @@ class Terminal:
         """Show a line. None: it was the last."""
         ray.get(self._messages.put.remote(line))
 
-    def get(self) -> str | None:
-        """Wait for the next line, and return it."""
-        return ray.get(self._messages.get.remote())
+    def get(self, when_silent: Callable[[], None]) -> str | None:
+        """Wait for the next line, and return it. Call `when_silent` whenever 45 seconds have passed without one."""
+        line = self._messages.get.remote()
+        while not ray.wait([line], timeout=_SILENCE_SECONDS)[0]:
+            when_silent()
+        return ray.get(line)
 
     def stop(self) -> None:
         """Tell the workers to stop. Does not wait."""
@@ -150,12 +155,15 @@ class Terminal:
 
 
 @contextmanager
-def shown_lines() -> Iterator[Terminal]:
-    """Yield a terminal whose lines are printed here as they arrive: progress only, not the logs of Ray's processes."""
+def shown_lines(when_silent: str) -> Iterator[Terminal]:
+    """Yield a terminal whose lines are printed here as they arrive: progress only, not the logs of Ray's processes.
+
+    `when_silent` is a line for whenever 45 seconds have passed without one.
+    """
     terminal = Terminal()
 
     def show() -> None:
-        while (line := terminal.get()) is not None:
+        while (line := terminal.get(lambda: print(when_silent, flush=True))) is not None:
             print(line, flush=True)
 
     thread = threading.Thread(target=show, name="shown-lines", daemon=True)

@@ -3,6 +3,7 @@
     RUNS/NAME/run.json                    the job's id, the config it was started with, data set digests, precision
     RUNS/NAME/checkpoints/step-00001000/  a checkpoint: model.safetensors, optimizer.pt, state.json
     RUNS/NAME/evaluations.json            scores of the checkpoints evaluated while training (evaluations.py)
+    RUNS/NAME/reservation.json            what Ray reserves for an elastic run (training/reservation.py)
     RUNS/NAME/tracking/                   metrics on their way to MLflow
 
 A checkpoint is complete once it has a state.json. On disk, a rename makes the whole folder appear at once. Object

@@ -21,6 +21,7 @@ from pipelines.training.data import RoundRobin, SlicesFromCheckpoint
 from pipelines.training.failures import FailureLimit
 from pipelines.training.job import Job, SweepLink
 from pipelines.training.process_group import ProcessGroup
+from pipelines.training.reservation import take_over
 
 # Timeout in seconds for starting a worker: on a busy machine, importing torch takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -144,7 +145,7 @@ def _fit(job: Job, sweep_link: SweepLink | None, *, use_gpu: bool) -> None:
             error = train_here(job)
         else:
             # The lines of a trial go to Ray's logs; the sweep prints a line of its own.
-            with shown_lines() if sweep_link is None else nullcontext() as terminal:
+            with shown_lines(_when_silent(job.config)) if sweep_link is None else nullcontext() as terminal:
                 error = _fit_on_workers(job, terminal, use_gpu=use_gpu)
     except Stopped:
         error = None
@@ -154,6 +155,15 @@ def _fit(job: Job, sweep_link: SweepLink | None, *, use_gpu: bool) -> None:
             tracker.close("FAILED")
     if error is not None:
         raise ValueError(error)
+
+
+def _when_silent(config: ExperimentConfig) -> str:
+    """Returns the line for a time without a word of a worker. Each says something every 15 seconds."""
+    training = config.training
+    return (
+        f"{config.run_name}: no worker runs: Ray starts them, or waits for room for at least {training.min_workers} "
+        f"with {training.cpus_per_worker:g} CPUs each (`ray status` on the head)"
+    )
 
 
 def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> str | None:
@@ -184,6 +194,8 @@ def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> st
         datasets={"train": SlicesFromCheckpoint(job, terminal)},
         dataset_config=RoundRobin(),
     )
+    if least < most:
+        take_over(job.run, trainer.train_run_context.run_id)
     try:
         if terminal is None:
             return trainer.fit().return_value
