@@ -93,6 +93,15 @@ class Cluster:
         self.nodes.remove(node)
         node.end()
 
+    def clear(self) -> None:
+        """Ends all runs and nodes but the head."""
+        kill(self.head, "pipelines.cli pretrain")
+        for machine in self._network.machines:
+            if machine not in (self.head, self.store, self.tracking):
+                machine.end()
+        self.nodes.clear()
+        self.wait(lambda: list(self.node_ids()) == [self.head.address], "nodes are still there")
+
     def on_head(self, *command: str, timeout: float = 240) -> str:
         return self.head.run(*command, cwd=str(ROOT), timeout=timeout, variables=self.variables)
 
