@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # developer API: TorchTrainer imports torch
 
 from pipelines.cluster.causes import root_cause
@@ -18,7 +19,7 @@ from pipelines.experiments.config import ExperimentConfig
 from pipelines.tracking.gauges import ascii_name
 from pipelines.tracking.runs import is_reached, make_run
 from pipelines.training.data import RoundRobin, SlicesFromCheckpoint
-from pipelines.training.failures import FailureLimit
+from pipelines.training.failures import FailureLimit, StartLimit
 from pipelines.training.job import Job, SweepLink
 from pipelines.training.process_group import ProcessGroup
 from pipelines.training.reservation import take_over
@@ -30,6 +31,10 @@ os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 
 _SECONDS_FOR_ROOM = "10"
 """Longest wait for room for a group of several possible sizes."""
+_SECONDS_TO_START = 60.0
+"""Longest time for a group of several possible sizes to get room and processes; twice as long each time it failed."""
+_MOST_LOST_CONTROLLERS = 4
+"""Largest number of times in a row that Ray's controller is lost without a new checkpoint."""
 
 
 def check_machine(config: ExperimentConfig) -> None:
@@ -168,11 +173,46 @@ def _when_silent(config: ExperimentConfig) -> str:
 
 def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> str | None:
     """Trains on workers of Ray Train. Returns an error that the user must fix, or None."""
+    try:
+        if terminal is None:
+            return _fit_whoever_ends(job, None, use_gpu=use_gpu).return_value
+        result, stopped_by = run_stoppable(lambda: _fit_whoever_ends(job, terminal, use_gpu=use_gpu), terminal.stop)
+    except ray.train.TrainingFailedError as failure:
+        cause = root_cause(failure)
+        if cause.is_lasting:
+            return cause.line
+        raise cause.to_error() from failure
+    if stopped_by is not None and (step := job.run.latest_step()) < job.config.training.num_steps:
+        kept = f"after step {step}, with a checkpoint" if step else "before its first step"
+        raise Stopped(f"{job.config.run_name}: stopped {kept}", 128 + stopped_by)
+    return result.return_value
+
+
+def _fit_whoever_ends(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> ray.train.Result:
+    """Trains to the end. If Ray's controller, which starts the workers, ends itself or is killed, another goes on."""
+    num_lost, last_step = 0, -1
+    while True:
+        limit = StartLimit(_SECONDS_TO_START * 2**num_lost, print if terminal is None else terminal.put)
+        trainer = _make_trainer(job, terminal, limit, use_gpu=use_gpu)
+        take_over(job.run, trainer.train_run_context.run_id)
+        try:
+            return trainer.fit()
+        except RayActorError:
+            step = job.run.latest_step()
+            num_lost = num_lost + 1 if step == last_step else 1
+            last_step = step
+            if num_lost > _MOST_LOST_CONTROLLERS or not ray.is_initialized():
+                raise
+
+
+def _make_trainer(job: Job, terminal: Terminal | None, limit: StartLimit, *, use_gpu: bool) -> DataParallelTrainer:
     config, training = job.config, job.config.training
     least, most = training.min_workers, training.max_workers
+    callbacks: list[Any] = [FailureLimit(training.max_failures)]
     if least < most:  # Ray knows late which nodes are gone: if there is no room, it has to count them again
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _SECONDS_FOR_ROOM
-    trainer = DataParallelTrainer(
+        callbacks.append(limit)
+    return DataParallelTrainer(
         _train_worker,
         train_loop_config={"job": job, "terminal": terminal, "heeds_drains": _watches_nodes()},
         backend_config=ProcessGroup("nccl" if use_gpu else "gloo"),
@@ -187,25 +227,10 @@ def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> st
             name=(name := ascii_name(config.run_name)),
             storage_path=config.training.runs_folder if name == config.run_name else job.run.uri,
             failure_config=ray.train.FailureConfig(max_failures=-1),  # FailureLimit counts them
-            callbacks=[FailureLimit(config.training.max_failures)],
+            callbacks=callbacks,
         ),
         # A function, not a data set: Ray calls it for every group of workers it starts, so that the data start at the
         # newest checkpoint.
         datasets={"train": SlicesFromCheckpoint(job, terminal)},
         dataset_config=RoundRobin(),
     )
-    if least < most:
-        take_over(job.run, trainer.train_run_context.run_id)
-    try:
-        if terminal is None:
-            return trainer.fit().return_value
-        result, stopped_by = run_stoppable(trainer.fit, terminal.stop)
-    except ray.train.TrainingFailedError as failure:
-        cause = root_cause(failure)
-        if cause.is_lasting:
-            return cause.line
-        raise cause.to_error() from failure
-    if stopped_by is not None and (step := job.run.latest_step()) < config.training.num_steps:
-        kept = f"after step {step}, with a checkpoint" if step else "before its first step"
-        raise Stopped(f"{config.run_name}: stopped {kept}", 128 + stopped_by)
-    return result.return_value

@@ -49,12 +49,12 @@ def undisturbed(data: str, runs: Path, cluster: None) -> Path:
     return runs / "undisturbed"
 
 
-def workers_here() -> list[int]:
-    """Process ids of the training workers of the cluster that this process has started."""
+def processes_here(word: str = "RayTrainWorker") -> list[int]:
+    """Process ids, with `word` in their name, of the cluster that this process has started."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "RayTrainWorker" in " ".join(process.cmdline()[:1]) and process.status() != psutil.STATUS_ZOMBIE:
+            if word in " ".join(process.cmdline()[:1]) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except psutil.NoSuchProcess:
             continue
@@ -69,7 +69,7 @@ def test_a_worker_that_gets_sigterm(
 
     def ask() -> None:
         wait_for_step(runs, name, step, alive=lambda: True)
-        os.kill(workers_here()[victim], signal.SIGTERM)
+        os.kill(processes_here()[victim], signal.SIGTERM)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -80,6 +80,23 @@ def test_a_worker_that_gets_sigterm(
     assert f"{name}: the workers left after step" in shown, (step, victim)
     assert repeated_steps(runs, name) == [], (step, victim)
     assert consumed(runs, name) == consumed(runs, "undisturbed")
+    assert_same_result(runs / name, undisturbed)
+
+
+def test_a_controller_that_is_killed(data: str, runs: Path, undisturbed: Path) -> None:
+    """Ray Train's process that starts the workers and watches them."""
+    name = "controller"
+    step = random.randint(9, NUM_STEPS - 10)
+
+    def kill() -> None:
+        wait_for_step(runs, name, step, alive=lambda: True)
+        os.kill(processes_here("TrainController")[0], signal.SIGKILL)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    pretrain(make_config(data, runs, name, num_workers=2, max_failures=0))
+    killing.join()
+    assert consumed(runs, name) == consumed(runs, "undisturbed"), step
     assert_same_result(runs / name, undisturbed)
 
 
@@ -137,7 +154,7 @@ def test_a_worker_that_hangs(data: str, runs: Path, undisturbed: Path, capsys: p
 
     def suspend() -> None:
         wait_for_step(runs, name, 9, alive=lambda: True)
-        psutil.Process(workers_here()[0]).suspend()
+        psutil.Process(processes_here()[0]).suspend()
 
     suspending = threading.Thread(target=suspend)
     suspending.start()

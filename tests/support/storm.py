@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tests.support.weather import Cluster, kill
 
-KINDS = ("worker", "data task", "node", "driver", "drain", "join", "store", "tracking")
+KINDS = ("worker", "data task", "node", "driver", "controller", "drain", "join", "store", "tracking")
+_PROCESSES = {"worker": "ray::RayTrainWorker", "data task": "ray::MapWorker", "controller": "ray::TrainController"}
 NUM_STEPS = 60
 _FIRST_STEP, _LAST_STEP = 4, 50
 _STORE_SECONDS, _TRACKING_SECONDS = 5.0, 20.0
@@ -70,11 +71,10 @@ class Storm:
 
     def _happen(self, kind: str) -> str:
         cluster = self._cluster
-        if kind in ("worker", "data task"):
-            word = "ray::RayTrainWorker" if kind == "worker" else "ray::MapWorker"
+        if kind in _PROCESSES:
             machines = [cluster.head, *cluster.nodes]
             self._draw.shuffle(machines)
-            hit = next((machine.name for machine in machines if kill(machine, word, most=1)), None)
+            hit = next((machine.name for machine in machines if kill(machine, _PROCESSES[kind], most=1)), None)
             return f"kill -9 on {hit}" if hit else "there was none"
         if kind == "node":
             node = self._draw.choice(cluster.nodes)
