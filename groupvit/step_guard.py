@@ -33,8 +33,13 @@ class StepGuard:
         self.num_in_a_row = torch.zeros_like(self.num_skipped)
         """How many of these are the last ones, 0-D."""
 
-    def skips(self, norm: Tensor) -> Tensor:
-        """Whether to skip the step with a gradient of this norm (0-D): bool 0-D. Call it once for each step."""
+    def skips(self, norm: Tensor, *, by_order: bool = False) -> Tensor:
+        """Whether to skip the step with a gradient of this norm (0-D): bool 0-D. Call it once for each step.
+
+        `by_order`: it is skipped whatever its norm is, and neither counted nor remembered.
+        """
+        if by_order:
+            return torch.ones_like(norm, dtype=torch.bool)
         norm = norm.detach().to(self._norms.dtype)
         skipped = ~norm.isfinite()
         if self._max_ratio is not None:

@@ -86,6 +86,7 @@ def train_step(
     reduce_precision: ReducePrecision = "exact",
     clip_grad_norm: float | None = None,
     guard: StepGuard | None = None,
+    skip: bool = False,
     noise: NoiseSource = generator_noise,
     towers: Towers | None = None,
     group: dist.ProcessGroup | None = None,
@@ -109,6 +110,7 @@ def train_step(
         reduce_precision: How gradients are summed over slices and workers (`groupvit.gradients`).
         clip_grad_norm: Largest norm of the gradient. None: not clipped.
         guard: Skips steps whose gradient is much larger than before, too, and counts the skipped ones.
+        skip: Whether to skip the step, whatever its gradient is. It is not counted.
         noise: Makes the source of the noise.
         towers: The passes through the model's towers. None: as they are, not compiled.
         group: The workers. None: this one alone.
@@ -140,7 +142,7 @@ def train_step(
     norm = torch.where(metrics["loss"].isfinite(), norm, math.nan)
     if clip_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_grad_norm, norm)
-    skipped = guard.skips(norm)
+    skipped = guard.skips(norm, by_order=skip)
     with skipping(optimizer, skipped):
         optimizer.step()
     for buffer, before in zip(model.buffers(), statistics, strict=True):

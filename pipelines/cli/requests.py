@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipelines.sweeps.space import Space
     from pipelines.training.dry_run_config import DryRunConfig
 
-SHORT_FLAGS = ("--data", "--evaluate-every-n-steps")
+SHORT_FLAGS = ("--data", "--evaluate-every-n-steps", "--amend")
 """Flags of `pretrain` that are not fields of its config."""
 
 
@@ -36,6 +36,10 @@ def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
             raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
         data = dataclasses.replace(parse_data(given.data), seed=default.data.seed)
         default = dataclasses.replace(default, data=data)
+    if given.amend:
+        if any(flag.partition("=")[0] == "--amendments" for flag in flags):
+            raise ValueError("--amend stands for --amendments: leave that out")
+        default = dataclasses.replace(default, amendments=tuple(given.amend))
     flags += [f"--evaluation.every-n-steps={cadence}" for cadence in given.evaluate_every_n_steps]
     return parse(type(default), flags, prog=f"groupvit pretrain {name}", default=default)
 

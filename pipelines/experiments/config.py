@@ -16,6 +16,7 @@ from groupvit.config import (
     SegmentationConfig,
 )
 from pipelines.errors import require_at_least
+from pipelines.experiments.amendments import check_amendments
 from pipelines.experiments.scoring import EvaluationConfig
 from pipelines.experiments.tracking import TrackingConfig
 from pipelines.experiments.worker_range import worker_range
@@ -166,6 +167,10 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     segmentation: SegmentationConfig = dataclasses.field(default_factory=SegmentationConfig)
     """How the model segments. Stored in its checkpoints; used by `evaluate` and `segment`."""
+    amendments: tuple[str, ...] = ()
+    """What changes from a step on, e.g. "from 90000: optimizer.learning_rate=1e-4", "from 120000: data.weights=0.7,0.3"
+    or "skip 118400:118500". --amend TEXT, once per amendment, is short for this field. The run records them with who
+    and when, and every later start follows them. One that begins before the newest checkpoint is refused."""
 
     @property
     def run_name(self) -> str:
@@ -254,6 +259,7 @@ def validate(config: ExperimentConfig) -> None:
             f"evaluation.every_n_steps={evaluation.every_n_steps} needs data: give evaluation.root, the folder of "
             f"{evaluation.benchmark}"
         )
+    check_amendments(config)
     if config.tracking.uri == "":
         raise ValueError("tracking.uri is empty: give a URI, `default`, or None for off")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.experiments.amendments import weights_by_step
 from pipelines.ingest.sampling import SampleOrder, Source
 from pipelines.ingest.uncurated import open_source
 
@@ -62,6 +63,9 @@ def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
         order=SampleOrder.of(
             [Source.from_row_groups(info.rows) for info in datasets],
             weights=config.data.weights,
+            later_weights=[
+                (step * config.training.global_batch_size, shares) for step, shares in weights_by_step(config)
+            ],
             seed=config.data.seed,
             window_size=config.ingest.window_size,
         ),

@@ -103,31 +103,37 @@ class SampleOrder:
     """The run's sequence of samples. Small, and the same in every process."""
 
     sources: tuple[Source, ...]
-    weights: tuple[int, ...]
-    """Share of each source, in whole numbers: with 3 and 1, three of four samples come from the first."""
+    weights: tuple[tuple[int, tuple[int, ...]], ...]
+    """Share of each source, in whole numbers, with the first window for which it holds, ascending from window 0: with 3
+    and 1, three of four samples come from the first."""
     seed: int
     window_size: int
 
     @classmethod
     def of(
-        cls, sources: Sequence[Source], *, seed: int, window_size: int, weights: Sequence[float] | None = None
+        cls,
+        sources: Sequence[Source],
+        *,
+        seed: int,
+        window_size: int,
+        weights: Sequence[float] | None = None,
+        later_weights: Sequence[tuple[int, Sequence[float]]] = (),
     ) -> "SampleOrder":
-        """`weights` may have any scale. None mixes by size, so that all sources end their epochs together."""
+        """`weights` may have any scale. None mixes by size, so that all sources end their epochs together.
+
+        `later_weights` are other weights, each with the first position for which they are wanted, ascending: they hold
+        from the first window on that begins there or later.
+        """
         if not sources:
             raise ValueError("sources: none given; the order of samples needs at least one")
-        shares = [source.num_samples for source in sources] if weights is None else weights
-        if len(shares) != len(sources):
-            raise ValueError(f"weights: {len(shares)} given for {len(sources)} sources; give one each")
-        if min(shares) <= 0:
-            raise ValueError(f"weights: {tuple(shares)} must all be above 0; leave out the source instead")
         if window_size < 1:
             raise ValueError(f"window_size: {window_size} must be at least 1")
-        # Converted by way of their shortest decimals, 0.1 is exactly a tenth, and the counts below are always exact.
-        fractions = [Fraction(str(share)) for share in shares]
-        scale = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
+        first = [source.num_samples for source in sources] if weights is None else weights
+        # Of those that are to begin within the same window, the last ones.
+        by_window = {0: first} | {-(-position // window_size): shares for position, shares in later_weights}
         return cls(
             sources=tuple(sources),
-            weights=tuple(int(fraction * scale) for fraction in fractions),
+            weights=tuple((window, _whole(shares, len(sources))) for window, shares in sorted(by_window.items())),
             seed=seed,
             window_size=window_size,
         )
@@ -152,14 +158,19 @@ class SampleOrder:
         """Number of samples taken from each source in all windows before this one.
 
         Each source in turn gets its share of what the sources before it left. So every count only grows, by at most one
-        per sample, and stays within one sample per source of its exact share. The counts sum to window · window_size.
+        per sample, and stays within one sample per source, for each change of the weights, of its exact share. The
+        counts sum to window · window_size.
         """
-        counts, left, weight_left = [], window * self.window_size, sum(self.weights)
-        for weight in self.weights:
-            counts.append(left * weight // weight_left)
-            left -= counts[-1]
-            weight_left -= weight
-        return counts
+        totals = [0] * len(self.sources)
+        ends = [first for first, _ in self.weights[1:]] + [window]
+        for (first, weights), end in zip(self.weights, ends, strict=True):
+            left, weight_left = max(min(end, window) - first, 0) * self.window_size, sum(weights)
+            for index, weight in enumerate(weights):
+                count = left * weight // weight_left
+                totals[index] += count
+                left -= count
+                weight_left -= weight
+        return totals
 
     def counts_before(self, position: int) -> list[int]:
         """Number of samples taken from each source at the positions before this one."""
@@ -194,6 +205,18 @@ def slices_of_step(step: int, slices_per_step: int, *, rank: int = 0, world_size
     if slices_per_step % world_size:
         raise ValueError(f"slices_per_step: {slices_per_step} is not a multiple of world_size {world_size}")
     return range(step * slices_per_step + rank, (step + 1) * slices_per_step, world_size)
+
+
+def _whole(shares: Sequence[float], num_sources: int) -> tuple[int, ...]:
+    """Shares → whole numbers with the same proportions."""
+    if len(shares) != num_sources:
+        raise ValueError(f"weights: {len(shares)} given for {num_sources} sources; give one each")
+    if min(shares) <= 0:
+        raise ValueError(f"weights: {tuple(shares)} must all be above 0; leave out the source instead")
+    # Converted by way of their shortest decimals, 0.1 is exactly a tenth, and all counts are exact.
+    fractions = [Fraction(str(share)) for share in shares]
+    scale = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
+    return tuple(int(fraction * scale) for fraction in fractions)
 
 
 def permute(values: IntArray, size: int, key: Sequence[int]) -> IntArray:

@@ -23,6 +23,16 @@ Fixed = with_config(KEEP_OTHERS)(
 
 
 @with_config(KEEP_OTHERS)
+class RecordedAmendment(TypedDict):
+    """One change from a step on (`experiments.amendments`), with who asked for it, when, and after which step."""
+
+    text: Annotated[str, Field(max_length=10_000)]
+    by: Annotated[str, Field(max_length=1000)]
+    at: Annotated[str, Field(max_length=100)]
+    after_step: Count
+
+
+@with_config(KEEP_OTHERS)
 class RunDescription(TypedDict):
     """run.json"""
 
@@ -30,6 +40,7 @@ class RunDescription(TypedDict):
     fixed: Fixed
     config: dict[str, Any]
     precision: NotRequired[PrecisionChoice]
+    amendments: NotRequired[Annotated[list[RecordedAmendment], Field(max_length=1000)]]
 
 
 @with_config(KEEP_OTHERS)

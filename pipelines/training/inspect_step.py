@@ -29,6 +29,7 @@ from pipelines.local.writable import check_file_writable
 from pipelines.provenance import redact
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.skipped import read_skipped
+from pipelines.training.amending import amended
 from pipelines.training.slice_size import with_recorded_slice_size
 
 _ERASED = 127
@@ -98,7 +99,7 @@ def _experiment(run: RunFolder) -> ExperimentConfig:
     if description is None:
         raise ValueError(f"run={run.uri} is not a run: it has no run.json")
     config = settled(from_dict(ExperimentConfig, description["config"]), description["fixed"])
-    config = with_recorded_slice_size(config, description)
+    config = amended(with_recorded_slice_size(config, description), description)
     digests = [open_source(uri).digest for uri in config.data.sources]
     if digests != description["fixed"]["data.digests"]:
         raise ValueError(f"data.sources={', '.join(config.data.sources)} changed since the run began: the step is lost")

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from groupvit.config import flatten, to_dict
 from pipelines.dataset.format import DatasetInfo
+from pipelines.experiments.amendments import LEARNING_RATE, WEIGHTS
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.experiments.fixed import before_there_was_a_choice, fixes_the_result, settled
 from pipelines.local.home import cache_folder
 from pipelines.local.writable import check_writable
 from pipelines.provenance import code_version, redact, redact_values
+from pipelines.runs.contents import RecordedAmendment
 from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.evaluations import missing_steps, read_record
 from pipelines.runs.folder import JOB_ID, UNSENT_METRICS, RunFolder, recorded_precision
@@ -23,6 +25,7 @@ from pipelines.storage import absolute
 from pipelines.tracking.places import artifacts_in, check_database, database_path, database_uri
 from pipelines.tracking.runs import RunIdentity, TrackedDataset
 from pipelines.tracking.tracker import Tracker
+from pipelines.training.amending import amended, as_text, new_amendments
 
 if TYPE_CHECKING:
     from pipelines.evaluation.checkpoint_evaluator import CheckpointEvaluator
@@ -40,6 +43,8 @@ class Job:
     identity: RunIdentity | None
     """MLflow identity of the run. None: tracking is off."""
     checkpoint_state: Mapping[str, Any]
+    new_amendments: Sequence[RecordedAmendment] = ()
+    """Amendments of the config that run.json does not have yet."""
 
     @property
     def evaluates(self) -> bool:
@@ -169,15 +174,28 @@ def start_or_continue(
             before = recorded_precision(description) or value
             value = before if value == "auto" else value
         if before != value:
+            advice = "change it from a step on with --amend, " if name in (WEIGHTS, LEARNING_RATE) else ""
             raise ValueError(
                 f"{name}={value}, but run {config.run_name!r} in {config.training.runs_folder} was started with "
-                f"{_shown(before)}: continue it with that value, or give another --training.run-name"
+                f"{_shown(before)}: continue it with that value, {advice}or give another --training.run-name"
             )
     newest_whole_step(run, lambda line: print(line, file=sys.stderr, flush=True))
+    recorded = description.get("amendments", [])
+    new = new_amendments(config, run, recorded)
+    config = amended(config, {"amendments": [*recorded, *new]})
     return Job(
         config=config,
         run=run,
-        identity=_identity(config, datasets, description[JOB_ID], {} if sweep_link is None else sweep_link.tags),
+        identity=_identity(
+            config,
+            datasets,
+            description[JOB_ID],
+            {
+                **({} if sweep_link is None else sweep_link.tags),
+                **({"amendments": as_text([*recorded, *new])} if config.amendments else {}),
+            },
+        ),
+        new_amendments=new,
         checkpoint_state={
             JOB_ID: description[JOB_ID],
             "code_version": code_version(),
@@ -208,7 +226,7 @@ def _identity(
         artifact_location=artifacts_in(config.training.runs_folder)
         if config.tracking.uri.startswith("sqlite")
         else None,
-        params=flatten(to_dict(config)),
+        params={name: value for name, value in flatten(to_dict(config)).items() if name != "amendments"},  # a tag
         tags={"mlflow.source.git.commit": code_version(), "mlflow.source.name": "groupvit pretrain", **tags},
         datasets=tuple(
             TrackedDataset(

@@ -26,6 +26,7 @@ from groupvit.optim import build_optimizer, learning_rate, set_learning_rate
 from groupvit.precision import float32_products, same_bits
 from groupvit.training import Batch, train_step
 from pipelines.errors import DrainedError
+from pipelines.experiments.amendments import is_skipped, optimizer_at
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import Slice
 from pipelines.provenance import redact_values
@@ -124,8 +125,9 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             slices.clear()
             share = context.share(step, config.slices_per_step)
             lag.start_step()
+            optimizer_config, skip = optimizer_at(config, step), is_skipped(config, step)
             rate = learning_rate(
-                step, config.optimizer, num_steps=training.num_steps, global_batch_size=training.global_batch_size
+                step, optimizer_config, num_steps=training.num_steps, global_batch_size=training.global_batch_size
             )
             set_learning_rate(optimizer, rate)
             metrics = train_step(
@@ -139,13 +141,15 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
                 reduce_precision=training.reduce_precision,
                 clip_grad_norm=config.optimizer.clip_grad_norm,
                 guard=skipped.guard,
+                skip=skip,
                 noise=noise,
                 towers=towers,
                 group=context.group,
                 num_slices=share.count,
                 first_rank=share.first_rank,
             )
-            skipped.add(step, metrics)
+            if not skip:
+                skipped.add(step, metrics)
             if average is not None and training.ema_decay is not None:
                 update_average(average, model, training.ema_decay, step, metrics["skipped"])
             totals.add(slices)

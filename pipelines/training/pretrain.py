@@ -19,6 +19,7 @@ from pipelines.ingest.uncurated import open_source
 from pipelines.local.folder_lock import only_one
 from pipelines.runs.evaluations import EvaluationRecord, read_record
 from pipelines.runs.folder import RunFolder
+from pipelines.training.amending import record
 from pipelines.training.job import Job, SweepLink, check_places, start_or_continue, with_absolute_paths
 from pipelines.training.slice_size import choose_slice_size, with_recorded_slice_size
 
@@ -47,6 +48,7 @@ def pretrain(config: ExperimentConfig, sweep_link: SweepLink | None = None) -> d
 
             # A trial takes no lock: its sweep holds one, and an earlier process of the trial may live on for a moment.
             with only_one(run.uri, "run") if sweep_link is None else nullcontext():
+                record(run, job.new_amendments)
                 train_on_ray(job, sweep_link)
     summary = _summary(job, first_step, read_record(run) if job.evaluates else None)
     print(_results(summary), flush=True)

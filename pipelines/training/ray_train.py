@@ -22,7 +22,7 @@ from pipelines.training.data import RoundRobin, SlicesFromCheckpoint
 from pipelines.training.failures import FailureLimit, StartLimit
 from pipelines.training.job import Job, SweepLink
 from pipelines.training.process_group import ProcessGroup
-from pipelines.training.reservation import take_over
+from pipelines.training.reservation import remove_placement_groups, take_over
 
 # Timeout in seconds for starting a worker: on a busy machine, importing torch takes longer than Ray's minute.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -174,8 +174,8 @@ def _when_silent(config: ExperimentConfig) -> str:
 def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> str | None:
     """Trains on workers of Ray Train. Returns an error that the user must fix, or None."""
     try:
-        if terminal is None:
-            return _fit_whoever_ends(job, None, use_gpu=use_gpu).return_value
+        if terminal is None:  # a trial: Tune starts it again if the controller is lost
+            return _start_trainer(job, None, 0, use_gpu=use_gpu).fit().return_value
         result, stopped_by = run_stoppable(lambda: _fit_whoever_ends(job, terminal, use_gpu=use_gpu), terminal.stop)
     except ray.train.TrainingFailedError as failure:
         cause = root_cause(failure)
@@ -188,31 +188,31 @@ def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> st
     return result.return_value
 
 
-def _fit_whoever_ends(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> ray.train.Result:
+def _fit_whoever_ends(job: Job, terminal: Terminal, *, use_gpu: bool) -> ray.train.Result:
     """Trains to the end. If Ray's controller, which starts the workers, ends itself or is killed, another goes on."""
     num_lost, last_step = 0, -1
     while True:
-        limit = StartLimit(_SECONDS_TO_START * 2**num_lost, print if terminal is None else terminal.put)
-        trainer = _make_trainer(job, terminal, limit, use_gpu=use_gpu)
-        take_over(job.run, trainer.train_run_context.run_id)
         try:
-            return trainer.fit()
+            return _start_trainer(job, terminal, num_lost, use_gpu=use_gpu).fit()
         except RayActorError:
             step = job.run.latest_step()
             num_lost = num_lost + 1 if step == last_step else 1
             last_step = step
             if num_lost > _MOST_LOST_CONTROLLERS or not ray.is_initialized():
                 raise
+            remove_placement_groups()
 
 
-def _make_trainer(job: Job, terminal: Terminal | None, limit: StartLimit, *, use_gpu: bool) -> DataParallelTrainer:
+def _start_trainer(job: Job, terminal: Terminal | None, num_lost: int, *, use_gpu: bool) -> DataParallelTrainer:
+    """Returns a trainer after `num_lost` controllers were lost in a row. It is the only one of the run."""
     config, training = job.config, job.config.training
     least, most = training.min_workers, training.max_workers
     callbacks: list[Any] = [FailureLimit(training.max_failures)]
     if least < most:  # Ray knows late which nodes are gone: if there is no room, it has to count them again
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = _SECONDS_FOR_ROOM
-        callbacks.append(limit)
-    return DataParallelTrainer(
+        say = print if terminal is None else terminal.put
+        callbacks.append(StartLimit(_SECONDS_TO_START * 2**num_lost, say))
+    trainer = DataParallelTrainer(
         _train_worker,
         train_loop_config={"job": job, "terminal": terminal, "heeds_drains": _watches_nodes()},
         backend_config=ProcessGroup("nccl" if use_gpu else "gloo"),
@@ -234,3 +234,5 @@ def _make_trainer(job: Job, terminal: Terminal | None, limit: StartLimit, *, use
         datasets={"train": SlicesFromCheckpoint(job, terminal)},
         dataset_config=RoundRobin(),
     )
+    take_over(job.run, trainer.train_run_context.run_id)
+    return trainer

@@ -1,7 +1,8 @@
-"""What Ray reserves for the workers of an elastic run.
+"""What Ray keeps for the workers of a run after the process that asked for it was killed.
 
-Ray forgets the reservation of a driver that was killed only after three minutes, and until then gives its resources to
-no other driver. So the run's folder records whose the reservation is, and the next driver of the run cancels it.
+Ray forgets the reservation of a driver only after three minutes, and until then gives its resources to no elastic run.
+So the run's folder records whose the reservation is, and the next driver of the run cancels it. The placement group of
+a controller stays to the end of the driver, unless the cluster has a dashboard.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import ray
 from pydantic import Field, with_config
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from typing_extensions import TypedDict
 
 from pipelines import documents, storage
@@ -41,6 +43,14 @@ def take_over(run: RunFolder, train_run_id: str) -> None:
     if before is not None:
         _cancel(before)
     storage.write_bytes(uri, (json.dumps({"requester": f"train-{train_run_id}"}) + "\n").encode())
+
+
+def remove_placement_groups() -> None:
+    """Removes all placement groups of this driver. To be called when no controller of it runs."""
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":  # the id of the driver's job is the end of its id
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
 
 
 def _cancel(requester: str) -> None:

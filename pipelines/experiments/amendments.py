@@ -1,0 +1,117 @@
+"""Amendments: what a run changes from a step on, by record.
+
+    from 120000: data.weights=0.7,0.3         from the first window after step 120,000 on
+    from 90000: optimizer.learning_rate=1e-4  the peak of the schedule, from step 90,001 on
+    skip 118400:118500                        steps 118,401 to 118,500 leave the model as it is
+
+A number in them is a number of steps that are done, as in the progress lines.
+"""
+
+import dataclasses
+import math
+import re
+from typing import TYPE_CHECKING
+
+from groupvit.config import OptimizerConfig
+
+if TYPE_CHECKING:
+    from pipelines.experiments.config import ExperimentConfig
+
+WEIGHTS, LEARNING_RATE = "data.weights", "optimizer.learning_rate"
+_FROM = re.compile(r"from\s+([\d_]+)\s*:\s*([\w.\-]+)\s*=\s*(\S.*)")
+_SKIP = re.compile(r"skip\s+([\d_]+)\s*:\s*([\d_]+)")
+_EXAMPLES = f'"from 120000: {LEARNING_RATE}=1e-4", "from 120000: {WEIGHTS}=0.7,0.3" or "skip 118400:118500"'
+MAX_AMENDMENTS = 1000
+"""Largest number of amendments of a run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Amendment:
+    """One amendment of a run."""
+
+    first: int
+    """Number of steps that are done when it begins."""
+    last: int | None = None
+    """Number of steps that are done when it ends, of steps to skip."""
+    field: str | None = None
+    """Field of the config. None: the steps are skipped."""
+    value: tuple[float, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Amendment":
+        """Raises ValueError, in one line, if it is not one that a run can follow."""
+        if match := _SKIP.fullmatch(text.strip()):
+            first, last = (int(number) for number in match.groups())
+            if first >= last:
+                raise ValueError(f"--amend {text!r} skips nothing: give e.g. skip {first}:{first + 100}")
+            return cls(first=first, last=last)
+        match = _FROM.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"--amend {text!r} is not an amendment: give e.g. {_EXAMPLES}")
+        step, field, given = match.groups()
+        field = field.replace("-", "_")
+        if field not in (WEIGHTS, LEARNING_RATE):
+            raise ValueError(
+                f"--amend {text!r}: {field} is fixed for the whole run; only {WEIGHTS} and {LEARNING_RATE} can change, "
+                "and steps can be skipped: give another --training.run-name"
+            )
+        try:
+            value = tuple(float(number) for number in given.split(","))
+        except ValueError:
+            raise ValueError(f"--amend {text!r}: {given} are not numbers: give e.g. {_EXAMPLES}") from None
+        if not all(math.isfinite(number) and number > 0 for number in value):
+            raise ValueError(f"--amend {text!r}: every number must be above 0")
+        if field == LEARNING_RATE and len(value) != 1:
+            raise ValueError(f"--amend {text!r}: give one number")
+        return cls(first=int(step), field=field, value=value)
+
+    def __str__(self) -> str:
+        """The text that it is recorded by: equal for equal amendments."""
+        if self.field is None:
+            return f"skip {self.first}:{self.last}"
+        return f"from {self.first}: {self.field}={','.join(_shortest(number) for number in self.value)}"
+
+
+def check_amendments(config: "ExperimentConfig") -> None:
+    """Raises ValueError for the first amendment that `config` cannot follow."""
+    num_steps, num_sources = config.training.num_steps, len(config.data.sources)
+    if len(config.amendments) > MAX_AMENDMENTS:
+        raise ValueError(f"--amend is given {len(config.amendments):,} times: give at most {MAX_AMENDMENTS:,}")
+    begun: dict[tuple[int, str], str] = {}
+    for text in config.amendments:
+        amendment = Amendment.parse(text)
+        if amendment.first >= num_steps or (amendment.last or 0) > num_steps:
+            raise ValueError(f"--amend {text!r} is beyond training.num_steps={num_steps}")
+        if amendment.field == WEIGHTS and len(amendment.value) != num_sources:
+            raise ValueError(
+                f"--amend {text!r} has {len(amendment.value)} weights for {num_sources} data.sources: give one each"
+            )
+        if amendment.field is not None:
+            other = begun.setdefault((amendment.first, amendment.field), str(amendment))
+            if other != str(amendment):
+                raise ValueError(f"--amend {text!r} contradicts {other!r}: give one of them")
+
+
+def is_skipped(config: "ExperimentConfig", step: int) -> bool:
+    """Whether an amendment skips step `step`, from 0."""
+    return any(each.last is not None and each.first <= step < each.last for each in _amendments(config))
+
+
+def optimizer_at(config: "ExperimentConfig", step: int) -> OptimizerConfig:
+    """Returns the optimiser's config at step `step`, from 0."""
+    rates = {each.first: each.value[0] for each in _amendments(config) if each.field == LEARNING_RATE}
+    begun = [first for first in rates if first <= step]
+    return dataclasses.replace(config.optimizer, learning_rate=rates[max(begun)]) if begun else config.optimizer
+
+
+def weights_by_step(config: "ExperimentConfig") -> list[tuple[int, tuple[float, ...]]]:
+    """Returns amended weights of the data sets, each with the step from which it holds, ascending by step."""
+    return sorted((each.first, each.value) for each in _amendments(config) if each.field == WEIGHTS)
+
+
+def _shortest(number: float) -> str:
+    return repr(int(number)) if number.is_integer() and number < 2**53 else repr(number)
+
+
+def _amendments(config: "ExperimentConfig") -> list[Amendment]:
+    return [Amendment.parse(text) for text in config.amendments]

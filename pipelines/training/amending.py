@@ -1,0 +1,66 @@
+"""The amendments of a run: those recorded in its folder, and new ones that its next start asks for."""
+
+import dataclasses
+import getpass
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.experiments.amendments import Amendment
+from pipelines.experiments.config import ExperimentConfig, validate
+from pipelines.runs.contents import RecordedAmendment, RunDescription
+from pipelines.runs.folder import RunFolder
+
+
+def amended(config: ExperimentConfig, description: RunDescription | dict[str, Any] | None) -> ExperimentConfig:
+    """Returns the config with the amendments that the run has recorded. Raises ValueError if it cannot follow them."""
+    recorded = [] if description is None else description.get("amendments", [])
+    config = dataclasses.replace(config, amendments=tuple(each["text"] for each in recorded))
+    validate(config)
+    return config
+
+
+def new_amendments(config: ExperimentConfig, run: RunFolder, recorded: Sequence[RecordedAmendment]) -> list[Any]:
+    """Returns the entries of those of `config.amendments` that are not recorded.
+
+    Raises ValueError for one that begins before the newest checkpoint, which it could change no more.
+    """
+    done = run.latest_step()
+    known = {each["text"] for each in recorded}
+    entries = []
+    for amendment in dict.fromkeys(Amendment.parse(text) for text in config.amendments):
+        if str(amendment) in known:
+            continue
+        if amendment.first < done:
+            raise ValueError(
+                f"--amend {str(amendment)!r} begins before the newest checkpoint of run {config.run_name!r}, which is "
+                f"of step {done}: give {done} or a later step"
+            )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        entries.append({"text": str(amendment), "by": _user(), "at": now, "after_step": done})
+    return entries
+
+
+def record(run: RunFolder, entries: Sequence[Any]) -> None:
+    """Adds new amendments to run.json. To be called while no other driver trains the run.
+
+    Raises ValueError if the run has got beyond one of them.
+    """
+    description = run.read_description()
+    if not entries or description is None:
+        return
+    if run.latest_step() > min(each["after_step"] for each in entries):
+        raise ValueError(f"another command trained {run.uri} meanwhile: give the --amend again")
+    run.write_description(description | {"amendments": [*description.get("amendments", []), *entries]})
+
+
+def as_text(recorded: Sequence[RecordedAmendment]) -> str:
+    """Returns amendments for people, one a line."""
+    return "\n".join(f"{each['text']} (by {each['by']}, {each['at']}, after {each['after_step']})" for each in recorded)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
