@@ -176,7 +176,9 @@ def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> st
     try:
         if terminal is None:  # a trial: Tune starts it again if the controller is lost
             return _start_trainer(job, None, 0, use_gpu=use_gpu).fit().return_value
-        result, stopped_by = run_stoppable(lambda: _fit_whoever_ends(job, terminal, use_gpu=use_gpu), terminal.stop)
+        result, stopped_by = run_stoppable(
+            lambda: _fit_past_lost_controllers(job, terminal, use_gpu=use_gpu), terminal.stop
+        )
     except ray.train.TrainingFailedError as failure:
         cause = root_cause(failure)
         if cause.is_lasting:
@@ -188,7 +190,7 @@ def _fit_on_workers(job: Job, terminal: Terminal | None, *, use_gpu: bool) -> st
     return result.return_value
 
 
-def _fit_whoever_ends(job: Job, terminal: Terminal, *, use_gpu: bool) -> ray.train.Result:
+def _fit_past_lost_controllers(job: Job, terminal: Terminal, *, use_gpu: bool) -> ray.train.Result:
     """Trains to the end. If Ray's controller, which starts the workers, ends itself or is killed, another goes on."""
     num_lost, last_step = 0, -1
     while True:

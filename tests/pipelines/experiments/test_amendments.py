@@ -56,7 +56,7 @@ def test_what_cannot_be_followed(text: str, message: str) -> None:
 
 
 def test_two_values_from_the_same_step_contradict() -> None:
-    with pytest.raises(ValueError, match="contradicts 'from 7: optimizer.learning_rate=0.1': give one of them"):
+    with pytest.raises(ValueError, match=r"contradicts 'from 7: optimizer.learning_rate=0.1': give one of them"):
         check_amendments(config_of("from 7: optimizer.learning_rate=0.1", "from 7: optimizer.learning_rate=0.2"))
 
 

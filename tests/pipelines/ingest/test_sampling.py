@@ -16,9 +16,9 @@ relaxed = settings(deadline=None, max_examples=40)
 ROW_GROUPS = st.lists(st.integers(0, 5), min_size=1, max_size=20).filter(any)
 
 
-def order_of(*row_groups, seed=0, window_size=16, weights=None):
+def order_of(*row_groups, seed=0, window_size=16, weights=None, later_weights=()):
     sources = [Source.from_row_groups(rows) for rows in row_groups]
-    return SampleOrder.of(sources, seed=seed, window_size=window_size, weights=weights)
+    return SampleOrder.of(sources, seed=seed, window_size=window_size, weights=weights, later_weights=later_weights)
 
 
 def pairs(samples, chosen):
@@ -88,7 +88,8 @@ def test_windows_are_full_and_counts_follow_the_weights(weights, window_size, wi
     before, after = order.counts_before_window(window), order.counts_before_window(window + 1)
     assert sum(before) == window * window_size and sum(after) - sum(before) == window_size
     assert all(first <= last for first, last in zip(before, after, strict=True))
-    exact = [weight / sum(order.weights) for weight in order.weights]
+    (_, shares), *_ = order.weights
+    exact = [weight / sum(shares) for weight in shares]
     for count, share in zip(before, exact, strict=True):
         assert count == pytest.approx(window * window_size * share, rel=1e-12, abs=len(weights))
 
@@ -96,6 +97,25 @@ def test_windows_are_full_and_counts_follow_the_weights(weights, window_size, wi
 def test_counts_by_weight_are_exact_in_the_long_run():
     order = order_of([8], [8], [8], window_size=10, weights=[0.1, 0.2, 0.7])
     assert order.counts_before_window(10**9) == [10**9, 2 * 10**9, 7 * 10**9]
+
+
+def test_weights_change_at_a_window_and_nothing_before_it():
+    rows, window_size = [[4] * 9, [5] * 7], 10
+    before = order_of(*rows, window_size=window_size, weights=[1, 1])
+    later = [(42, [1, 9]), (71, [3, 2]), (79, [4, 1])]  # windows 5 and 8: the last of those that begin within a window
+    order = order_of(*rows, window_size=window_size, weights=[1, 1], later_weights=later)
+    positions = np.arange(200)
+    samples, unchanged = order.locate(positions), before.locate(positions)
+    for column, expected in zip(samples, unchanged, strict=True):
+        assert (column[:50] == expected[:50]).all()
+    counts = [np.bincount(window, minlength=2).tolist() for window in samples.source.reshape(-1, window_size)]
+    assert counts == [[5, 5]] * 5 + [[1, 9]] * 3 + [[8, 2]] * 12
+    for position in (0, 49, 50, 83, 199):
+        assert order.counts_before(position) == np.bincount(samples.source[:position], minlength=2).tolist()
+    for index, groups in enumerate(rows):  # every row of every epoch, once, across the changes
+        mine = samples.source == index
+        for epoch in range(samples.epoch[mine].max()):
+            assert sorted(pairs(samples, mine & (samples.epoch == epoch))) == all_rows(groups)
 
 
 def test_without_weights_all_sources_end_their_epochs_together():

@@ -1,0 +1,80 @@
+"""A run that is amended while drivers are killed gives the same bits as one that nothing disturbed."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipelines.training.pretrain import pretrain
+from tests.support.small_run import (
+    NUM_STEPS,
+    as_flags,
+    assert_same_result,
+    consumed,
+    make_config,
+    wait_for_step,
+    write_noise,
+)
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+
+NUM_CPUS = 5
+AMENDMENTS = ("from 14: data.weights=3,1", "from 14: optimizer.learning_rate=0.002", "skip 16:18")
+"""The order of samples changes at position 224, where window 7 begins."""
+
+
+def test_an_amended_run_that_is_killed(tmp_path: Path, cluster: None) -> None:
+    data = [write_noise(str(tmp_path / name)) for name in ("one", "two")]
+    runs = tmp_path / "runs"
+
+    def config_of(name: str, **training: object):  # type: ignore[no-untyped-def]
+        config = make_config(data[0], runs, name, num_workers=2, **training)
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, sources=tuple(data)))
+
+    plain, whole, killed = config_of("plain"), config_of("whole"), config_of("killed")
+    pretrain(plain)
+    pretrain(dataclasses.replace(whole, amendments=AMENDMENTS))
+    orders = [consumed(runs, name) for name in ("plain", "whole")]
+    assert {step for (step, index), ids in orders[0].items() if orders[1][step, index] != ids} <= set(range(14, 30))
+    assert orders[0] != orders[1]
+
+    command = [sys.executable, "-m", "pipelines.cli", "pretrain", "debug", *as_flags(killed)]
+    amend = [word for text in AMENDMENTS for word in ("--amend", text)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    for flags, step in (([], random.randint(8, 13)), (amend, random.randint(14, 18)), ([], random.randint(19, 27))):
+        log = tmp_path / f"log-{step}"
+        with log.open("w") as file:
+            driver = subprocess.Popen(
+                [*command, *flags], env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+            wait_for_step(runs, "killed", step, alive=lambda: driver.poll() is None)  # noqa: B023
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    refused = subprocess.run(
+        [*command, "--amend", "from 3: optimizer.learning_rate=1"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "--amend 'from 3: optimizer.learning_rate=1' begins before the newest checkpoint" in refused.stderr
+    pretrain(killed)
+    assert consumed(runs, "killed") == orders[1]
+    assert_same_result(runs / "killed", runs / "whole")
+
+    recorded = json.loads((runs / "killed" / "run.json").read_text())["amendments"]
+    assert [each["text"] for each in recorded] == list(AMENDMENTS)
+    found = mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db").search_runs(
+        [each.experiment_id for each in mlflow.MlflowClient(f"sqlite:///{runs}/mlflow.db").search_experiments()],
+        "attributes.run_name = 'killed'",
+    )
+    assert [run.data.tags["amendments"].count(" (by ") for run in found] == [len(AMENDMENTS)]
+    assert NUM_STEPS == 30
