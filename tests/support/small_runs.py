@@ -39,12 +39,13 @@ def no_more(arguments: Sequence[str]) -> list[str]:
 
 
 def small_training(arguments: Sequence[str]) -> list[str]:
-    """Two steps of a model and batches as small as `debug`'s; another run name where the run's is taken."""
+    """Two steps, or all if some are amended, of a model and batches as small as `debug`'s; another run name where the
+    run's is taken."""
     asked, _ = dry_run_request(arguments)
     steps = dataclasses.replace(
         asked,
         optimizer=dataclasses.replace(asked.optimizer, warmup_steps=0),
-        training=dataclasses.replace(asked.training, num_steps=2),
+        training=asked.training if asked.amendments else dataclasses.replace(asked.training, num_steps=2),
     )
     flags = _changes(asked, _small(steps))
     name, number = asked.run_name, 2
