@@ -65,6 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"groupvit: error: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except ModuleNotFoundError as error:
+        if os.environ.get("GROUPVIT_TRACEBACK") or (extra := _extra_of(error)) is None:
+            raise
+        print(
+            f"groupvit: error: `{arguments[0]}` needs the package {error.name}, which is not installed: pip install "
+            f"'groupvit[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
     except Stopped as stop:
         command = redact_uris(shlex.join(["groupvit", *arguments, *(["--json"] if as_json else [])]))
         print(f"groupvit: {stop}; to go on: {command}", file=sys.stderr)
@@ -81,6 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"groupvit: error: {failure}; the work itself is done", file=sys.stderr)
         return exit_code or 1
     return exit_code
+
+
+def _extra_of(error: ModuleNotFoundError) -> str | None:
+    """The optional dependencies that a missing package belongs to. None: it is a part of this one."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "groupvit", "pipelines"):
+        return None
+    return {"spacy": "pipelines,nouns", "onnx": "onnx", "onnxscript": "onnx"}.get(package, "pipelines")
 
 
 def _one_line(error: ValueError | OSError | WorkFailedError) -> str:

