@@ -10,12 +10,9 @@ A number in them is a number of steps that are done, as in the progress lines.
 import dataclasses
 import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from groupvit.config import OptimizerConfig
-
-if TYPE_CHECKING:
-    from pipelines.experiments.config import ExperimentConfig
 
 WEIGHTS, LEARNING_RATE = "data.weights", "optimizer.learning_rate"
 _FROM = re.compile(r"from\s+([\d_]+)\s*:\s*([\w.\-]+)\s*=\s*(\S.*)")
@@ -72,13 +69,12 @@ class Amendment:
         return f"from {self.first}: {self.field}={','.join(_shortest(number) for number in self.value)}"
 
 
-def check_amendments(config: "ExperimentConfig") -> None:
-    """Raises ValueError for the first amendment that `config` cannot follow."""
-    num_steps, num_sources = config.training.num_steps, len(config.data.sources)
-    if len(config.amendments) > MAX_AMENDMENTS:
-        raise ValueError(f"--amend is given {len(config.amendments):,} times: give at most {MAX_AMENDMENTS:,}")
+def check_amendments(texts: Sequence[str], *, num_steps: int, num_sources: int) -> None:
+    """Raises ValueError for the first amendment that a run of so many steps and data sets cannot follow."""
+    if len(texts) > MAX_AMENDMENTS:
+        raise ValueError(f"--amend is given {len(texts):,} times: give at most {MAX_AMENDMENTS:,}")
     begun: dict[tuple[int, str], str] = {}
-    for text in config.amendments:
+    for text in texts:
         amendment = Amendment.parse(text)
         if amendment.first >= num_steps or (amendment.last or 0) > num_steps:
             raise ValueError(f"--amend {text!r} is beyond training.num_steps={num_steps}")
@@ -92,26 +88,26 @@ def check_amendments(config: "ExperimentConfig") -> None:
                 raise ValueError(f"--amend {text!r} contradicts {other!r}: give one of them")
 
 
-def is_skipped(config: "ExperimentConfig", step: int) -> bool:
-    """Whether an amendment skips step `step`, from 0."""
-    return any(each.last is not None and each.first <= step < each.last for each in _amendments(config))
+def is_skipped(texts: Sequence[str], step: int) -> bool:
+    """Whether one of the amendments skips step `step`, from 0."""
+    return any(each.last is not None and each.first <= step < each.last for each in _parsed(texts))
 
 
-def optimizer_at(config: "ExperimentConfig", step: int) -> OptimizerConfig:
-    """Returns the optimiser's config at step `step`, from 0."""
-    rates = {each.first: each.value[0] for each in _amendments(config) if each.field == LEARNING_RATE}
+def optimizer_at(config: OptimizerConfig, texts: Sequence[str], step: int) -> OptimizerConfig:
+    """Returns the amended config at step `step`, from 0."""
+    rates = {each.first: each.value[0] for each in _parsed(texts) if each.field == LEARNING_RATE}
     begun = [first for first in rates if first <= step]
-    return dataclasses.replace(config.optimizer, learning_rate=rates[max(begun)]) if begun else config.optimizer
+    return dataclasses.replace(config, learning_rate=rates[max(begun)]) if begun else config
 
 
-def weights_by_step(config: "ExperimentConfig") -> list[tuple[int, tuple[float, ...]]]:
+def weights_by_step(texts: Sequence[str]) -> list[tuple[int, tuple[float, ...]]]:
     """Returns amended weights of the data sets, each with the step from which it holds, ascending by step."""
-    return sorted((each.first, each.value) for each in _amendments(config) if each.field == WEIGHTS)
+    return sorted((each.first, each.value) for each in _parsed(texts) if each.field == WEIGHTS)
 
 
 def _shortest(number: float) -> str:
     return repr(int(number)) if number.is_integer() and number < 2**53 else repr(number)
 
 
-def _amendments(config: "ExperimentConfig") -> list[Amendment]:
-    return [Amendment.parse(text) for text in config.amendments]
+def _parsed(texts: Sequence[str]) -> list[Amendment]:
+    return [Amendment.parse(text) for text in texts]

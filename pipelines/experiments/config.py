@@ -259,7 +259,7 @@ def validate(config: ExperimentConfig) -> None:
             f"evaluation.every_n_steps={evaluation.every_n_steps} needs data: give evaluation.root, the folder of "
             f"{evaluation.benchmark}"
         )
-    check_amendments(config)
+    check_amendments(config.amendments, num_steps=training.num_steps, num_sources=len(data.sources))
     if config.tracking.uri == "":
         raise ValueError("tracking.uri is empty: give a URI, `default`, or None for off")
 

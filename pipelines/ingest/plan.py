@@ -64,7 +64,8 @@ def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
             [Source.from_row_groups(info.rows) for info in datasets],
             weights=config.data.weights,
             later_weights=[
-                (step * config.training.global_batch_size, shares) for step, shares in weights_by_step(config)
+                (step * config.training.global_batch_size, shares)
+                for step, shares in weights_by_step(config.amendments)
             ],
             seed=config.data.seed,
             window_size=config.ingest.window_size,

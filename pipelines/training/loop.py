@@ -125,7 +125,8 @@ def train(config: ExperimentConfig, run: RunFolder, context: WorkerContext) -> N
             slices.clear()
             share = context.share(step, config.slices_per_step)
             lag.start_step()
-            optimizer_config, skip = optimizer_at(config, step), is_skipped(config, step)
+            optimizer_config = optimizer_at(config.optimizer, config.amendments, step)
+            skip = is_skipped(config.amendments, step)
             rate = learning_rate(
                 step, optimizer_config, num_steps=training.num_steps, global_batch_size=training.global_batch_size
             )

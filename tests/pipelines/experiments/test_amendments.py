@@ -1,19 +1,13 @@
 """Amendments: what they say, and what follows from them at a step."""
 
-import dataclasses
-
 import pytest
 
+from groupvit.config import OptimizerConfig
 from pipelines.experiments.amendments import Amendment, check_amendments, is_skipped, optimizer_at, weights_by_step
-from pipelines.experiments.catalogue import debug
-from pipelines.experiments.config import ExperimentConfig
 
 
-def config_of(*amendments: str, num_sources: int = 2) -> ExperimentConfig:
-    base = debug()
-    data = dataclasses.replace(base.data, sources=("a", "b")[:num_sources])
-    training = dataclasses.replace(base.training, num_steps=100)
-    return dataclasses.replace(base, data=data, training=training, amendments=amendments)
+def check(*amendments: str) -> None:
+    check_amendments(amendments, num_steps=100, num_sources=2)
 
 
 @pytest.mark.parametrize(
@@ -51,25 +45,26 @@ def test_a_number_is_recorded_whole() -> None:
 )
 def test_what_cannot_be_followed(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        check_amendments(config_of(text))
+        check(text)
     assert str(error.value).startswith(f"--amend {text!r}") and "\n" not in str(error.value)
 
 
 def test_two_values_from_the_same_step_contradict() -> None:
     with pytest.raises(ValueError, match=r"contradicts 'from 7: optimizer.learning_rate=0.1': give one of them"):
-        check_amendments(config_of("from 7: optimizer.learning_rate=0.1", "from 7: optimizer.learning_rate=0.2"))
+        check("from 7: optimizer.learning_rate=0.1", "from 7: optimizer.learning_rate=0.2")
 
 
 def test_what_follows_at_a_step() -> None:
-    config = config_of(
+    amendments = (
         "from 50: optimizer.learning_rate=0.5",
         "skip 10:12",
         "from 20: optimizer.learning_rate=0.2",
         "from 30: data.weights=3,1",
         "from 5: data.weights=1,1",
     )
-    before = config.optimizer.learning_rate
-    rates = {step: optimizer_at(config, step).learning_rate for step in (0, 19, 20, 49, 50, 99)}
-    assert rates == {0: before, 19: before, 20: 0.2, 49: 0.2, 50: 0.5, 99: 0.5}
-    assert [step for step in range(100) if is_skipped(config, step)] == [10, 11]
-    assert weights_by_step(config) == [(5, (1.0, 1.0)), (30, (3.0, 1.0))]
+    check(*amendments)
+    config = OptimizerConfig(learning_rate=0.7)
+    rates = {step: optimizer_at(config, amendments, step).learning_rate for step in (0, 19, 20, 49, 50, 99)}
+    assert rates == {0: 0.7, 19: 0.7, 20: 0.2, 49: 0.2, 50: 0.5, 99: 0.5}
+    assert [step for step in range(100) if is_skipped(amendments, step)] == [10, 11]
+    assert weights_by_step(amendments) == [(5, (1.0, 1.0)), (30, (3.0, 1.0))]
