@@ -24,6 +24,9 @@ class ForgetConfig:
     runs: tuple[str, ...] = ()
     """Folders of runs, or folders that hold runs and sweeps, local or s3://. The report says which of them have seen
     the samples, and at which steps."""
+    tracking_uri: str | None = None
+    """MLflow server or database. The report also tells of its runs that train on this data set and are not among
+    `runs`. None: of none."""
     report: str | None = None
     """JSON file of the report: a local path or s3:// URI. None: forget.json in the new data set, which then names what
     was removed."""

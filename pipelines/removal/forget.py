@@ -4,6 +4,7 @@ groupvit forget --data data/cc3m --out data/cc3m-2 --hosts example.org --runs ru
 groupvit forget --data data/cc3m --report report.json --urls urls.txt --runs s3://bucket/runs
 """
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -21,7 +22,15 @@ from pipelines.removal.entries import read_entries
 from pipelines.removal.hits import Hits, find_hits
 from pipelines.removal.report import Answer, lists_of, show, summary_of
 from pipelines.removal.rewriting import write_without
-from pipelines.removal.sightings import data_digests, find_runs, made_from, sightings_of
+from pipelines.removal.run_records import (
+    data_digests,
+    find_runs,
+    job_id,
+    record_of_folder,
+    record_of_mlflow,
+    runs_in_mlflow,
+)
+from pipelines.removal.sightings import made_from, sightings_of
 from pipelines.runs.folder import RunFolder
 
 
@@ -39,9 +48,14 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
         refuse_existing(out)
         check_writable(out, "out")
     check_file_writable(config.report_uri, "report")
-    runs = [run for uri in config.runs for run in find_runs(uri)]
+    folders = {run.uri: run for uri in config.runs for run in find_runs(uri)}
+    others = {} if config.tracking_uri is None else runs_in_mlflow(config.tracking_uri, info.digest)
     hits = find_hits(info, entries)
-    answers = [_answer(run, info, hits) for run in {run.uri: run for run in runs}.values()]
+    answers = [_answer(run, info, hits) for run in folders.values()]
+    for run in folders.values() if others else ():
+        with contextlib.suppress(ValueError, OSError):  # the answer about this run says why it cannot be read
+            others.pop(job_id(run), None)
+    answers += [_answer_of_mlflow(run, info, hits) for run in others.values()]
     summary = summary_of(info, entries, hits, answers)
     show(summary, entries, hits)
 
@@ -75,7 +89,7 @@ def _answer(run: RunFolder, info: DatasetInfo, hits: Hits) -> Answer:
     try:
         digests = data_digests(run)
         if info.digest in digests:
-            return Answer(run=run.uri, seen=sightings_of(run, info, hits))
+            return Answer(run=run.uri, seen=sightings_of(record_of_folder(run), info, hits))
         before = made_from(info, digests)
     except (ValueError, OSError) as error:
         return Answer(run=run.uri, reason=" ".join(str(error).split()))
@@ -83,3 +97,11 @@ def _answer(run: RunFolder, info: DatasetInfo, hits: Hits) -> Answer:
         return Answer(run=run.uri)
     reason = f"{run.uri}: trains on {before}, from which {info.uri} was made: give that one as data"
     return Answer(run=run.uri, reason=reason)
+
+
+def _answer_of_mlflow(run: Any, info: DatasetInfo, hits: Hits) -> Answer:
+    name = f"MLflow run {run.info.run_id}"
+    try:
+        return Answer(run=name, seen=sightings_of(record_of_mlflow(run), info, hits))
+    except (ValueError, OSError) as error:
+        return Answer(run=name, reason=" ".join(str(error).split()))

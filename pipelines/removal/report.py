@@ -26,7 +26,7 @@ class Answer:
     """What is known of a run."""
 
     run: str
-    """URI of the run's folder."""
+    """URI of the run's folder, or `MLflow run ID`."""
     seen: Sightings | None = None
     """None: the run trains on other data, or it is not known what it has seen."""
     reason: str = ""
@@ -55,8 +55,8 @@ def summary_of(info: DatasetInfo, entries: Entries, hits: Hits, answers: Sequenc
 def _of_run(seen: Sightings) -> dict[str, Any]:
     """What the terminal and the report say of a run."""
     return {
-        "run": redact(seen.run),
-        "newest_step": seen.newest_step,
+        "run": redact(seen.record.run),
+        "newest_step": seen.record.newest_step,
         "samples_seen": len(np.unique(seen.index)),
         "visits": len(seen.step),
         "visits_in_skipped_steps": int(seen.skipped.sum()),
@@ -64,7 +64,8 @@ def _of_run(seen: Sightings) -> dict[str, Any]:
         "last_step": int(seen.step[-1]) if len(seen.step) else None,
         "first_learned_step": seen.first_learned_step,
         "checkpoints_without": seen.checkpoints_without,
-        "substituted_images": seen.num_substituted,
+        "substituted_images": seen.record.num_substituted,
+        "skipped_steps_not_known": seen.record.num_skipped_unknown,
     }
 
 
@@ -110,7 +111,7 @@ def show(summary: dict[str, Any], entries: Entries, hits: Hits) -> None:
             "which is another file if the original was converted or made smaller"
         )
     if summary["runs"]:
-        print("\nWhat runs have seen of them, up to the newest checkpoint:")
+        print("\nWhat runs have seen of them, up to the newest checkpoint (in MLflow, the last step):")
         header = ["run", "steps", "samples", "times", "skipped", "first step", "last step", "checkpoints without them"]
         _print_table(header, [_row(run) for run in summary["runs"][:_MOST_SHOWN]], len(summary["runs"]))
     for run in summary["runs"]:
@@ -119,6 +120,8 @@ def show(summary: dict[str, Any], entries: Entries, hits: Hits) -> None:
                 f"{run['run']}: {run['substituted_images']:,} corrupt images were replaced by another one of their "
                 "window, which may have been one of these samples at a step that is not named"
             )
+        if run["skipped_steps_not_known"]:
+            print(f"{run['run']}: {run['skipped_steps_not_known']:,} steps were skipped; MLflow does not know which")
     if summary["runs_on_other_data"]:
         print(f"{len(summary['runs_on_other_data']):,} runs train on other data")
     for unknown in summary["runs_not_known"]:
@@ -126,11 +129,12 @@ def show(summary: dict[str, Any], entries: Entries, hits: Hits) -> None:
 
 
 def _row(run: dict[str, Any]) -> list[str]:
-    steps = ", ".join(str(step) for step in run["checkpoints_without"][-3:])
+    without = run["checkpoints_without"] or []
+    steps = ", ".join(str(step) for step in without[-3:]) or ("none" if run["checkpoints_without"] == [] else "-")
     numbers = [run["newest_step"], run["samples_seen"], run["visits"], run["visits_in_skipped_steps"]]
     ends = ["-" if step is None else f"{step:,}" for step in (run["first_step"], run["last_step"])]
-    more = "…, " if len(run["checkpoints_without"]) > 3 else ""
-    return [run["run"], *(f"{number:,}" for number in numbers), *ends, more + steps or "none"]
+    more = "…, " if len(without) > 3 else ""
+    return [run["run"], *(f"{number:,}" for number in numbers), *ends, more + steps]
 
 
 def _print_table(header: list[str], rows: list[list[str]], num_rows: int) -> None:

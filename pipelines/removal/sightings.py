@@ -1,43 +1,32 @@
 """Which runs have seen samples of a data set, and at which steps. The order of samples tells, so nothing was recorded.
 
-Only steps up to a run's newest checkpoint are counted: no weights of later ones exist.
+Only steps up to a run's newest checkpoint are counted: no weights of later ones exist. For a run that only MLflow
+knows, it is the last step that was recorded there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from groupvit.config import from_dict
-from pipelines import storage
 from pipelines.dataset.format import DatasetInfo
-from pipelines.experiments.config import ExperimentConfig
 from pipelines.ingest.plan import sample_order
 from pipelines.ingest.uncurated import open_source
 from pipelines.removal.hits import Hits
-from pipelines.runs.folder import RunFolder
-from pipelines.runs.skipped import skipped_steps
+from pipelines.removal.run_records import RunRecord, UnknownOrderError
 
 _MOST_VISITS = 2**26
 """Largest number of visits of a run, about 7 GB. A run would have to see a million samples 67 times."""
 
-
-class UnknownOrderError(ValueError):
-    """What a run has seen cannot be computed. One line."""
+_LARGEST_WINDOW, _LAST_POSITION = 2**24, 2**60
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sightings:
     """What a run has seen of some samples of a data set. The arrays have an entry for each visit, in order of steps."""
 
-    run: str
-    """URI of the run's folder."""
-    newest_step: int
-    """Step of the newest checkpoint; 0 without one."""
-    checkpoint_steps: tuple[int, ...]
-    num_substituted: int
-    """Number of corrupt images in place of which the run was shown another one of the same window."""
+    record: RunRecord
     index: npt.NDArray[np.int64] = field(repr=False)
     """Which of the samples."""
     epoch: npt.NDArray[np.int64] = field(repr=False)
@@ -54,97 +43,52 @@ class Sightings:
         return int(learned[0]) if len(learned) else None
 
     @property
-    def checkpoints_without(self) -> list[int]:
-        """Steps of the checkpoints whose weights have learned from none of the samples."""
-        first = self.first_learned_step
-        return [step for step in self.checkpoint_steps if first is None or step < first]
+    def checkpoints_without(self) -> list[int] | None:
+        """Steps of the checkpoints whose weights have learned from none of the samples. None: unknown."""
+        first, steps = self.first_learned_step, self.record.checkpoint_steps
+        return None if steps is None else [step for step in steps if first is None or step < first]
 
 
-def find_runs(uri: str) -> list[RunFolder]:
-    """Returns the run in a folder, or all that lie in it and, for sweeps, one level deeper.
-
-    Raises ValueError if there is none.
-    """
-    found = list(_runs_in(storage.absolute(uri), levels=2))
-    if not found:
-        storage.check_bucket(uri)
-        raise ValueError(f"runs={uri}: holds no run, because no run.json; give folders of runs")
-    return found
-
-
-def _runs_in(uri: str, levels: int) -> Iterator[RunFolder]:
-    if "run.json" in storage.list_files(uri):
-        yield RunFolder(uri)
-    elif levels:
-        for name in storage.list_folders(uri):
-            yield from _runs_in(storage.join(uri, name), levels - 1)
-
-
-def data_digests(run: RunFolder) -> list[str]:
-    """Returns the digests of the data sets that a run trains on."""
-    description = run.read_description()
-    assert description is not None, "find_runs returns folders with a run.json"
-    digests = description["fixed"].get("data.digests")
-    if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
-        raise UnknownOrderError(f"{run.uri}/run.json: does not say on which data sets the run trains")
-    return digests
-
-
-def sightings_of(run: RunFolder, info: DatasetInfo, hits: Hits) -> Sightings:
+def sightings_of(record: RunRecord, info: DatasetInfo, hits: Hits) -> Sightings:
     """Computes when a run, which trains on `info`, has seen `hits`. Raises ValueError, in one line, if that is not
     known."""
-    digests = data_digests(run)
-    config = _config(run)
+    config, digests, newest = record.config, record.digests, record.newest_step
     if len(digests) != len(config.data.sources):
-        raise UnknownOrderError(
-            f"{run.uri}/run.json: has {len(digests)} digests for {len(config.data.sources)} data sets"
-        )
+        raise UnknownOrderError(f"{record.run}: has {len(digests)} digests for {len(config.data.sources)} data sets")
     datasets = [
         info if digest == info.digest else _other_source(uri, digest)
         for uri, digest in zip(config.data.sources, digests, strict=True)
     ]
-    order, batch = sample_order(config, datasets), config.training.global_batch_size
-    steps = run.checkpoint_steps()
-    newest = steps[-1] if steps else 0
     if newest > config.training.num_steps:
-        raise UnknownOrderError(f"{run.uri}: has a checkpoint of step {newest}, after its last one")
-    state = run.read_state(newest) if newest else {}
-    counted = order.counts_before(newest * batch)
-    if newest and state["samples_seen"] != counted:
+        raise UnknownOrderError(f"{record.run}: has reached step {newest}, after its last one")
+    batch, window_size = config.training.global_batch_size, config.ingest.window_size
+    if not (batch >= 1 and 1 <= window_size <= _LARGEST_WINDOW and newest * batch <= _LAST_POSITION):
         raise UnknownOrderError(
-            f"{run.uri}: its newest checkpoint counts {state['samples_seen']} samples seen of its data sets, the order "
-            f"of samples {counted}: the run followed another order"
+            f"{record.run}: no order of samples has batches of {batch} and windows of {window_size} up to step {newest}"
+        )
+    order = sample_order(config, datasets)
+    counted = order.counts_before(newest * batch)
+    if record.samples_seen not in (None, tuple(counted)):
+        raise UnknownOrderError(
+            f"{record.run}: its newest checkpoint counts {list(record.samples_seen or ())} samples seen of its data "
+            f"sets, the order of samples {counted}: the run followed another order"
         )
     sources = [source for source, digest in enumerate(digests) if digest == info.digest]
     for source in sources:
         num_visits = (counted[source] // info.num_samples + 2) * len(hits.samples)
         if num_visits > _MOST_VISITS:
-            raise UnknownOrderError(
-                f"{run.uri}: has seen the samples {num_visits:,} times, too many to list: give fewer"
-            )
+            raise UnknownOrderError(f"{record.run}: has seen the samples {num_visits:,} times, too many: give fewer")
     visits = [order.find(source, hits.row_groups, hits.rows, newest * batch) for source in sources]
     position = np.concatenate([of_source.position for of_source in visits])
     in_order = np.argsort(position)
     step = position[in_order] // batch
     return Sightings(
-        run=run.uri,
-        newest_step=newest,
-        checkpoint_steps=tuple(steps),
-        num_substituted=state.get("substituted_images", 0),
+        record=record,
         index=np.concatenate([of_source.index for of_source in visits])[in_order],
         epoch=np.concatenate([of_source.epoch for of_source in visits])[in_order],
         step=step + 1,
-        skipped=np.isin(step, skipped_steps(run)),
+        skipped=np.isin(step, record.skipped),
     )
-
-
-def _config(run: RunFolder) -> ExperimentConfig:
-    description = run.read_description()
-    assert description is not None, "find_runs returns folders with a run.json"
-    try:
-        return from_dict(ExperimentConfig, description["config"])
-    except (TypeError, ValueError) as error:
-        raise UnknownOrderError(f"{run.uri}/run.json: its config cannot be read ({error})") from error
 
 
 def _other_source(uri: str, digest: str) -> DatasetInfo:

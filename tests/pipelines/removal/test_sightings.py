@@ -51,13 +51,13 @@ def trained(rows: tuple[Path, list[dict[str, Any]]], cluster: None) -> Path:
         ("begun", ("data",), None),
         ("elsewhere", ("other",), None),
     ):
-        config = make_config(str(folder / "data"), runs, name, num_workers=2, num_steps=NUM_STEPS)
+        config = make_config(str(folder / "data"), runs, name, num_workers=1, num_steps=NUM_STEPS)
         config = dataclasses.replace(
             config,
             data=dataclasses.replace(
                 config.data, sources=tuple(str(folder / source) for source in sources), weights=weights, seed=3
             ),
-            tracking=dataclasses.replace(config.tracking, uri=None),
+            tracking=dataclasses.replace(config.tracking, uri=f"sqlite:///{runs}/mlflow.db"),
         )
         if name != "mixture":
             start_or_continue(RunFolder(str(runs / name)), config, [open_dataset(uri) for uri in config.data.sources])
@@ -150,9 +150,11 @@ def edit(uri: Path, change: dict[str, Any]) -> None:
         ({"config/data/sources": ["{folder}/data", "{folder}/data"]}, "changed since the run began"),
         ({"config/data/sources": ["one"]}, "has 2 digests for 1 data sets"),
         ({"config/data/other": 1}, "its config cannot be read (DataConfig has no field other"),
-        ({"config/training/num_steps": 3}, "has a checkpoint of step 14, after its last one"),
+        ({"config/training/num_steps": 3}, "has reached step 14, after its last one"),
         ({"fixed/data.digests": "x"}, "does not say on which data sets"),
         ({"config": 3}, "run.json is corrupted"),
+        ({"config/training/global_batch_size": 0}, "no order of samples has batches of 0"),
+        ({"config/ingest/window_size": 10**12}, "windows of 1000000000000"),
     ],
 )
 def test_a_run_that_cannot_be_known_is_said_beside_the_others(
@@ -184,3 +186,44 @@ def test_runs_on_what_the_data_set_was_made_from_are_pointed_out(
     command = ["forget", "--data", str(made), "--report", str(tmp_path / "report.json"), "--urls", rows[1][1]["url"]]
     assert main([*command, "--runs", str(trained / "begun")]) == 1
     assert f"trains on {rows[0]}/data, from which {made} was made: give that one as data" in capsys.readouterr().err
+
+
+def test_mlflow_knows_the_same_of_runs_whose_folders_are_gone(
+    trained: Path, rows: tuple[Path, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{trained}/mlflow.db"
+    [known] = asked(capsys, rows, "--runs", str(trained / "mixture"))["runs"]
+    report = asked(capsys, rows, "--tracking-uri", uri)
+    [found] = report["runs"]
+    assert found["run"].startswith("MLflow run ") and found["checkpoints_without"] is None
+    assert found["newest_step"] == NUM_STEPS and len(found["seen"]) > 5
+    assert found["seen"] == [visit | {"skipped": False} for visit in known["seen"]]
+    assert not report["runs_not_known"] and not report["runs_on_other_data"]
+    both = asked(capsys, rows, "--tracking-uri", uri, "--runs", str(trained / "mixture"))
+    assert [run["run"] for run in both["runs"]] == [f"{trained}/mixture"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("sqlite:///{tmp}/none.db", "none.db: there is no such database"),
+        ("sqlite:///{tmp}/file", "the file is not a SQLite database"),
+        ("http://127.0.0.1:1", "tracking_uri=http://127.0.0.1:1: "),
+    ],
+)
+def test_an_mlflow_that_is_none_is_said_before_the_work(
+    rows: tuple[Path, list[dict[str, Any]]],
+    tmp_path: Path,
+    uri: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("no database at all, but long enough to be looked at\n" * 30)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    before = sorted(tmp_path.iterdir())
+    command = ["forget", "--data", f"{rows[0]}/data", "--out", str(tmp_path / "out"), "--urls", rows[1][0]["url"]]
+    assert main([*command, "--tracking-uri", uri.format(tmp=tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and shown.startswith("groupvit: error: ") and shown.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
