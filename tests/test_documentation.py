@@ -33,6 +33,7 @@ from pipelines.experiments.catalogue import EXPERIMENTS
 from pipelines.models.export import ExportConfig
 from pipelines.models.import_weights import ImportWeightsConfig
 from pipelines.models.register import RegisterConfig
+from pipelines.removal.config import ForgetConfig
 from pipelines.serving.app.config import AppConfig
 from pipelines.serving.segment import SegmentConfig
 from pipelines.sweeps.plan import plan_sweep
@@ -49,6 +50,7 @@ CONFIGS: dict[str, Any] = {
     "curate": CurateConfig,
     "inspect": InspectConfig,
     "inspect-step": InspectStepConfig,
+    "forget": ForgetConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "segment": SegmentConfig,

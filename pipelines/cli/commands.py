@@ -207,6 +207,14 @@ def inspect_step(arguments: Sequence[str]) -> dict[str, Any]:
     return run(parse(InspectStepConfig, arguments, prog="groupvit inspect-step"))
 
 
+def forget(arguments: Sequence[str]) -> dict[str, Any]:
+    """Remove samples from a data set by URL, host or hash, and tell which runs have seen them."""
+    from pipelines.removal.config import ForgetConfig
+    from pipelines.removal.forget import forget as run
+
+    return run(parse(ForgetConfig, arguments, prog="groupvit forget"))
+
+
 def demo(arguments: Sequence[str]) -> dict[str, Any]:
     """Run the whole chain: make data, pretrain on it, evaluate, compare with baselines."""
     from pipelines.demo.run import DemoConfig, run_demo
@@ -220,6 +228,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "download": download,
     "curate": curate,
     "inspect": inspect,
+    "forget": forget,
     "pretrain": pretrain,
     "inspect-step": inspect_step,
     "sweep": sweep,

@@ -23,6 +23,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit download --url-list LIST --out DIR     fetch the images of a list of URLs with captions
   groupvit curate --raw data/raw --out data/cc3m  make one of downloaded images and captions
   groupvit inspect data/shapes/train              look at a data set: counts, histograms, a page of samples
+  groupvit forget --data data/cc3m --out data/cc3m-2 --hosts example.org   remove samples; which runs saw them
   groupvit pretrain debug                         train on it; the same command continues a run that was stopped
   groupvit pretrain gcc_yfcc_30e --dry-run --dry-run.gpu H100   check it without GPUs: memory, cores, hours
   groupvit sweep debug --base debug --evaluation.root data/shapes/validation   train variants, compare them

@@ -16,7 +16,7 @@ class OptOutList:
         lines = [line.strip() for line in content.splitlines()]
         entries = [line for line in lines if line and not line.startswith("#")]
         self._sha256 = frozenset(entry.lower() for entry in entries if _SHA256.fullmatch(entry))
-        self._urls = frozenset(_without_scheme(entry) for entry in entries if "/" in entry)
+        self._urls = frozenset(url_key(entry) for entry in entries if "/" in entry)
         self._domains = frozenset(
             entry.lower().strip(".") for entry in entries if "/" not in entry and not _SHA256.fullmatch(entry)
         )
@@ -33,16 +33,13 @@ class OptOutList:
 
     def has_url(self, url: str) -> bool:
         """Whether the list contains the URL (http or https), its host or a parent domain."""
-        if _without_scheme(url) in self._urls:
+        if url_key(url) in self._urls:
             return True
         if not self._domains:
             return False
-        try:
-            host = (urlsplit(url if "://" in url else f"//{url}").hostname or "").strip(".")
-        except ValueError:  # an invalid URL: nobody can tell which site the image came from
-            return True
-        labels = host.split(".")
-        return any(".".join(labels[first:]) in self._domains for first in range(len(labels)))
+        domains = domains_of(url)
+        # None: nobody can tell which site the image came from.
+        return domains is None or any(domain in self._domains for domain in domains)
 
 
 def read_opt_out(uri: str | None) -> tuple[OptOutList | None, str | None]:
@@ -59,8 +56,18 @@ def read_opt_out(uri: str | None) -> tuple[OptOutList | None, str | None]:
         raise ValueError(f"opt_out={uri}: is not UTF-8 text ({error}); give one entry a line") from error
 
 
-def _without_scheme(url: str) -> str:
+def url_key(url: str) -> str:
     """Normalises a URL for the look-up: host in lower case, no scheme or fragment."""
     rest = url.partition("://")[2] or url
     host, slash, path = rest.partition("#")[0].partition("/")
     return f"{host.lower()}{slash}{path}"
+
+
+def domains_of(url: str) -> list[str] | None:
+    """Returns the host of a URL and all domains that it is in, the longest first. None for an invalid URL."""
+    try:
+        host = (urlsplit(url if "://" in url else f"//{url}").hostname or "").strip(".")
+    except ValueError:
+        return None
+    labels = host.split(".")
+    return [".".join(labels[first:]) for first in range(len(labels))]

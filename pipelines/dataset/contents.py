@@ -27,6 +27,8 @@ class DatasetDescription(DatasetVersion):
     """By reason, or by source and reason."""
     curation: NotRequired[dict[str, Any]]
     """Summary of `groupvit curate`."""
+    made_by_forget: NotRequired[list[dict[str, Any]]]
+    """What each `groupvit forget` removed, the first one first."""
     demo_data: NotRequired[dict[str, Any]]
     summary: NotRequired[dict[str, Any]]
     """Summary of `groupvit demo-data`."""

@@ -38,7 +38,19 @@ _READABLE_VERSIONS = (1, 2)
 LIST_FOLDER = "_list"
 TEMPORARY = "_tmp"
 Reason = Literal[
-    "connection", "dns", "invalid_url", "not_an_image", "refused_address", "timeout", "tls", "too_large", "truncated"
+    "connection",
+    "dns",
+    "invalid_url",
+    "noml",
+    "not_an_image",
+    "refused_address",
+    "robots_error",
+    "robots_txt",
+    "tdm_reservation",
+    "timeout",
+    "tls",
+    "too_large",
+    "truncated",
 ]
 """Reasons for which this downloader itself gives up on a URL."""
 _SHARD = re.compile(r"(\d+)\.parquet")

@@ -52,9 +52,11 @@ def read_columns(info: DatasetInfo, run: Run, columns: Sequence[str]) -> pa.Tabl
         return storage.retry(read, uri)
 
 
-def in_threads(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """Yields results in the order of `tasks`. Runs only a few tasks at a time, to limit memory."""
-    num_threads = os.cpu_count() or 1
+def in_threads(
+    function: Callable[[Task], Result], tasks: Iterable[Task], num_threads: int | None = None
+) -> Iterator[Result]:
+    """Yields results in the order of `tasks`. Runs only a few tasks at a time (None: one per CPU), to limit memory."""
+    num_threads = num_threads or os.cpu_count() or 1
     under_way: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for task in tasks:

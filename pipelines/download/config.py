@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from pipelines.download.consent import Consent
 from pipelines.download.safe_http import FetchLimits
 from pipelines.errors import require_at_least
 from pipelines.url_lists.presets import PRESETS, Columns, Preset
@@ -45,9 +46,14 @@ class DownloadConfig:
     max_bytes: int = 50_000_000
     """Size in bytes of the largest image file."""
     respect_opt_out: bool = True
-    """Whether to skip images whose server sends X-Robots-Tag with noai, noimageai, noindex or noimageindex."""
+    """Whether to skip images whose server sends X-Robots-Tag with noai, noimageai, noindex, noimageindex or noml, or
+    tdm-reservation: 1."""
+    respect_robots_txt: bool = True
+    """Whether to skip images that robots.txt of their host disallows (RFC 9309), and those of hosts whose robots.txt
+    cannot be had. It is fetched once per host in each process."""
     user_agent_token: str | None = None
-    """Name in the User-Agent header. Sites can use it to opt out of this downloader alone."""
+    """Name in the User-Agent header. Sites can use it, in robots.txt and X-Robots-Tag, to opt out of this downloader
+    alone. None: robots.txt is asked for img2dataset."""
     allow_private_addresses: bool = False
     """Whether to also fetch from private, shared and loopback addresses, e.g. on an intranet. Link-local and metadata
     addresses stay refused."""
@@ -84,6 +90,12 @@ class DownloadConfig:
             max_seconds=self.max_seconds,
             allow_private_addresses=self.allow_private_addresses,
             allow_hosts=self.allow_hosts,
+        )
+
+    @property
+    def consent(self) -> Consent:
+        return Consent(
+            robots_txt=self.respect_robots_txt, headers=self.respect_opt_out, user_agent_token=self.user_agent_token
         )
 
     def fixes_the_result(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from pipelines.provenance import code_version, redact
 from pipelines.url_lists import reading as url_lists
 
 OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
-NOT_TO_RETRY = frozenset({"opt_out", "refused_address", "invalid_url"})
+NOT_TO_RETRY = frozenset({"opt_out", "robots_txt", "noml", "tdm_reservation", "refused_address", "invalid_url"})
 """Failure reasons that are never retried: the site or this downloader would refuse the URL again."""
 _NUM_ATTEMPTS = 3  # at writing all shards of a pass
 
@@ -99,7 +99,7 @@ def _open_record(config: DownloadConfig, out: str, files: list[str]) -> dict[str
             f"({record['urls']['list']}, or its content changed); give that one, or another --out"
         )
     for name, value in config.fixes_the_result().items():
-        before = record["fixed"].get(name)
+        before = record["fixed"].get(name, value)  # a record of an earlier version lacks what did not exist then
         if value != before:
             raise ValueError(f"{name}={value}: {config.out} was started with {before}; give that, or another --out")
     if not record["passes"][0]["finished"]:
@@ -115,7 +115,7 @@ def _preflight(config: DownloadConfig, sample: Sequence[str]) -> None:
         num = min(config.preflight, len(sample))
         urls = [sample[i * len(sample) // num] for i in range(num)]
         directives = OPT_OUT_DIRECTIVES if config.respect_opt_out else ()
-        preflight(urls, config.limits, config.timeout, directives, config.user_agent_token)
+        preflight(urls, config.limits, config.consent, config.timeout, directives)
 
 
 def _begin_retry(out: str, record: dict[str, Any]) -> dict[str, Any] | None:
@@ -155,13 +155,13 @@ def _run_pass(config: DownloadConfig, out: str, record: dict[str, Any], part: di
     num_shards = -(-part["rows"] // config.rows_per_shard)
     downloader = GuardedDownloader(
         limits=config.limits,
+        consent=config.consent,
         output_folder=folder,
         columns=url_lists.LIST_SCHEMA.names,
         rows_per_shard=config.rows_per_shard,
         num_threads=config.num_threads,
         timeout=config.timeout,
         retries=config.retries,
-        user_agent_token=config.user_agent_token,
         opt_out_directives=list(OPT_OUT_DIRECTIVES) if config.respect_opt_out else [],
     )
     run = run_on_ray if config.distributor == "ray" else run_on_this_machine

@@ -21,6 +21,7 @@ from typing import Any
 
 from pipelines.cluster.causes import root_cause
 from pipelines.dataset.raw_shards import TEMPORARY, shard_name
+from pipelines.download.consent import Consent, consent_handlers
 from pipelines.download.progress import ShardProgress
 from pipelines.download.safe_http import FetchError, FetchLimits, make_opener
 
@@ -43,19 +44,19 @@ Task = tuple[int, str]
 
 
 class GuardedDownloader(Downloader):
-    """img2dataset's downloader with `limits` enforced."""
+    """img2dataset's downloader with `limits` and `consent` enforced."""
 
     def __init__(
         self,
         *,
         limits: FetchLimits,
+        consent: Consent,
         output_folder: str,
         columns: list[str],
         rows_per_shard: int,
         num_threads: int,
         timeout: float,
         retries: int,
-        user_agent_token: str | None,
         opt_out_directives: list[str] | None,
     ) -> None:
         super().__init__(
@@ -73,14 +74,14 @@ class GuardedDownloader(Downloader):
             verify_hash_type=None,
             encode_format="jpg",
             retries=retries,
-            user_agent_token=user_agent_token,
+            user_agent_token=consent.user_agent_token,
             disallowed_header_directives=opt_out_directives,
         )
-        self.limits = limits
+        self.limits, self.consent = limits, consent
 
     def download_shard(self, row: Task) -> None:
         # img2dataset downloads through the process-wide urllib opener. These processes do nothing else.
-        urllib.request.install_opener(make_opener(self.limits))
+        urllib.request.install_opener(make_opener(self.limits, *consent_handlers(self.consent, self.limits)))
         super().download_shard(row)
 
 

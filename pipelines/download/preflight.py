@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.dataset.raw_shards import failure_reason
+from pipelines.download.consent import Consent, consent_handlers
 from pipelines.download.safe_http import FetchLimits, make_opener
 
 # img2dataset's own User-Agent, because sites answer differently by it.
 _USER_AGENT = "Mozilla/5.0 (X11; Ubuntu; Linux x86_64; rv:72.0) Gecko/20100101 Firefox/72.0"
+_OPT_OUT = "these sites ask not to be used for training; --respect-opt-out False overrides them"
 _ADVICE = {
     "connection": "check that this machine reaches the internet, or set HTTP_PROXY and HTTPS_PROXY",
     "dns": "check the machine's DNS, or set HTTP_PROXY and HTTPS_PROXY to a proxy that resolves names",
     "http_407": "give the proxy's user and password in HTTP_PROXY and HTTPS_PROXY",
     "invalid_url": "check that the URL column is the right one",
-    "opt_out": "these sites ask not to be used for training; --respect-opt-out False overrides them",
+    "noml": _OPT_OUT,
+    "opt_out": _OPT_OUT,
     "refused_address": "for an intranet give --allow-private-addresses, for a single host --allow-hosts HOST:PORT",
+    "robots_error": "try later, or --respect-robots-txt False fetches regardless",
+    "robots_txt": "robots.txt of these sites disallows it; --respect-robots-txt False overrides them",
+    "tdm_reservation": _OPT_OUT,
     "timeout": "check firewall and proxy, or give a longer --timeout",
     "tls": "check the machine's certificates and clock; SSL_CERT_FILE names others",
     "too_large": "give a larger --max-bytes",
@@ -26,21 +32,21 @@ _ADVICE = {
 def preflight(
     urls: Sequence[str],
     limits: FetchLimits,
+    consent: Consent,
     timeout: float,
     opt_out_directives: Sequence[str],
-    user_agent_token: str | None,
 ) -> None:
     """Fetches the URLs. Raises ValueError, in one line with what to do, if all of them fail."""
     from pipelines.download.fetching import is_disallowed  # slow imports that the earlier checks do not need
 
-    opener = make_opener(limits)
+    opener = make_opener(limits, *consent_handlers(consent, limits))
 
     def failure(url: str) -> str | None:
         try:
             request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})
             with opener.open(request, timeout=timeout) as response:
                 response.read()
-                if is_disallowed(response.headers, user_agent_token, opt_out_directives):
+                if is_disallowed(response.headers, consent.user_agent_token, opt_out_directives):
                     return "disallowed by X-Robots-Tag"
         except Exception as error:  # as in the download, any error is a failure of this URL
             return str(error)

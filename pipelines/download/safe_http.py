@@ -57,18 +57,23 @@ class FetchLimits:
         )
 
 
-def make_opener(limits: FetchLimits) -> urllib.request.OpenerDirector:
-    """Creates an opener that enforces `limits`. It raises FetchError and the errors of urllib and http.client."""
+def make_opener(limits: FetchLimits, *more: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """Creates an opener that enforces `limits`. It raises FetchError and the errors of urllib and http.client.
+
+    `more` handlers see requests and answers, too. One for redirects takes the place of urllib's.
+    """
     opener = urllib.request.OpenerDirector()
     proxies = urllib.request.getproxies()
+    follows = any(isinstance(handler, urllib.request.HTTPRedirectHandler) for handler in more)
     for handler in (
         urllib.request.ProxyHandler(proxies),
         _HTTPHandler(limits, proxied="http" in proxies),
         _HTTPSHandler(limits, proxied="https" in proxies),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        *(() if follows else (urllib.request.HTTPRedirectHandler(),)),
         urllib.request.HTTPErrorProcessor(),
+        *more,
     ):
         opener.add_handler(handler)
     return opener

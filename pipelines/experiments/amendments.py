@@ -10,7 +10,8 @@ A number in them is a number of steps that are done, as in the progress lines.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from groupvit.config import OptimizerConfig
 
@@ -18,8 +19,8 @@ WEIGHTS, LEARNING_RATE = "data.weights", "optimizer.learning_rate"
 _FROM = re.compile(r"from\s+([\d_]+)\s*:\s*([\w.\-]+)\s*=\s*(\S.*)")
 _SKIP = re.compile(r"skip\s+([\d_]+)\s*:\s*([\d_]+)")
 _EXAMPLES = f'"from 120000: {LEARNING_RATE}=1e-4", "from 120000: {WEIGHTS}=0.7,0.3" or "skip 118400:118500"'
-MAX_AMENDMENTS = 1000
-"""Largest number of amendments of a run."""
+MAX_AMENDMENTS = 40
+"""Largest number of amendments of a run: MLflow keeps their texts in one tag."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,9 +89,24 @@ def check_amendments(texts: Sequence[str], *, num_steps: int, num_sources: int) 
                 raise ValueError(f"--amend {text!r} contradicts {other!r}: give one of them")
 
 
+def as_text(recorded: Sequence[Mapping[str, Any]]) -> str:
+    """Returns recorded amendments for people, one a line: what, by whom, when, after which step."""
+    return "\n".join(f"{each['text']} (by {each['by']}, {each['at']}, after {each['after_step']})" for each in recorded)
+
+
+def texts_in(text: str) -> list[str]:
+    """Returns the amendments in what `as_text` made."""
+    return [line.partition(" (by ")[0] for line in text.splitlines()]
+
+
+def skipped_ranges(texts: Sequence[str]) -> list[range]:
+    """Returns the steps, from 0, that the amendments skip. Ranges may overlap."""
+    return [range(each.first, each.last) for each in _parsed(texts) if each.last is not None]
+
+
 def is_skipped(texts: Sequence[str], step: int) -> bool:
     """Whether one of the amendments skips step `step`, from 0."""
-    return any(each.last is not None and each.first <= step < each.last for each in _parsed(texts))
+    return any(step in steps for steps in skipped_ranges(texts))
 
 
 def optimizer_at(config: OptimizerConfig, texts: Sequence[str], step: int) -> OptimizerConfig:

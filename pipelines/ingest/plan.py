@@ -3,11 +3,13 @@ would cost each of Ray's coordinating processes seconds and most of a gigabyte.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.dataset.format import DatasetInfo
 from pipelines.experiments.amendments import weights_by_step
 from pipelines.ingest.sampling import SampleOrder, Source
 from pipelines.ingest.uncurated import open_source
@@ -56,20 +58,24 @@ class IngestPlan:
     """The fields of `IngestConfig`."""
 
 
+def sample_order(config: "ExperimentConfig", datasets: Sequence[DatasetInfo]) -> SampleOrder:
+    """Returns the order of samples of a run of `config` on these data sets, one for each of `data.sources`."""
+    return SampleOrder.of(
+        [Source.from_row_groups(info.rows) for info in datasets],
+        weights=config.data.weights,
+        later_weights=[
+            (step * config.training.global_batch_size, shares) for step, shares in weights_by_step(config.amendments)
+        ],
+        seed=config.data.seed,
+        window_size=config.ingest.window_size,
+    )
+
+
 def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
     """Opens the data sets of `config`. Raises ValueError if one is invalid."""
     datasets = [open_source(uri) for uri in config.data.sources]
     return IngestPlan(
-        order=SampleOrder.of(
-            [Source.from_row_groups(info.rows) for info in datasets],
-            weights=config.data.weights,
-            later_weights=[
-                (step * config.training.global_batch_size, shares)
-                for step, shares in weights_by_step(config.amendments)
-            ],
-            seed=config.data.seed,
-            window_size=config.ingest.window_size,
-        ),
+        order=sample_order(config, datasets),
         uris=tuple(info.uri for info in datasets),
         files=tuple(info.files for info in datasets),
         first_groups=tuple(info.first_groups for info in datasets),

@@ -13,6 +13,7 @@ determine it. It is never stored: any part is computed when needed, at a cost th
   G = global batch size / slice_size. Worker r of W takes those with index ≡ r (mod W).
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,10 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from pipelines.ingest.permutation import IntArray, permute
 
-_NUM_ROUNDS = 8  # of the Feistel network; 4 make it pseudo-random with strong round functions, but ours is only a hash
-_LEAST_HALF_BITS = 3  # with fewer bits, most of the possible orders of a small domain would never be drawn
 _CHUNKS, _WINDOWS = 0, 1  # separate the keys of the two kinds of permutation
 
 
@@ -41,6 +40,17 @@ class Samples(NamedTuple):
     """Index of the row group in the manifest of the source."""
     row: IntArray
     """Index within the row group."""
+
+
+class Visits(NamedTuple):
+    """Where rows stand in the run's sequence: one entry per visit of a row, int64, ascending by position."""
+
+    index: IntArray
+    """Which of the rows."""
+    position: IntArray
+    """Position in the run's sequence."""
+    epoch: IntArray
+    """Epoch of the source, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +106,16 @@ class Source:
         odd = np.where(is_odd, odd, 0)
         odd_group = self.odd_groups[odd] if len(self.odd_groups) else full_group
         return np.where(is_odd, odd_group, full_group), np.where(is_odd, odd_row - self.odd_offsets[odd], row)
+
+    def find(self, row_groups: IntArray, rows: IntArray, key: Sequence[int]) -> IntArray:
+        """Row groups [N] and rows [N] in them → their positions [N] in one epoch: the inverse of `locate`."""
+        odd = np.searchsorted(self.odd_groups, row_groups)
+        is_odd = np.isin(row_groups, self.odd_groups)
+        odd_chunk, odd_row = np.divmod(self.odd_offsets[odd] + rows, self.chunk_rows)
+        chunk = np.where(is_odd, self.num_full_groups + odd_chunk, row_groups - odd)
+        in_chunk = chunk < self.num_chunks
+        chunk[in_chunk] = permute(chunk[in_chunk], self.num_chunks, key, inverse=True)
+        return chunk * self.chunk_rows + np.where(is_odd, odd_row, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +199,39 @@ class SampleOrder:
         taken = np.bincount(inside.source, minlength=len(self.sources)).tolist()
         return [before + now for before, now in zip(self.counts_before_window(window), taken, strict=True)]
 
+    def find(self, source: int, row_groups: IntArray, rows: IntArray, end: int) -> Visits:
+        """Returns all positions before `end` at which the run visits rows [N] of a source: the inverse of `locate`.
+
+        The cost grows with the number of visits, not with `end`. Memory: about 100 bytes for each visit.
+        """
+        layout, num_windows = self.sources[source], -(-end // self.window_size)
+        num_epochs = -(-self.counts_before_window(num_windows)[source] // layout.num_samples)
+        found = np.empty((num_epochs, len(rows)), dtype=np.int64)  # positions in the sequence of the source
+        for epoch in range(num_epochs):
+            found[epoch] = layout.find(row_groups, rows, (self.seed, _CHUNKS, source, epoch))
+            found[epoch] += epoch * layout.num_samples
+        epochs, index = np.divmod(np.argsort(found, axis=None), max(len(rows), 1))
+        in_source = found[epochs, index]
+
+        positions, start, window = np.empty_like(in_source), 0, 0
+        while start < len(in_source):
+            # The last window that has at most as many samples of the source before it holds the next one.
+            window = bisect.bisect_right(
+                range(num_windows + 1), in_source[start], window, key=lambda k: self.counts_before_window(k)[source]
+            )
+            before, after = self.counts_before_window(window - 1), self.counts_before_window(window)
+            stop = int(np.searchsorted(in_source, after[source]))
+            if stop == start:
+                break  # this one and all after it are later than `end`
+            offset = sum(after[:source]) - sum(before[:source])
+            places = in_source[start:stop] - before[source] + offset
+            permuted = permute(places, self.window_size, (self.seed, _WINDOWS, window - 1), inverse=True)
+            positions[start:stop] = (window - 1) * self.window_size + permuted
+            start = stop
+        kept = np.flatnonzero(positions[:start] < end)
+        kept = kept[np.argsort(positions[kept])]
+        return Visits(index[kept], positions[kept], epochs[kept])
+
     def _locate_in_window(self, window: int, places: IntArray) -> IntArray:
         """Places [N] in one window → [4, N]: source, epoch, row group, row."""
         first = self.counts_before_window(window)
@@ -217,30 +270,3 @@ def _whole(shares: Sequence[float], num_sources: int) -> tuple[int, ...]:
     fractions = [Fraction(str(share)) for share in shares]
     scale = np.lcm.reduce([fraction.denominator for fraction in fractions], dtype=object)
     return tuple(int(fraction * scale) for fraction in fractions)
-
-
-def permute(values: IntArray, size: int, key: Sequence[int]) -> IntArray:
-    """Maps `values` [N] in 0 … size-1 by a permutation of these numbers drawn from `key` (integers >= 0).
-
-    Applies a Feistel network over the next even number of bits until the result is in the domain again (Black and
-    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It needs no table, so a value costs the same for any size.
-    """
-    half_bits = np.uint64(max(((size - 1).bit_length() + 1) // 2, _LEAST_HALF_BITS))
-    mask = np.uint64((1 << int(half_bits)) - 1)
-    round_keys = np.random.SeedSequence(list(key)).generate_state(_NUM_ROUNDS, np.uint64)
-    images = values.astype(np.uint64)
-    outside = np.arange(len(images))
-    while len(outside):
-        left, right = images[outside] >> half_bits, images[outside] & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        images[outside] = left << half_bits | right
-        outside = outside[images[outside] >= size]
-    return images.astype(np.int64)
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): each input bit affects each output bit."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

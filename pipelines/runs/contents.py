@@ -40,7 +40,7 @@ class RunDescription(TypedDict):
     fixed: Fixed
     config: dict[str, Any]
     precision: NotRequired[PrecisionChoice]
-    amendments: NotRequired[Annotated[list[RecordedAmendment], Field(max_length=1000)]]
+    amendments: NotRequired[Annotated[list[RecordedAmendment], Field(max_length=40)]]
 
 
 @with_config(KEEP_OTHERS)

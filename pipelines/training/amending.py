@@ -54,11 +54,6 @@ def record(run: RunFolder, entries: Sequence[Any]) -> None:
     run.write_description(description | {"amendments": [*description.get("amendments", []), *entries]})
 
 
-def as_text(recorded: Sequence[RecordedAmendment]) -> str:
-    """Returns amendments for people, one a line."""
-    return "\n".join(f"{each['text']} (by {each['by']}, {each['at']}, after {each['after_step']})" for each in recorded)
-
-
 def _user() -> str:
     try:
         return getpass.getuser()

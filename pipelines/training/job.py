@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from groupvit.config import flatten, to_dict
 from pipelines.dataset.format import DatasetInfo
-from pipelines.experiments.amendments import LEARNING_RATE, WEIGHTS
+from pipelines.experiments.amendments import LEARNING_RATE, WEIGHTS, as_text
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.experiments.fixed import before_there_was_a_choice, fixes_the_result, settled
 from pipelines.local.home import cache_folder
@@ -25,7 +25,7 @@ from pipelines.storage import absolute
 from pipelines.tracking.places import artifacts_in, check_database, database_path, database_uri
 from pipelines.tracking.runs import RunIdentity, TrackedDataset
 from pipelines.tracking.tracker import Tracker
-from pipelines.training.amending import amended, as_text, new_amendments
+from pipelines.training.amending import amended, new_amendments
 
 if TYPE_CHECKING:
     from pipelines.evaluation.checkpoint_evaluator import CheckpointEvaluator

@@ -25,6 +25,9 @@ PLANTED = {
     "redirect_loopback": (3, "refused_address"),
     "redirect_metadata": (3, "refused_address"),
     "unavailable": (4, "http_503"),
+    "robots_txt": (3, "robots_txt"),
+    "noml": (2, "noml"),
+    "tdm_reservation": (2, "tdm_reservation"),
     # These arrive; it is for curation to find them.
     "duplicate": (6, None),
     "near_duplicate": (6, None),
@@ -175,7 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
         site.requests[self.path] += 1
         case = self.path.split("/")[1]
         body = site.bodies.get(self.path)
-        if body is None or case == "missing":
+        if self.path == "/robots.txt":
+            self._answer(b"User-agent: *\nDisallow: /robots_txt/\n", {"Content-Type": "text/plain"})
+        elif body is None or case == "missing":
             self.send_error(404)
         elif case == "unavailable" and not site.available.is_set():
             self.send_error(503)
@@ -187,6 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(body[: len(body) // 2], {"Content-Length": str(len(body))})
         elif case == "opt_out":
             self._answer(body, {"X-Robots-Tag": "noai, noimageai"})
+        elif case == "noml":
+            self._answer(body, {"X-Robots-Tag": "noml"})
+        elif case == "tdm_reservation":
+            self._answer(body, {"tdm-reservation": "1"})
         elif case == "redirect_loopback":
             self._answer(b"", {"Location": f"http://127.0.0.1:1{self.path}"}, status=302)
         elif case == "redirect_metadata":

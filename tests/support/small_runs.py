@@ -21,6 +21,7 @@ NOT_RUN: Mapping[str, str] = {
     "groupvit compare demo-soft": "it needs a server with those runs: "
     "tests/pipelines/comparison/test_compare.py has one",
     "groupvit doctor --cluster": "it needs a cluster at that address: tests/pipelines/doctor starts one",
+    "groupvit forget": "it needs a run with its data: tests/pipelines/removal has one",
     "groupvit inspect-step": "it needs a run with its data: tests/pipelines/training/test_inspect_step.py has one",
     "groupvit submit": "it needs a cluster with a job server, or the user's own files beside the cluster file: "
     "tests/end_to_end/test_cluster.py and tests/pipelines/cluster/test_file.py have them",

@@ -148,7 +148,7 @@ def test_retry_fetches_what_failed_and_touches_nothing_else(site, downloaded, tm
     assert result["failures"] == expected and result["succeeded"] == first["succeeded"] + recovered
     assert {path: path.read_bytes() for path in (tmp_path / "raw").glob("0*")} == files
     assert {path: count for path, count in site.requests.items() if path.startswith("/good/")} == good
-    refused = expected["opt_out"] + expected["refused_address"]
+    refused = sum(expected[name] for name in ("opt_out", "robots_txt", "noml", "tdm_reservation", "refused_address"))
     assert result["fetched"] == first["failed"] - refused
     still = [row for table in failed_rows(raw_shards(str(tmp_path / "raw")), ["url"]) for row in table.to_pylist()]
     assert sorted(row["url"] for row in still) == sorted(
@@ -239,6 +239,8 @@ def dying(task):
         ("http://nowhere.invalid/x.jpg?signature=hidden", "check the machine's DNS"),
         ("https://{host}/good/0.jpg", "check the machine's certificates"),
         ("http://{host}/opt_out/0.jpg", "ask not to be used for training"),
+        ("http://{host}/robots_txt/0.jpg", "--respect-robots-txt False overrides them"),
+        ("http://{host}/noml/0.jpg", "noml 1; "),
         ("http://{host}/missing/0.jpg", "http_404 1"),
     ],
 )

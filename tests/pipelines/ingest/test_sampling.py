@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.ingest.sampling import SampleOrder, Source, permute, slices_of_step
+from pipelines.ingest.permutation import permute
+from pipelines.ingest.sampling import SampleOrder, Source, slices_of_step
 
 # Time varies too much on a shared machine for a deadline.
 relaxed = settings(deadline=None, max_examples=40)
@@ -33,6 +34,52 @@ def all_rows(row_groups):
 @given(size=st.integers(1, 3000), key=st.lists(st.integers(0, 2**64), min_size=1, max_size=4))
 def test_permute_is_a_permutation(size, key):
     assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
+
+
+@relaxed
+@given(size=st.integers(1, 3000), key=st.lists(st.integers(0, 2**64), min_size=1, max_size=4))
+def test_permute_goes_back(size, key):
+    there = permute(np.arange(size), size, key)
+    assert permute(there, size, key, inverse=True).tolist() == list(range(size))
+
+
+@settings(relaxed, max_examples=30)
+@given(
+    row_groups=st.lists(ROW_GROUPS, min_size=1, max_size=4),
+    weights=st.none() | st.lists(st.floats(0.01, 100), min_size=4, max_size=4),
+    window_size=st.integers(1, 40),
+    end=st.integers(0, 600),
+    data=st.data(),
+)
+def test_find_returns_every_visit_that_the_sequence_has(row_groups, weights, window_size, end, data):
+    order = order_of(*row_groups, seed=3, window_size=window_size, weights=weights and weights[: len(row_groups)])
+    source = data.draw(st.integers(0, len(row_groups) - 1))
+    chosen = data.draw(st.lists(st.sampled_from(all_rows(row_groups[source])), unique=True))
+    groups, rows = (np.array([pair[axis] for pair in chosen], dtype=np.int64) for axis in (0, 1))
+    visits = order.find(source, groups, rows, end)
+    found = [
+        (position, epoch, *chosen[index])
+        for index, position, epoch in zip(*(column.tolist() for column in visits), strict=True)
+    ]
+    walked = order.locate(np.arange(end))
+    expected = [
+        (position, epoch, group, row)
+        for position, which, epoch, group, row in zip(*(column.tolist() for column in walked), strict=True)
+        if which == source and (group, row) in chosen
+    ]
+    assert found == expected
+
+
+def test_find_does_not_walk_the_sequence():
+    order = order_of([128] * 50_000, [100] * 700, window_size=1024, weights=[0.9, 0.1])
+    groups, rows = np.arange(0, 700, 70), np.arange(10)
+    start = time.perf_counter()
+    visits = order.find(1, groups, rows, 10**8)
+    assert time.perf_counter() - start < 30  # half a second; a walk takes minutes
+    there = order.locate(visits.position)
+    assert (there.source == 1).all() and (there.epoch == visits.epoch).all()
+    assert (there.row_group == groups[visits.index]).all() and (there.row == rows[visits.index]).all()
+    assert len(visits.position) >= 10 * (10**7 // 70_000 - 1)
 
 
 def test_permute_spreads_evenly_and_differs_by_key():

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from groupvit import checkpoint
+from pipelines.experiments.amendments import as_text, texts_in
 from pipelines.experiments.config import ExperimentConfig
 from pipelines.runs.folder import RunFolder
-from pipelines.training.amending import amended, as_text, new_amendments, record
+from pipelines.training.amending import amended, new_amendments, record
 from tests.support.lone_worker import lone_config, train_alone
 
 NUM_STEPS = 12
@@ -86,6 +87,7 @@ def test_the_record_says_who_and_when_and_is_followed(tmp_path: Path) -> None:
     assert description is not None and description["amendments"] == new
     assert new[0]["after_step"] == 3 and new[0]["by"] and new[0]["at"].endswith("+00:00")
     assert as_text(new).startswith(f"{AMENDMENTS[0]} (by {new[0]['by']}, {new[0]['at']}, after 3)")
+    assert texts_in(as_text([*new, *new])) == [AMENDMENTS[0]] * 2 and texts_in("") == []
     assert new_amendments(config, run, new) == []  # asked for once more
     plain = dataclasses.replace(config, amendments=())
     assert amended(plain, description).amendments == AMENDMENTS[:1]
