@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from groupvit.config import Precision, PrecisionChoice, SegmentationConfig
 from groupvit.model import GroupViT
 from groupvit.precision import resolve_precision
-from groupvit.segmentation import Words, predict, segment_scores
+from groupvit.segmentation import Words, label, segment_scores
 from groupvit.windows import encode_views
 from groupvit.words import BACKGROUND, check_lengths, check_words
 from groupvit.zero_shot import Tokenize, class_embeddings
@@ -83,18 +83,39 @@ class Segmenter:
         Raises:
             ValueError: The words, the image or the threshold are invalid; see `check` and `check_image`.
         """
+        [segmented] = self.segment_all([image], words, background=background, background_threshold=background_threshold)
+        return segmented
+
+    def segment_all(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        words: Sequence[str],
+        *,
+        background: bool = True,
+        background_threshold: float | None = None,
+    ) -> list[Segmented]:
+        """Segment several images as `segment` does one. On a GPU, their windows share passes of the image tower."""
         config = self.protocol(background=background, background_threshold=background_threshold)
         self.check(words, background=config.background_threshold is not None)
-        check_image(image)
+        for image in images:
+            check_image(image)
         classes = class_embeddings(self.model, self._tokenize, words, config.templates)
         prompts = config.background_prompts
         others = class_embeddings(self.model, self._tokenize, prompts, config.templates) if prompts else None
-        [labels] = predict(self.model, image, classes, config, background_embeddings=others, precision=self.precision)
-        maps, affinities = self._groups(image, Words.of(self.model, classes, others, config), config)
+        embedded = Words.of(self.model, classes, others, config)
         names = (*words,) if config.background_threshold is None else (BACKGROUND, *words)
-        counts = np.bincount(labels.ravel(), minlength=len(names))
-        shares = tuple((counts / labels.size).tolist())
-        return Segmented(labels=labels, names=names, shares=shares, group_maps=maps, affinities=affinities)
+        segmented = []
+        encoded = encode_views(self.model, images, config, precision=self.precision)
+        for image, views in zip(images, encoded, strict=True):
+            size = (image.shape[0], image.shape[1])
+            [labels] = label(views, embedded, size, config, (config.background_threshold,))
+            maps, affinities = self._groups(image, embedded, config)
+            counts = np.bincount(labels.ravel(), minlength=len(names))
+            shares = tuple((counts / labels.size).tolist())
+            segmented.append(
+                Segmented(labels=labels, names=names, shares=shares, group_maps=maps, affinities=affinities)
+            )
+        return segmented
 
     def protocol(self, *, background: bool, background_threshold: float | None) -> SegmentationConfig:
         """Apply these options to the protocol. ValueError if the threshold is out of range."""

@@ -7,6 +7,7 @@ from pipelines.benchmarks.cityscapes import open_cityscapes
 from pipelines.benchmarks.coco import open_coco_object, open_coco_stuff
 from pipelines.benchmarks.context import open_context59, open_context60
 from pipelines.benchmarks.dataset import SegmentationDataset
+from pipelines.benchmarks.folder import open_folder
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.benchmarks.voc import open_voc20, open_voc21
 
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[str], SegmentationDataset]] = {
     "cityscapes": open_cityscapes,
     "ade20k": open_ade20k,
     "scenes": open_scenes,
+    "folder": open_folder,
 }
 """Functions by name that open the benchmark's folder (a local path or s3:// URI). They raise ValueError if the folder
 is not that benchmark."""

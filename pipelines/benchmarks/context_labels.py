@@ -24,6 +24,7 @@ from pipelines import documents, storage
 from pipelines.benchmarks.class_lists import read_classes
 from pipelines.benchmarks.context import LABELS, LIST, find_context
 from pipelines.local.writable import check_writable
+from pipelines.masks.coco import decode_mask
 
 ANNOTATIONS = "trainval_merged.json"
 _IMAGE_NAME = re.compile(r"(\w+)\.jpg")
@@ -117,40 +118,6 @@ def draw_labels(image: dict[str, Any], masks: list[dict[str, Any]]) -> NDArray[n
             raise ValueError(f"image {_stem(image)} has a mask that is not a run-length encoding of {height}×{width}")
         labels[decode_mask(encoded["counts"], height, width)] = label_of_category[category]
     return labels
-
-
-def decode_mask(counts: str | list[int], height: int, width: int) -> NDArray[np.bool_]:
-    """COCO's run-length encoding → bool [H, W]. Raises ValueError if its runs do not add up to the mask's size.
-
-    Runs of 0 and of 1 alternate down the columns. As text, a run is written in units of 5 bits, lowest first, each as
-    the character 48 + unit, plus 32 if more follow. The highest bit of the last unit is the sign. From the fourth run
-    on, the number is the difference to the last run but one.
-    """
-    runs = _read_runs(counts) if isinstance(counts, str) else counts
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise ValueError(f"a mask of {height}×{width} has runs that do not add up to it")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(width, height).T
-
-
-def _read_runs(text: str) -> list[int]:
-    runs: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        unit = ord(character) - 48
-        if not 0 <= unit < 64 or shift > 30:
-            raise ValueError(f"a mask's run-length encoding holds {character!r} where none can be")
-        value |= (unit & 31) << shift
-        shift += 5
-        if unit & 32:
-            continue
-        if unit & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value, shift = 0, 0
-    if shift:
-        raise ValueError("a mask's run-length encoding ends within a number")
-    return runs
 
 
 def _read(uri: str) -> tuple[list[dict[str, Any]], dict[int, list[dict[str, Any]]]]:

@@ -8,7 +8,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -83,7 +83,7 @@ def open_files(
 ) -> FileDataset:
     """Returns the data set of these files after checking that all exist. Label values that are not given are illegal.
 
-    Prints a notice to stderr if its size is not the official one. Raises ValueError if it is empty or files are
+    Prints a notice to stderr if its size is not an official one. Raises ValueError if it is empty or files are
     missing.
     """
     if not files:
@@ -95,13 +95,10 @@ def open_files(
                 f"{uri} is half a data set: {len(missing):,} of {len(names):,} {kind} of {benchmark} are missing, "
                 f"the first is {missing[0]}; get them from {page}"
             )
-    if len(files) not in official_counts:
+    if official_counts and len(files) not in official_counts:
         official = " or ".join(f"{count:,}" for count in official_counts)
         print(f"{benchmark}: {len(files):,} of the {official} images of the official list", file=sys.stderr)
     names = tuple(entry.name for entry in classes)
-    digest = hashlib.sha256(repr((benchmark, names)).encode())
-    for pair in files:
-        digest.update(repr([(name, sizes[name]) for name in pair]).encode())
     return FileDataset(
         uri=uri,
         benchmark=benchmark,
@@ -109,12 +106,20 @@ def open_files(
         words=tuple(entry.words for entry in classes if entry.name != BACKGROUND),
         colours=colours_of(classes),
         parts=(benchmark,),
-        digest=digest.hexdigest(),
+        digest=digest_of(benchmark, names, [[(name, sizes[name]) for name in pair] for pair in files]),
         part_of_scene=(benchmark,) * len(files),
         official_counts=tuple(official_counts),
         files=tuple(files),
         label_of_value=tuple(label_of_value.get(value, ILLEGAL) for value in range(256)),
     )
+
+
+def digest_of(benchmark: str, classes: tuple[str, ...], scenes: Iterable[object]) -> str:
+    """Returns the hash of a benchmark's data. `scenes`: what tells the data of each, e.g. names and sizes of files."""
+    digest = hashlib.sha256(repr((benchmark, classes)).encode())
+    for scene in scenes:
+        digest.update(repr(scene).encode())
+    return digest.hexdigest()
 
 
 def colours_of(classes: Sequence[LabelClass]) -> tuple[tuple[int, int, int], ...] | None:

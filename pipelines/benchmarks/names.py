@@ -12,6 +12,7 @@ BenchmarkName = Literal[
     "coco-stuff",
     "cityscapes",
     "ade20k",
+    "folder",
     "all",
     "imagenet",
 ]

@@ -29,6 +29,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit sweep debug --base debug --evaluation.root data/shapes/validation   train variants, compare them
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit evaluate --checkpoint runs/debug --root data --benchmark voc21   or all; see docs/evaluation.md
+  groupvit evaluate --checkpoint runs/debug --root pictures --benchmark folder   your own images and masks
   groupvit compare RUN RUN                        evaluations side by side, and whether they differ by chance
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
   groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's

@@ -104,7 +104,7 @@ def segmentation_for(
 
 
 def _protocol(config: EvaluateConfig, dataset: SegmentationDataset) -> Protocol:
-    return config.protocol or ("model" if dataset.benchmark == "scenes" else "paper")
+    return config.protocol or ("model" if dataset.benchmark in ("scenes", "folder") else "paper")
 
 
 def _classify(config: EvaluateConfig) -> dict[str, Any]:

@@ -11,17 +11,17 @@ class ScoringConfig:
     """How to score a checkpoint: of an evaluation beside training, and of `groupvit evaluate`."""
 
     root: str
-    """Folder of the benchmark's data in its official layout (for `scenes`: the folder with scenes.json): a local path
-    or s3:// URI that every node can read."""
+    """Folder of the benchmark's data in its official layout (for `scenes`: the folder with scenes.json; for `folder`:
+    images, classes.txt and masks of your own): a local path or s3:// URI that every node can read."""
     benchmark: BenchmarkName = "scenes"
-    """Benchmark to evaluate. `all`: every segmentation benchmark with data in `root`. `imagenet`: classification of
-    whole images, which uses only checkpoint, root, out, templates, batch size, precision, workers and MLflow run. Only
-    `groupvit evaluate` takes these two."""
+    """Benchmark to evaluate. `folder`: pictures of your own. `all`: every segmentation benchmark with data in `root`.
+    `imagenet`: classification of whole images, which uses only checkpoint, root, out, templates, batch size, precision,
+    workers and MLflow run. Only `groupvit evaluate` takes these two."""
     protocol: Protocol | None = None
     """`paper`: short side and windows of 448, stride 224, five classes per window, the paper's background threshold for
     the benchmark. `unified`: the same sizes, all classes, one constant background score for all benchmarks. `model`:
     as in the checkpoint's experiment, else the paper's with sizes scaled to the model's image size. None: `model` for
-    scenes, else `paper`."""
+    scenes and folder, else `paper`."""
     calibration: str | None = None
     """Folder of scenes on which the background threshold of each compared method is chosen, for every checkpoint again.
     It must not be the evaluated data."""

@@ -27,6 +27,7 @@ from tests.support.hugging_face import small_hugging_face
 from tests.support.image_files import png
 from tests.support.image_server import ImageServer
 from tests.support.miniatures import Photo, write_ade20k, write_coco, write_imagenet, write_voc
+from tests.support.own_folder import write_own_folder
 from tests.support.small_model import OFFICIAL, small_model
 
 SCENES = ["--num-training-scenes", "64", "--num-calibration-scenes", "2", "--num-validation-scenes", "2"]
@@ -124,12 +125,16 @@ class StandIns:
     def _imagenet(self, folder: Path) -> None:
         write_imagenet(folder, _drawn_photos(), num_images=4)
 
+    def _own_folder(self, folder: Path) -> None:
+        write_own_folder(folder, "coco")
+
 
 STAND_INS: Mapping[str, Callable[[StandIns, Path], None]] = {
     r"(?P<root>data/(stamps|shapes))(/|$)": StandIns._demo_data,
     r"(?P<root>data/imagenet)$": StandIns._imagenet,
     r"(?P<root>data|s3://bucket/benchmarks)$": StandIns._benchmarks,
     r"(?P<root>(s3://bucket|data)/[\w-]*raw[\w-]*)$": StandIns._raw_shards,
+    r"(?P<root>pictures)$": StandIns._own_folder,
     r"(?P<root>evaluation/[a-z])$": StandIns._evaluation,
     r"(?P<root>runs/[a-z])$": StandIns._evaluated_run,
     r"(?P<root>runs/demo/stamps-seed-0)(/|$)": StandIns._run,

@@ -8,56 +8,13 @@ import numpy as np
 import pytest
 
 from pipelines.benchmarks.context import open_context59, open_context60
-from pipelines.benchmarks.context_labels import PrepareContextConfig, decode_mask, draw_labels, prepare_context
+from pipelines.benchmarks.context_labels import PrepareContextConfig, draw_labels, prepare_context
 from pipelines.cli.main import main
 from tests.support.miniatures import Photo, write_context
 
-COUNTS = json.loads((Path(__file__).parents[2] / "data/pycocotools_masks.json").read_text())["counts"]
 PERSON, BOTTLE, SOFA = 284, 34, 368
 IDS = {5: BOTTLE, 6: 45, 7: 59, 9: 72, 15: PERSON, 18: SOFA}
 """Category ids in trainval_merged.json of VOC's classes."""
-
-
-def drawn(name: str) -> np.ndarray:
-    """The masks that pycocotools encoded."""
-    y, x = np.mgrid[:61, :97]
-    yy, xx = np.mgrid[:400, :300]
-    return {
-        "ellipse": ((y - 30) / 20) ** 2 + ((x - 40) / 33) ** 2 < 1,
-        "stripes": (x * 7 + y * 3) % 31 < 9,
-        "all": np.ones((61, 97), dtype=bool),
-        "none": np.zeros((61, 97), dtype=bool),
-        "corner": x + y < 5,
-        "wide": np.sin(xx / 30) * 150 + 200 > yy,
-    }[name]
-
-
-@pytest.mark.parametrize("name", list(COUNTS))
-def test_masks_are_decoded_as_pycocotools_encoded_them(name: str) -> None:
-    mask = drawn(name)
-    np.testing.assert_array_equal(decode_mask(COUNTS[name], *mask.shape), mask)
-
-
-def test_runs_may_be_given_as_numbers() -> None:
-    np.testing.assert_array_equal(decode_mask([1, 2, 3], 2, 3), [[False, True, False], [True, False, False]])
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ([3, 4], "do not add up"),
-        ([10, -4], "do not add up"),
-        ([], "do not add up"),
-        (COUNTS["ellipse"], "do not add up"),
-        ("1\x05", "where none can be"),
-        ("Ý", "where none can be"),
-        ("o" * 40, "where none can be"),
-        ("1o", "ends within a number"),
-    ],
-)
-def test_damaged_runs_are_refused(counts: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        decode_mask(counts, 2, 3)
 
 
 def runs(mask: np.ndarray) -> list[int]:

@@ -176,7 +176,8 @@ def test_each_benchmark_is_segmented_by_its_protocol(evaluated: Evaluated) -> No
 def test_all_has_a_summary_each_and_a_table(evaluated: Evaluated, root: Path) -> None:
     result, lines = evaluated.result, evaluated.printed.splitlines()
     assert set(result["benchmarks"]) == set(NUM_CLASSES)
-    assert set(result["left_out"]) == {"scenes"} and "it has no scenes.json" in result["left_out"]["scenes"]
+    assert set(result["left_out"]) == {"scenes", "folder"} and "it has no scenes.json" in result["left_out"]["scenes"]
+    assert "classes.txt does not exist" in result["left_out"]["folder"]
     header = next(index for index, line in enumerate(lines) if line.startswith("benchmark  "))
     rows = {line.split()[0]: line for line in lines[header + 2 : header + 2 + len(NUM_CLASSES)]}
     for name, summary in result["benchmarks"].items():
@@ -275,7 +276,7 @@ def test_benchmarks_that_are_not_there_are_left_out_with_the_reason(
     printed = capsys.readouterr().out.splitlines()
     result = json.loads(printed[-1])
     assert set(result["benchmarks"]) == {"cityscapes", "ade20k"}
-    assert set(result["left_out"]) == {*NUM_CLASSES, "scenes"} - {"cityscapes", "ade20k"}
+    assert set(result["left_out"]) == {*NUM_CLASSES, "scenes", "folder"} - {"cityscapes", "ade20k"}
     assert "VOC2012" in result["left_out"]["voc21"] and "prepare-context" in result["left_out"]["context59"]
     told = [line for line in printed if line.startswith("left out: ")]
     assert told == [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]

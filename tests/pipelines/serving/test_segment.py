@@ -126,12 +126,26 @@ def test_the_command_takes_images_anywhere_and_tells_by_its_exit_code(
     assert "images is empty" in capsys.readouterr().err
 
 
+def test_many_images_have_a_progress_line(
+    checkpoint: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for number in range(21):
+        Image.new("RGB", (16, 16)).save(given / f"{number}.png")
+    result = segment(config_of(checkpoint, tmp_path, given))
+    captured = capsys.readouterr()
+    assert len(result["images"]) == 21 and captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("segmented 21 of 21 images")
+
+
 @pytest.mark.parametrize(
     ("image", "fields", "message"),
     [
         ("missing.jpg", {}, r"image=.*missing\.jpg does not exist"),
         ("broken.jpg", {}, "broken.jpg: cannot be decoded"),
-        (".", {}, "is a folder: give image files"),
+        ("empty", {}, "is a folder without images: give image files"),
+        ("empty/*.jpg", {}, r"images=.*empty/\*\.jpg matches no file"),
         ("photo.jpg", {"classes": " , "}, "classes is empty"),
         ("photo.jpg", {"classes": "dog, Dog"}, "'dog' and 'Dog', which are the same"),
         ("photo.jpg", {"classes": "dog, background"}, "'background', which is what suits no other word"),
@@ -145,6 +159,7 @@ def test_bad_input_is_refused(
     image: str, fields: dict[str, Any], message: str, checkpoint: str, photo: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=message) as caught:
         segment(config_of(fields.pop("checkpoint", checkpoint), tmp_path, tmp_path / image, **fields))
     assert "\n" not in str(caught.value)

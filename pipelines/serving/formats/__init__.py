@@ -1,0 +1,1 @@
+"""The files that `groupvit segment` writes, one format per module."""
