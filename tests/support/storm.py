@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ class Storm:
     ) -> None:
         self._cluster, self._draw, self._command, self._log = cluster, random.Random(seed), command, log
         self._plan, self._steps_done = plan(seed), steps_done
+        self._away: list[threading.Timer] = []
         self.events: list[Event] = []
 
     def blow(self, seconds: float) -> None:
@@ -64,6 +66,8 @@ class Storm:
                 driver = self._start()
             self.events.append(Event(kind=kind, step=done, detail=detail))
             print(f"step {done}: {kind}: {detail}", flush=True)
+        for server in self._away:
+            server.join()
         assert driver.wait(timeout=max(deadline - time.monotonic(), 1)) == 0, self._log.read_text()
 
     def _start(self) -> "subprocess.Popen[str]":
@@ -92,6 +96,7 @@ class Storm:
             "tracking": (cluster.tracking, cluster.start_mlflow, _TRACKING_SECONDS),
         }[kind]
         kill(server, "weed" if kind == "store" else "mlflow")
-        time.sleep(seconds)
-        start()
+        back = threading.Timer(seconds, start)  # the steps and the storm go on meanwhile
+        back.start()
+        self._away.append(back)
         return f"away for {seconds:g} s"
