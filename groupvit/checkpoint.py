@@ -28,6 +28,7 @@ from groupvit.checkpoint_files import (
     STATE_FILE,
     CorruptedError,
     check_file,
+    check_optimizer_file,
     corrupted,
     digest_of,
     read_state,
@@ -178,13 +179,12 @@ def load_optimizer_state(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / OPTIMIZER_FILE
     check_file(path.parent, OPTIMIZER_FILE, load_state(folder))
-    if not path.exists():
-        raise ValueError(f"{folder} has no {OPTIMIZER_FILE}: training cannot be continued from it")
+    check_optimizer_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
     except Exception as error:  # a corrupted file can raise almost any exception
+        if isinstance(error, (OSError, MemoryError)):
+            raise
         raise _corrupted(path, str(error).partition("\n")[0][:200] or type(error).__name__) from None
     check_finite(_tensors_of(state), source=str(path), advice="use another checkpoint")
     return state

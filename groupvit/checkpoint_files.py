@@ -6,6 +6,8 @@ the digest itself read as 64 zeros. Checkpoints of earlier versions have no dige
 
 import hashlib
 import json
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,29 @@ def check_digest(found: Mapping[str, Any], expected: Any, source: str, start: by
         raise corrupted(source, start, f"it has {found['bytes']} bytes, not {expected['bytes']} as {STATE_FILE} says")
     if found["sha256"] != expected["sha256"]:
         raise corrupted(source, start, f"its sha256 is not that in {STATE_FILE}")
+
+
+def check_optimizer_file(path: Path) -> None:
+    """Check that a file by `torch.save` unpacks to no more bytes than it has, before its tensors take memory.
+
+    Raises:
+        ValueError: There is none.
+        CorruptedError: It is not a zip archive, or some of it is compressed, which torch.save never does.
+    """
+    if not path.exists():
+        raise ValueError(f"{path.parent} has no {path.name}: training cannot be continued from it")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        with path.open("rb") as file:
+            raise corrupted(str(path), file.read(START_BYTES), str(error)) from None
+    unpacked, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CorruptedError(
+            f"{path} is a compressed archive, which torch.save does not write ({size:,} bytes unpack to {unpacked:,}): "
+            "use another checkpoint"
+        )
 
 
 def corrupted(source: str, start: bytes, reason: str) -> CorruptedError:

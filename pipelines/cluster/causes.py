@@ -23,6 +23,7 @@ _ERROR_LINE = re.compile(r"([A-Za-z_][\w.]*)(?:\(\w+\))?(?:: (.*))?")
 _CHAIN = re.compile(
     r"^(?:The above exception was the direct cause of|During handling of the above exception, another) .*", re.MULTILINE
 )
+_OUT_OF_DISK = "OutOfDiskError"
 _ADVICE_OF_RAY = re.compile(r"(?:\n|\\n|^)Failed to apply UDF transform after .*?(?=['\"]?$)", re.DOTALL)
 """Text that Ray Data appends to the message of an error."""
 
@@ -77,11 +78,24 @@ def root_cause(error: BaseException) -> Cause:
     text = _COLORS.sub("", str(error))
     if "running low on memory" in text:
         return Cause(kind=_name(type(error)), message="a process was killed because its machine ran out of memory")
+    if _OUT_OF_DISK in text or type(error).__name__ == _OUT_OF_DISK:
+        return Cause(kind=f"ray.exceptions.{_OUT_OF_DISK}", message=_disk_full(text))
     found = list(_errors_in(text))
     own = [cause for cause in found if not cause.kind.startswith("ray.")]
     if own:
         return own[-1]
     return Cause(kind=_name(type(error)), message=_one_line(found[-1].message if found else text.partition("\n")[0]))
+
+
+def _disk_full(text: str) -> str:
+    """Say which disk is full. Ray names the machine where an actor failed, not the folder."""
+    found = re.search(r"\bip=([\w.:]+)", text)
+    place = f" on {found[1]}" if found else ""
+    return (
+        f"the disk to which Ray spills objects is full{place}, and so is Ray's object store: free space there (below "
+        "RAY_TMPDIR or TMPDIR, else /tmp, unless Ray was given another folder), or start Ray with more "
+        "--object-store-memory; `groupvit doctor` shows the disks"
+    )
 
 
 def is_of_ray(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines import documents, storage
 from pipelines.dataset.contents import DatasetDescription, DatasetVersion
+from pipelines.dataset.unpacking import check_unpacked_size
 
 Item = TypeVar("Item")
 
@@ -103,8 +104,10 @@ def dataset_schema(version: int) -> pa.Schema:
 def read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
     """Reads `columns` (default: all) of some row groups of a data file, in the types of DATASET_SCHEMA.
 
-    In a file of schema 1, the caption and its nouns become lists with one entry.
+    In a file of schema 1, the caption and its nouns become lists with one entry. Raises ValueError, without the file's
+    name, if they would not fit into memory.
     """
+    check_unpacked_size(file, row_groups)
     if "captions" in file.schema_arrow.names:
         return file.read_row_groups(row_groups, columns=columns, use_threads=False)
     if columns is not None:

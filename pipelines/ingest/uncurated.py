@@ -19,6 +19,7 @@ from pipelines.curation.text import clean_caption
 from pipelines.dataset.format import DatasetInfo, open_dataset, sample_id
 from pipelines.dataset.raw_columns import CAPTION_COLUMNS, captions, wrong_with_columns
 from pipelines.dataset.raw_shards import has_shards, raw_shards
+from pipelines.dataset.unpacking import check_unpacked_size
 
 _COLUMNS = ("jpg", "status")
 _NUM_READERS = 16  # that wait for object storage
@@ -58,6 +59,7 @@ def open_raw_shards(uri: str) -> DatasetInfo:
 
 def read_raw_row_group(file: pq.ParquetFile, row_group: int) -> pa.Table:
     """Reads image and captions (unchanged) of the downloaded samples of a row group."""
+    check_unpacked_size(file, [row_group])
     table = file.read_row_group(row_group, columns=[*_COLUMNS, *_caption_columns(file)], use_threads=False)
     arrived, texts = _arrived(table)
     columns = {"image": table.column("jpg"), "captions": pa.array(texts, pa.list_(pa.large_string()))}

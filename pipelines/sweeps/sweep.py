@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 import ray.tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE  # no option of Tune's says what it passes on
 
 from pipelines import storage
 from pipelines.cluster.session import check_room, ray_cluster, starts_here
@@ -91,6 +92,8 @@ def sweep(planned: Sweep) -> dict[str, Any]:
 def _run_trials(task: TrialTask, folder: SweepFolder, book: SweepBook) -> None:
     planned = task.sweep
     os.environ.update(_QUIET)
+    # Tune would give these to trials by their runtime environment, which Ray writes to its logs.
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "Consider boosting PBT")  # a reused process would keep its old trial's state
     known = book.known

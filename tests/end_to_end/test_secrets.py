@@ -1,11 +1,9 @@
 """Secrets in every place where a credential can stand are in nothing that commands write, log, print or record."""
 
-import base64
 import os
 import subprocess
 import sys
 import tempfile
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,21 +13,12 @@ from pipelines import storage
 from tests.support.dataset_folder import make_dataset
 from tests.support.mlflow_server import MlflowServer
 from tests.support.object_store import ObjectStore
+from tests.support.planted_secrets import IN_FILES, PLANTED, files_below, found, plant_in_home
 from tests.support.scenes_folder import write_scenes
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
 
-PASSWORD_OF_URI, PASSWORD_OF_VARIABLE = "planted-uri-3c1f", "planted-variable-77d0"
-PLANTED = {
-    "MLFLOW_TRACKING_PASSWORD": PASSWORD_OF_VARIABLE,
-    "HF_TOKEN": "hf_planted9a8b7c6d",
-    "HUGGING_FACE_HUB_TOKEN": "hf_planted1a2b3c4d",
-    "AWS_SECRET_KEY_OF_ANOTHER": "planted-other-5e5e",
-}
-"""Secrets in the environment, beside the keys of the object store."""
-IN_FILES = {"credentials": "planted-credentials-file-1212", "config": "planted-config-file-3434"}
-"""Secrets in ~/.aws."""
-IN_ARGUMENTS = "planted-argument-8f8f"
+PASSWORD_OF_URI, IN_ARGUMENTS = "planted-uri-3c1f", "planted-argument-8f8f"
 
 
 @pytest.fixture
@@ -39,31 +28,12 @@ def session_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def encodings(secret: str) -> set[bytes]:
-    return {secret.encode(), urllib.parse.quote(secret, safe="").encode(), base64.b64encode(secret.encode())}
-
-
-def found(secrets: list[str], contents: dict[str, bytes]) -> list[tuple[str, str]]:
-    return [
-        (secret, name)
-        for name, content in contents.items()
-        for secret in secrets
-        if any(written in content for written in encodings(secret))
-    ]
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
-
-
 def test_no_secret_is_written_anywhere(
     tmp_path: Path, object_store: ObjectStore, bucket: str, session_folder: Path
 ) -> None:
     home, pages = tmp_path / "home", tmp_path / "pages"
-    (home / ".aws").mkdir(parents=True)
+    plant_in_home(home)
     pages.mkdir()
-    for name, secret in IN_FILES.items():
-        (home / ".aws" / name).write_text(f"[default]\naws_secret_access_key = {secret}\naws_access_key_id = other\n")
     make_dataset(tmp_path / "data", 40)
     for name in storage.list_sizes(str(tmp_path / "data")):
         storage.copy(str(tmp_path / "data" / name), storage.join(bucket, "data", name))
@@ -89,10 +59,10 @@ def test_no_secret_is_written_anywhere(
 
     with MlflowServer(server_folder) as server:
         tracking = server.uri.replace("http://", f"http://someone:{PASSWORD_OF_URI}@")
-        small = ["--training.num-steps", "2", "--training.global-batch-size", "8", "--ingest.slice-size", "8"]
+        tiny = ["--training.global-batch-size", "8", "--ingest.slice-size", "8", "--optimizer.warmup-steps", "0"]
         groupvit(
             *("pretrain", "debug", "--data.sources", f"{bucket}/data", "--training.runs-folder", f"{bucket}/runs"),
-            *(*small, "--optimizer.warmup-steps", "0", "--tracking.uri", tracking),
+            *(*tiny, "--training.num-steps", "2", "--tracking.uri", tracking),
             *(
                 "--evaluation.every-n-steps",
                 "1",
@@ -108,6 +78,11 @@ def test_no_secret_is_written_anywhere(
         groupvit("compare", f"{pages}/one", f"{pages}/two", "--out", f"{pages}/compared", "--tracking-uri", tracking)
         groupvit("inspect", f"{bucket}/data", "--out", f"{pages}/inspected.html")
         groupvit("register", "--checkpoint", run, "--name", "again", "--tracking-uri", tracking)
+        groupvit(
+            *("sweep", "debug", "--base", "debug", "--num-steps", "2", "--num-seeds", "1", "--rung-every-n-steps", "2"),
+            *("--name", "swept", "--data", f"{bucket}/data", "--training.runs-folder", f"{bucket}/runs", *tiny),
+            *("--evaluation.root", str(scenes), "--tracking.uri", tracking),
+        )
         # Mistakes are explained without them, too.
         away = f"http://someone:{PASSWORD_OF_URI}@127.0.0.1:9"
         groupvit("register", "--checkpoint", run, "--name", "x", "--tracking-uri", away, code=2)
@@ -120,8 +95,9 @@ def test_no_secret_is_written_anywhere(
 
     contents = printed | files_below(server_folder) | files_below(pages) | files_below(session_folder)
     contents |= {name: content for name, content in files_below(home).items() if "/.aws/" not in name}
-    contents |= {name: storage.read_bytes(f"{run}/{name}") for name in storage.list_sizes(run)}
+    contents |= {name: storage.read_bytes(f"{bucket}/runs/{name}") for name in storage.list_sizes(f"{bucket}/runs")}
     secrets = [PASSWORD_OF_URI, IN_ARGUMENTS, object_store.environment["AWS_SECRET_ACCESS_KEY"]]
     assert found([*secrets, *PLANTED.values(), *IN_FILES.values()], contents) == []
-    for name in ("run.json", "mlflow.db", "spool.jsonl", "inspected.html", "gcs_server", "state.json", "metrics.json"):
+    names = ("run.json", "mlflow.db", "spool.jsonl", "inspected.html", "gcs_server", "state.json", "metrics.json")
+    for name in (*names, "report/leaderboard.md"):
         assert any(name in place for place in contents), f"{name} was not looked at"

@@ -1,6 +1,7 @@
 """Whatever changes in a file of a checkpoint is noticed, and one line says which file."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,36 @@ def test_files_of_another_length_or_content(
     with pytest.raises(CorruptedError, match=f"it has no {name}"):
         load_all(saved)
     (saved / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("claim", [None, 2**40], ids=["deflated", "stored, with another size"])
+def test_an_optimizer_state_that_unpacks_to_more_is_refused_before_it_takes_memory(
+    tmp_path: Path, claim: int | None
+) -> None:
+    checkpoint.save(tmp_path / "step", GroupViT(SMALL), optimizer_state={"a": torch.zeros(2**24)})
+    path = tmp_path / "step/optimizer.pt"
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(drop_crc(archive, name)) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if claim else zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content[:1000] if claim else content)
+        if claim:
+            archive.infolist()[-1].file_size = claim  # of the directory, which is written when the file is closed
+    assert path.stat().st_size < 2**20
+    state = json.loads((tmp_path / "step/state.json").read_text())
+    del state["files"], state["sha256"]
+    (tmp_path / "step/state.json").write_bytes(state_content(state))
+    with pytest.raises(CorruptedError, match=r"optimizer\.pt is a compressed archive, .*: use another") as caught:
+        checkpoint.load_optimizer_state(tmp_path / "step")
+    assert "\n" not in str(caught.value)
+
+
+def drop_crc(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """The entry, without the checksum that torch was told not to compute."""
+    entry = archive.getinfo(name)
+    if entry.CRC == 0:
+        del entry.CRC
+    return entry
 
 
 def test_a_checkpoint_without_digests_loads(saved: Path, tmp_path: Path) -> None:

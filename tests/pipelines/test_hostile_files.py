@@ -1,6 +1,7 @@
 """Files made with ill will: each is read through the functions that commands use, and gives a result or one line."""
 
 import dataclasses
+import io
 import json
 import os
 import random
@@ -32,11 +33,11 @@ from pipelines.training.job import start_or_continue, with_absolute_paths
 from pipelines.training.slice_size import with_recorded_slice_size
 from tests.support.dataset_folder import make_dataset
 from tests.support.fuzzing import mutated
-from tests.support.hostile_json import hostile
+from tests.support.hostile_json import VALUES, hostile
 from tests.support.small_checkpoint import write_small_checkpoint
 from tests.support.training_state import training_state
 
-NUM_MUTANTS = 200  # of each kind of file
+NUM_MUTANTS = 1000  # of each kind of file
 CONFIG = with_absolute_paths(
     dataclasses.replace(debug(), tracking=dataclasses.replace(debug().tracking, uri=None)),
 )
@@ -145,14 +146,44 @@ def test_a_changed_file_gives_a_result_or_one_line(read: Read, seeds: dict[Read,
     assert outcomes["refused"] > NUM_MUTANTS // 4 and outcomes["read"], outcomes
 
 
+def with_changed_values(table: pa.Table, rng: random.Random) -> bytes:
+    """A valid Parquet file, with other values, types, columns or numbers of rows."""
+    columns: dict[str, Any] = table.to_pydict()
+    for _ in range(rng.choice((1, 1, 2))):
+        name = rng.choice(list(columns))
+        match rng.randrange(5):
+            case 0 if len(columns) > 1:
+                del columns[name]
+            case 1:
+                columns = {column: values[:-1] or values for column, values in columns.items()}
+            case 2:
+                columns = {column: [*values, values[0]] for column, values in columns.items()}
+            case 3:
+                columns[name] = [rng.choice(VALUES)] * len(columns[name])
+            case _:
+                columns[name] = [*columns[name][:-1], rng.choice(VALUES)]
+    try:
+        return parquet(columns)
+    except (pa.ArrowException, OverflowError):  # values of several types, and those that Parquet has no type for
+        return parquet({column: [str(value) for value in values] for column, values in columns.items()})
+
+
+def parquet(columns: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
 def test_a_changed_manifest_gives_a_result_or_one_line(seeds: dict[Read, Path]) -> None:
-    file, rng = seeds[dataset_json].with_name("manifest.parquet"), random.Random(0)
-    original = file.read_bytes()
+    file, rng, outcomes = seeds[dataset_json].with_name("manifest.parquet"), random.Random(0), Counter()
+    original, table = file.read_bytes(), pq.read_table(file)
     for _ in range(NUM_MUTANTS):
-        content = mutated(original, rng)
+        content = rng.choice((lambda: mutated(original, rng), lambda: with_changed_values(table, rng)))()
         file.write_bytes(content)
         message = refusal(open_dataset, str(file.parent), content)
         assert message is None or str(file.parent) in message
+        outcomes["read" if message is None else "refused"] += 1
+    assert outcomes["refused"] > NUM_MUTANTS // 4 and outcomes["read"], outcomes
 
 
 def rewrite(path: Path, columns: dict[str, Any]) -> None:

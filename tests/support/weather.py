@@ -54,6 +54,8 @@ class Cluster:
         self.variables |= dict(re.findall(r"^export (\w+)=(.*)$", settings, re.MULTILINE))
         self._start_ray(self.head, head_cpus, "--head", f"--port={RAY_PORT}", "--include-dashboard=false")
         self.wait(lambda: _listens(self.head, RAY_PORT), "the head does not listen")
+        joinable = self.head.folder / "tmp/ray/ray_current_cluster"  # written when all of the head runs
+        self.wait(joinable.exists, "the head does not start")
 
     def start_store(self) -> None:
         """Starts SeaweedFS, and waits for it."""
@@ -70,10 +72,11 @@ class Cluster:
         variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self.tracking.start(*command, log=self.tracking.folder / "mlflow.log", variables=variables)
 
-    def add_node(self) -> Machine:
-        """Adds a machine, and waits until Ray has it."""
+    def add_node(self, *, prepare: str = "true", variables: Mapping[str, str] | None = None) -> Machine:
+        """Adds a machine, and waits until Ray has it. `prepare`, a line of bash, runs first; Ray gets the variables."""
         node = self._network.add(f"node-{len(self._network.machines)}")
-        self._start_ray(node, self._node_cpus, f"--address={self.head.address}:{RAY_PORT}")
+        node.run("bash", "-c", prepare)
+        self._start_ray(node, self._node_cpus, f"--address={self.head.address}:{RAY_PORT}", variables=variables)
         self.wait(lambda: node.address in self.node_ids(), f"{node.name} has not joined")
         self.nodes.append(node)
         return node
@@ -115,10 +118,13 @@ class Cluster:
             assert time.monotonic() < deadline, otherwise
             time.sleep(0.2)
 
-    def _start_ray(self, machine: Machine, num_cpus: int, *options: str) -> None:
+    def _start_ray(
+        self, machine: Machine, num_cpus: int, *options: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         command = ["ray", "start", "--block", f"--node-ip-address={machine.address}", f"--num-cpus={num_cpus}"]
         command += ["--object-store-memory=100000000", "--disable-usage-stats", *options]
-        machine.start(*command, log=machine.folder / "ray.log", cwd=str(ROOT), variables=self.variables)
+        told = self.variables | dict(variables or {})
+        machine.start(*command, log=machine.folder / "ray.log", cwd=str(ROOT), variables=told)
 
 
 def kill(machine: Machine, word: str, number: signal.Signals = signal.SIGKILL, *, most: int | None = None) -> int:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from pipelines.cluster.config import SubmitConfig
 from pipelines.cluster.room import Demand, Machine, check_room
 from pipelines.cluster.submit import flags_to_repeat
 from pipelines.runs.folder import RunFolder
+from tests.support.planted_secrets import IN_FILES, PLANTED, files_below, found, plant_in_home
 from tests.support.small_run import write_noise
 
 ROOT = Path(__file__).parents[3]
@@ -256,7 +258,10 @@ def test_a_run_is_submitted_stopped_and_resumed(cluster: Cluster, tmp_path: Path
         f"--data {data} --training.runs-folder {runs} --training.num-steps 120 --allow-local-paths --env MY_PASSWORD"
     )
     command = ["pretrain", "debug", *flags.split(), "--training.checkpoint-every-n-steps", "5"]
-    assert "submitted pretrain-debug-1, which writes" in cluster.submit(*command, MY_PASSWORD="s3cr3t-of-mine")
+    plant_in_home(tmp_path / "home")
+    planted: dict[str, Any] = PLANTED | {"HOME": str(tmp_path / "home")}
+    told = cluster.submit(*command, MY_PASSWORD="s3cr3t-of-mine", **planted)
+    assert "submitted pretrain-debug-1, which writes" in told
     again = cluster.submit(*command, MY_PASSWORD="s3cr3t-of-mine", exit_code=2)
     assert re.search(r"pretrain-debug-1 is (pending|running) and writes", again)
     wait_for_checkpoint(RunFolder(str(runs / "debug")))
@@ -274,13 +279,14 @@ def test_a_run_is_submitted_stopped_and_resumed(cluster: Cluster, tmp_path: Path
     assert re.search(r"pretrain-debug-1  STOPPED .*\n.*pretrain-debug-2  SUCCEEDED, exit code 0", listed)
     # The code that ran is the code that was packed, and it knows where it comes from.
     assert '"code_version": "unknown"' not in (runs / "debug/run.json").read_text()
-    # What came along by --env is in no log, and in nothing that Ray tells of a job.
-    found = [file for file in cluster.folder.rglob("*") if file.is_file() and b"s3cr3t-of-mine" in file.read_bytes()]
-    assert {file.name for file in found} <= {"job-environment.json"}
+    # What came along by --env is in no log, and in nothing that Ray tells of a job; what did not is nowhere.
     listing = f"from ray.job_submission import *; print(JobSubmissionClient('{cluster.address}').list_jobs())"
-    told = subprocess.check_output([sys.executable, "-c", listing], env=cluster.environment(), text=True)
-    assert "pretrain-debug-2" in told
-    assert "s3cr3t-of-mine" not in told
+    jobs = subprocess.check_output([sys.executable, "-c", listing], env=cluster.environment(), text=True)
+    assert "pretrain-debug-2" in jobs
+    contents = files_below(cluster.folder) | files_below(runs) | {"list_jobs": jobs.encode(), "told": told.encode()}
+    packed = [name for name in contents if name.endswith("job-environment.json")]
+    assert packed and {name for _, name in found(["s3cr3t-of-mine"], contents)} <= {*packed}
+    assert found([*PLANTED.values(), *IN_FILES.values()], contents) == []
 
 
 @pytest.mark.cluster

@@ -1,6 +1,7 @@
 """Checkpoints are written beside the training, whole and in order, or the training ends."""
 
 import dataclasses
+import hashlib
 import resource
 import shutil
 import threading
@@ -16,6 +17,7 @@ from groupvit.config import OptimizerConfig
 from groupvit.model import GroupViT
 from groupvit.optim import build_optimizer
 from pipelines import storage
+from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.folder import RunFolder
 from pipelines.training.checkpoint_writer import CheckpointWriter, HostCopies
 from tests.support.lone_worker import lone_config, train_alone
@@ -149,6 +151,39 @@ def test_a_run_with_a_damaged_newest_checkpoint_ends_with_the_same_bits(tmp_path
     assert lines[0].startswith(f"{damaged} is corrupted (") and lines[0].endswith("the run goes on from step 2")
     assert {file: (last / file).read_bytes() for file in expected} == expected
     assert run.checkpoint_steps() == [1, 2, 3, 4]
+
+
+def test_a_flipped_bit_in_any_percent_of_the_newest_checkpoint_changes_no_bit_of_the_end(tmp_path: Path) -> None:
+    """For each percent of its bytes, and the last: the run goes on from the one before, which stays as it is. Every
+    tenth time it is also trained to its end."""
+    config = lone_config(tmp_path, keep_checkpoints=None, ema_decay=0.9)
+    run = train_alone(config, tmp_path)
+    before, newest = Path(run.checkpoint_uri(1)), Path(run.checkpoint_uri(2))
+    contents = {path: path.read_bytes() for path in sorted(newest.iterdir())}
+    whole, expected = digests(before), digests(newest, but="state.json")
+    places = [(path, at) for path, content in contents.items() for at in range(len(content))]
+    for percent in range(101):
+        file, at = places[min(percent * len(places) // 100, len(places) - 1)]
+        damaged = bytearray(contents[file])
+        damaged[at] ^= 1 << percent % 8
+        file.write_bytes(damaged)
+        lines: list[str] = []
+        if percent % 10 == 0:
+            train_alone(config, tmp_path, say=lines.append)
+            assert digests(newest, but="state.json") == expected, percent
+        else:
+            assert newest_whole_step(run, lines.append) == run.latest_step() == 1
+            newest.mkdir()
+        assert lines[0].startswith(f"{file} is corrupted (") and lines[0].endswith("the run goes on from step 1"), lines
+        assert digests(before) == whole, percent
+        for path, content in contents.items():
+            path.write_bytes(content)
+    assert file.name == "state.json"
+
+
+def digests(folder: Path, but: str = "") -> dict[str, str]:
+    """sha256 of the files of a folder by their names, one left out."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != but}
 
 
 def test_copies_keep_their_memory() -> None:

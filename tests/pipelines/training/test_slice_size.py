@@ -216,7 +216,9 @@ def test_a_worker_without_memory_ends_the_run_with_one_line(
 ) -> None:
     monkeypatch.setattr(worker, "train", without_memory)
     ray.shutdown()  # whatever another test left
-    environment = None if in_place else {"worker_process_setup_hook": train_without_memory}
+    root = str(Path(__file__).parents[3])  # Ray's processes import this file by its name
+    hook = {"worker_process_setup_hook": train_without_memory, "env_vars": {"PYTHONPATH": root}}
+    environment = None if in_place else hook
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     link = SweepLink(job_id="alone", tags={}) if in_place else None
     message = r"out of memory: this machine has .*slice_size=16 .*slice-size 8 "
