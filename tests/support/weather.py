@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tests.support.machines import HOME, Machine, Network
 
@@ -83,7 +84,7 @@ class Cluster:
 
     def node_ids(self) -> dict[str, str]:
         """Address → Ray's id of the nodes that Ray takes to be alive."""
-        return json.loads(self.on_head(PYTHON, "-c", _NODES).splitlines()[-1])
+        return self.ask(_NODES)
 
     def drain(self, node: Machine, seconds: int = 60) -> None:
         """Says that a node will be gone in some seconds, as clouds do before they take a spot machine."""
@@ -107,6 +108,13 @@ class Cluster:
 
     def on_head(self, *command: str, timeout: float = 240) -> str:
         return self.head.run(*command, cwd=str(ROOT), timeout=timeout, variables=self.variables)
+
+    def ask(self, code: str, *arguments: str) -> Any:
+        """What Python code prints as JSON on the head. Ray may print before and after it."""
+        output = self.on_head(PYTHON, "-c", code, *arguments)
+        found = [line for line in output.splitlines() if line.startswith("{")]
+        assert found, output
+        return json.loads(found[-1])
 
     def start_on_head(self, *command: str, log: Path) -> "subprocess.Popen[str]":
         variables = self.variables | {"RAY_ADDRESS": f"{self.head.address}:{RAY_PORT}"}
