@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset
+from img2dataset.writer import ParquetSampleWriter, WebDatasetSampleWriter
 
 from pipelines.curation.config import Source
 from pipelines.curation.raw import pieces_of, read_rows, read_shards
@@ -28,12 +29,28 @@ IMAGE_FEATURE = {
 
 
 def write_tars(folder: Path, rows: Iterable[Mapping[str, Any]], rows_per_shard: int) -> Path:
-    """As img2dataset does with output_format=webdataset, by webdataset's writer."""
+    """By webdataset's own writer."""
     folder.mkdir(parents=True)
     with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=rows_per_shard, verbose=0) as writer:
         for row in rows:
             others = {name: row[name] for name in ("url", "sha256", "key", "status", "caption")}
             writer.write({"__key__": row["key"], "jpg": row["jpg"], "txt": row["caption"], "json": others})
+    return folder
+
+
+def write_img2dataset(folder: Path, rows: Sequence[Mapping[str, Any]], rows_per_shard: int, kind: str) -> Path:
+    """By img2dataset's own writers. `kind`: webdataset or parquet. Beside tars, these write parquet without images."""
+    folder.mkdir(parents=True)
+    names = ("url", "caption", "key", "status", "error_message", "sha256")
+    make = {"webdataset": WebDatasetSampleWriter, "parquet": ParquetSampleWriter}[kind]
+    for shard, start in enumerate(range(0, len(rows), rows_per_shard)):
+        writer = make(shard, str(folder), True, 5, pa.schema([(name, pa.string()) for name in names]), "jpg")
+        part = rows[start : start + rows_per_shard]
+        for row in part:
+            writer.write(row["jpg"], row["key"], row["caption"], {name: row[name] for name in names})
+        writer.close()
+        stats = {"count": len(part), "successes": sum(row["jpg"] is not None for row in part)}
+        (folder / f"{shard:05d}_stats.json").write_text(json.dumps(stats))
     return folder
 
 
