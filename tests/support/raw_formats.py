@@ -76,10 +76,10 @@ def write_hugging_face(folder: Path, rows: Sequence[Mapping[str, Any]], rows_per
 
 def write_folder(folder: Path, rows: Iterable[Mapping[str, Any]], ending: str) -> Path:
     """As the format `imagefolder` of `datasets` wants it. `ending`: csv, tsv or jsonl."""
-    (folder / "train").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     described = []
     for row in rows:
-        name = f"train/{row['key']}.jpg"
+        name = f"images/{row['key']}.jpg"
         if row["jpg"] is not None:
             (folder / name).write_bytes(row["jpg"])
         described.append({"file_name": name, "text": row["caption"], "url": row["url"]})

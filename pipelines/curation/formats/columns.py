@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pipelines.curation.formats.shard import Columns, Row
@@ -103,13 +104,13 @@ def row_of(values: Mapping[str, Any], wanted: Columns) -> Row:
         names = [name for known, name in wanted if known == field]
         if not names:
             usual = (by_lower[name] for name in USUAL_NAMES[field] if name in by_lower)
-            names = [next(usual, None) or ""] if field != "caption" else [*usual][:1] or _numbered_captions([*values])
-        found = [values.get(name, values.get(by_lower.get(name.lower(), ""))) for name in names]
+            names = [*islice(usual, 1)] or (_numbered_captions([*values]) if field == "caption" else [])
+        found = [values.get(name if name in values else by_lower.get(name.lower(), name)) for name in names]
         if field == "caption":
             texts = [text for value in found for text in _texts(value)]
             row["captions"] = (present(texts) if len(found) > 1 else texts) or [None]
         elif field != "image":
-            row[field] = _value(field, found[0])
+            row[field] = _value(field, found[0]) if found else None
     return row
 
 

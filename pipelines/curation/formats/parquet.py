@@ -176,7 +176,7 @@ def _columns_of(schema: pa.Schema, wanted: Mapping[str, Sequence[str]]) -> tuple
         columns = tuple((ours, by_lower[ours]) for ours in _OF_IMG2DATASET if ours in by_lower)
         kind = _IMG2DATASET
     else:
-        image = wanted.get("image") or [_image_column(images, by_lower)]
+        image = wanted.get("image") or [_image_column(schema, images, by_lower)]
         found = find_columns(schema.names, {**wanted, "image": image} if image[0] else wanted, tuple(USUAL_NAMES))
         columns = tuple(("jpg" if field == "image" else field, name) for field, name in found)
         if {"jpg", "status"} <= by_lower.keys() and not images:
@@ -210,14 +210,17 @@ def _wrong_with(field: pa.Field, ours: str) -> str | None:
     return f"{wrong}; {_EMBED}" if wrong and is_path else wrong
 
 
-def _image_column(images: Sequence[str], by_lower: Mapping[str, str]) -> str:
-    """Returns the column of images that `datasets` has declared, or nothing. Raises ValueError if it may be several."""
-    if len(images) < 2:
-        return images[0] if images else ""
-    usual = [by_lower[name] for name in USUAL_NAMES["image"] if by_lower.get(name) in images]
-    if not usual:
+def _image_column(schema: pa.Schema, images: Sequence[str], by_lower: Mapping[str, str]) -> str:
+    """Returns the column of images, or nothing: that with the most usual name among those of bytes and those that
+    `datasets` declares, else the only one. Raises ValueError if it may be several.
+    """
+    usual = [by_lower[name] for name in USUAL_NAMES["image"] if name in by_lower]
+    fitting = [name for name in usual if name in images or is_bytes(schema.field(schema.names.index(name)).type)]
+    if fitting or not images:
+        return next(iter(fitting), "")
+    if len(images) > 1:
         raise ValueError(f"has several columns of images: {shown(images)}; choose one with --columns image=…")
-    return usual[0]
+    return images[0]
 
 
 def _image_features(schema: pa.Schema) -> list[str]:

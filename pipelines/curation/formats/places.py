@@ -73,6 +73,7 @@ def _of_range(uri: str) -> Place:
     names = tuple(one.rpartition("/")[2] for one in uris)
     missing = sorted(set(names).difference(storage.list_files(folder)))
     if missing:
+        storage.check_bucket(folder)
         raise ValueError(f"raw={uri}: {len(missing):,} of {len(names):,} files are missing, first {missing[0]}")
     return Place(format=_ENDINGS[ending], folder=folder, names=names)
 

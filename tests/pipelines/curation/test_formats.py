@@ -1,6 +1,7 @@
 """The same content, in every format: the same samples, counts and data set."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -144,6 +145,25 @@ def test_a_cut_tar_is_reported_and_nothing_before_the_cut_is_lost(curated, raw, 
     assert summary["drops"]["shard_unreadable"] == 1 and NUM_GOOD - 26 < summary["num_samples"] < NUM_GOOD - 18
     [line] = summary["read_in_part"]
     assert str(path) in line and f"read in part: {line}" in shown and summary["unreadable_shards"] == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_curation_of_tars_goes_on_where_it_stopped(curated, raw, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "raw"
+    shutil.copytree(raw["webdataset"], folder)
+    path = folder / "00003.tar"
+    whole, times = path.read_bytes(), path.stat()
+    path.write_bytes(whole[:5120] + b"x" * 512 + whole[5632:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same input as before, as it will be again
+    with pytest.raises(ValueError, match=r"00003\.tar: is not a tar, or a corrupted one \(at byte"):
+        curate(config_of(folder, tmp_path / "out", num_workers=1))
+    done = [path.stem for path in (tmp_path / "out/_curation/index").iterdir()]
+    assert done and "00000003" not in done
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    capsys.readouterr()
+    assert curate(config_of(folder, tmp_path / "out"))["digest"] == curated[0]["digest"]
+    assert f"{len(done)} of 4 pieces are done already" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_rows_are_read_in_pieces_from_the_middle_of_the_file(tmp_path: Path, end
     assert [len(pieces_of([shard], rows_per_piece)) for rows_per_piece in (1, 100, 1024)] == [4, 2, 1]
     (line,) = describe([shard], [source])
     assert line == f"x: images described by metadata.{ending}, captions in text (1 file), 200 rows"
-    (folder / "train/000000000.jpg").write_bytes(b"another")
+    (folder / "images/000000000.jpg").write_bytes(b"another")
     assert read_shards([source])[0].version != shard.version
 
 
@@ -34,11 +34,11 @@ def test_missing_images_and_links_out_are_rows_with_a_reason(tmp_path: Path) -> 
     rows[1]["jpg"] = None
     folder = write_folder(tmp_path / "raw", rows, "csv")
     (tmp_path / "outside.jpg").write_bytes(rows[2]["jpg"])
-    (folder / "train/000000002.jpg").unlink()
-    (folder / "train/000000002.jpg").symlink_to(tmp_path / "outside.jpg")
+    (folder / "images/000000002.jpg").unlink()
+    (folder / "images/000000002.jpg").symlink_to(tmp_path / "outside.jpg")
     source = Source(name="x", uri=str(folder))
     (shard,) = read_shards([source])
-    assert "; 1 images are missing, first train/000000001.jpg" in describe([shard], [source])[0]
+    assert "; 1 images are missing, first images/000000001.jpg" in describe([shard], [source])[0]
     (piece,) = pieces_of([shard], 100)
     config = CurateConfig(raw=("x",), out="y")
     report = curate_piece(piece, config, sample_steps(config, None), str(tmp_path / "work"))
@@ -53,9 +53,9 @@ def test_several_captions_and_other_columns(tmp_path: Path) -> None:
     assert row["captions"] == ["one", "two"] and row["license"] == "cc0" and row["punsafe"] == 0.25
     assert row["jpg"] == b"x" and row["sha256"] is None
     (tmp_path / "metadata.jsonl").unlink()
-    (tmp_path / "metadata.csv").write_bytes("\ufeffphoto,en,de\r\na.jpg,a dog,ein Hund\r\n".encode())
+    (tmp_path / "metadata.csv").write_bytes("\ufeff,photo,en,de\r\n0,a.jpg,a dog,ein Hund\r\n".encode())
     (row,) = read_all(tmp_path, "image=photo", "caption=en", "caption=de")
-    assert row["jpg"] == b"x" and row["captions"] == ["a dog", "ein Hund"]
+    assert row["jpg"] == b"x" and row["captions"] == ["a dog", "ein Hund"] and row["url"] is None
 
 
 @pytest.mark.parametrize(

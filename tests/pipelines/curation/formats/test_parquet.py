@@ -69,7 +69,7 @@ def test_captions_have_usual_names_or_are_named(tmp_path: Path, columns, flags, 
         ({"image_bytes": pa.array([b"x"], pa.large_binary())}, None, ()),
         ({"anything": pa.array([{"bytes": b"x", "path": "a"}], IMAGE)}, None, ()),
         ({"anything": pa.array([b"x"])}, {"anything": {"_type": "Image"}}, ()),
-        ({"mask": pa.array([{"bytes": b"y", "path": ""}], IMAGE), "image": pa.array([b"x"])}, None, ("image=image",)),
+        ({"mask": pa.array([{"bytes": b"y", "path": ""}], IMAGE), "image": pa.array([b"x"])}, None, ()),
         (
             {f"{name}": pa.array([{"bytes": name[:1].encode(), "path": ""}], IMAGE) for name in ("mask", "x")},
             None,
