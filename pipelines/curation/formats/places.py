@@ -32,6 +32,18 @@ def look(uri: str) -> Place:
 
     Raises ValueError, in one line, if no file of a known format lies there.
     """
+    try:
+        return _look(uri)
+    except NotADirectoryError:
+        raise ValueError(
+            f"raw={uri}: is no folder; give one, or a tar, a parquet file, a range of them, or one of "
+            f"{', '.join(METADATA)}"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"raw={uri}: cannot be read ({error}); check the bucket and the credentials") from error
+
+
+def _look(uri: str) -> Place:
     if _RANGE.search(uri):
         return _of_range(uri)
     folder, _, name = uri.rstrip("/").rpartition("/")

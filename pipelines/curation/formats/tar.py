@@ -76,15 +76,15 @@ def bytes_per_sample(uri: str) -> float | None:
 
     Raises ValueError if none of them has image and text.
     """
-    stream = ByteStream(uri)
-    num_samples, usable = 0, False
+    num_samples, usable, num_bytes = 0, False, 0
     try:
+        stream = ByteStream(uri)
         for group in _groups(stream):
-            num_samples += 1
+            num_samples, num_bytes = num_samples + 1, stream.position
             usable = usable or bool(group.image and group.texts)
             if num_samples == _LOOKED_AT:
                 break
-    except ValueError:  # its reader will say so
+    except (ValueError, OSError):  # its reader will say so
         if not usable:
             return None
     if num_samples and not usable:
@@ -93,7 +93,7 @@ def bytes_per_sample(uri: str) -> float | None:
             f"({', '.join(_TEXTS)}, json) of the same name after each other; write the tar again in the order of "
             "names, as tar --sort=name does"
         )
-    return stream.position / num_samples if num_samples else None
+    return num_bytes / num_samples if num_samples else None
 
 
 def read_index(names: frozenset[str], folder: str, name: str, stats: Mapping[str, Any] | None) -> int | None:

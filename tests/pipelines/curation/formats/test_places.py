@@ -61,6 +61,12 @@ def test_a_range_is_read_from_an_object_store(bucket: str) -> None:
         (["a.jpg"], "", "to read a folder of images, write one of metadata.jsonl, metadata.csv, metadata.tsv into it"),
         (["data/a.tar"], "", "there are some in its folder data: give that"),
         ([], "", "no finished raw shards"),
+        (
+            ["list.csv"],
+            "/list.csv",
+            "list.csv: is no folder; give one, or a tar, a parquet file, a range of them, or one of",
+        ),
+        ([], "/none.tar", "no finished raw shards"),
     ],
 )
 def test_what_is_not_found_is_one_line_with_the_remedy(tmp_path: Path, names, uri, message) -> None:
