@@ -11,7 +11,7 @@ import ray
 
 from pipelines import storage
 from pipelines.cli.main import main
-from pipelines.curation.config import CurateConfig, Source
+from pipelines.curation.config import CurateConfig, Source, fixes_the_result
 from pipelines.curation.curate import curate
 from pipelines.curation.pieces import Report, curate_piece, rest_of_record
 from pipelines.curation.raw import describe, pieces_of, read_shards
@@ -80,6 +80,11 @@ def test_the_same_content_has_the_same_sample_ids_and_drops(name: str, raw, tmp_
     assert report.drops == expected.drops == DROPS and report.num_rows == NUM_GOOD + sum(DROPS.values())
     assert report.caption_drops == expected.caption_drops and not report.notes
     assert len(samples) == NUM_GOOD and samples == of_img2dataset  # URLs and hashes of the files, too
+
+
+def test_named_columns_fix_the_result_and_none_are_as_before_there_was_the_flag() -> None:
+    assert "columns" not in fixes_the_result(CurateConfig(raw=("x",), out="y"))
+    assert fixes_the_result(CurateConfig(raw=("x",), out="y", columns=("caption=a",)))["columns"] == ["caption=a"]
 
 
 @pytest.fixture(scope="module")
