@@ -11,6 +11,7 @@ import tyro
 from groupvit.captions import DEFAULT_TAGGER
 from groupvit.decode import MAX_PIXELS
 from pipelines import storage
+from pipelines.curation.formats.columns import parse_columns
 from pipelines.dataset.format import DEFAULT_ROWS_PER_GROUP
 from pipelines.errors import require_at_least
 from pipelines.local.folder_names import split_name
@@ -29,11 +30,16 @@ class CurateConfig:
     """Configures how raw shards become a data set. None disables a rule. Rules on missing columns pass all rows."""
 
     raw: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Folder of raw shards, as written by `groupvit download`: a path or URI, or name=URI. An existing folder whose
-    path contains `=`, like year=2020/raw, is taken as a path. May be repeated. Of duplicates, the one in the first
-    given folder is kept."""
+    """Raw shards: a path or URI, or name=URI. A folder, as written by `groupvit download` or img2dataset, or of
+    webdataset tars, Hugging Face parquet, or images with metadata.csv, .tsv or .jsonl; one such file; or a range like
+    DIR/{00000..00331}.tar. An existing folder whose path contains `=`, like year=2020/raw, is taken as a path. May be
+    repeated. Of duplicates, the one in the first given folder is kept."""
     out: str
     """Folder or URI of the data set to write."""
+    columns: tuple[str, ...] = ()
+    """Columns of raw shards whose names are not found out, e.g. image=photo caption=alt_en caption=alt_de. Several
+    columns of captions are joined. Of tars, keys of the .json. Fields: image, caption, url, license, sha256,
+    similarity, nsfw, punsafe, pwatermark."""
 
     # Images
     image_side: int = 256
@@ -118,6 +124,7 @@ class CurateConfig:
         return 1 if self.captions == "first" else self.max_captions_per_image
 
 
+_RANGE = ".."  # in the name of files 00000 to 00331: {00000..00331}.tar
 _FREE = (
     *("raw", "out", "num_workers", "show_ray_logs", "plan", "plan_rows", "cost_per_core_hour"),
     "opt_out",  # its content matters, not its path
@@ -126,10 +133,11 @@ _FREE = (
 
 def fixes_the_result(config: CurateConfig) -> dict[str, Any]:
     """Returns the fields, JSON-safe, that must not change when an interrupted curation resumes."""
+    free = _FREE if config.columns else (*_FREE, "columns")  # as in curations begun before there was this field
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
-        if name not in _FREE
+        if name not in free
     }
 
 
@@ -140,6 +148,7 @@ def validate(config: CurateConfig) -> None:
             "raw is empty: give a folder of raw shards, e.g. --raw data/raw or --raw cc3m=s3://bucket/cc3m"
         )
     _check_names(config.sources)
+    parse_columns(config.columns)
     if not config.out:
         raise ValueError("out is empty: give a folder or URI for the data set")
     require_at_least(config, image_side=16, jpeg_quality=1, max_pixels=1, min_side=1, max_aspect_ratio=1)
@@ -174,4 +183,7 @@ def _source(text: str) -> Source:
     name, uri = split_name(text)
     if not uri:
         raise ValueError(f"raw={text!r} has no path: give a folder of raw shards, or name=folder")
-    return Source(name=name or uri.rstrip("/").rpartition("/")[2] or "raw", uri=storage.absolute(uri))
+    folder, _, last = uri.rstrip("/").rpartition("/")
+    if last.endswith(".tar") or _RANGE in last:
+        last = folder.rpartition("/")[2]
+    return Source(name=name or last or "raw", uri=storage.absolute(uri))

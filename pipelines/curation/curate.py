@@ -23,7 +23,8 @@ from pipelines.curation.files import read_file_records
 from pipelines.curation.opt_out import read_opt_out
 from pipelines.curation.pieces import Report, read_report
 from pipelines.curation.plan import print_plan
-from pipelines.curation.raw import Piece, Shard, check_shards, pieces_of, read_shards
+from pipelines.curation.raw import Piece, Shard, check_shards, describe, pieces_of, read_shards
+from pipelines.curation.summary import print_summary
 from pipelines.dataset.format import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
 from pipelines.local.folder_lock import only_one
 from pipelines.local.writable import check_writable
@@ -44,7 +45,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
         opt_out=None if config.opt_out is None else storage.absolute(config.opt_out),
     )
     opt_out, opt_out_digest = read_opt_out(config.opt_out)
-    shards = read_shards(config.sources)
+    shards = read_shards(config.sources, config.columns)
     check_shards(shards, config)
     pieces = pieces_of(shards, config.rows_per_piece)
     if config.plan:
@@ -60,6 +61,7 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     work = _begin(config, terms)
     with only_one(work, "out"):
         started = time.perf_counter()
+        print(*describe(shards, config.sources), sep="\n", file=sys.stderr)
         reports = _curate(config, pieces, work)
         return _finish(config, shards, reports, terms, work, started)
 
@@ -143,10 +145,12 @@ def _finish(
                 "num_captions_in": captions_in[source.name],
                 "num_captions": captions_kept[source.name],
                 "caption_drops": dict(caption_drops[source.name].most_common()),
+                "notes": dict(reports[source.name].notes),
             }
             for source in config.sources
         },
-        "unreadable_shards": [shard.uri for shard in shards if shard.error],
+        "unreadable_shards": [shard.uri for shard in shards if shard.error and not shard.rows],
+        "read_in_part": [line for report in reports.values() for line in report.unreadable],
     }
     if not kept.total():
         raise ValueError(f"out={config.out}: no sample passed; drops: {summary['drops']}. Loosen the rules")
@@ -168,7 +172,7 @@ def _finish(
         },
     )
     storage.remove_folder(work)
-    _print_summary(summary, seconds, time.perf_counter() - started)
+    print_summary(summary, seconds, time.perf_counter() - started)
     return summary | {"digest": info.digest}
 
 
@@ -265,24 +269,3 @@ def _numbers(names: Sequence[str], suffix: str) -> set[int]:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], elapsed: float) -> None:
-    names = list(summary["sources"])
-    width = max(len("drop reason"), *(len(reason) for reason in [*summary["drops"], "kept"]))
-    print(f"{'drop reason':{width}}  " + "  ".join(f"{name:>12}" for name in [*names, "all"]))
-    for reason, count in summary["drops"].items():
-        cells = [summary["sources"][name]["drops"].get(reason, 0) for name in names]
-        print(f"{reason:{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, count]))
-    cells = [summary["sources"][name]["num_samples"] for name in names]
-    print(f"{'kept':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_samples"]]))
-    cells = [summary["sources"][name]["num_rows"] for name in names]
-    print(f"{'of':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_rows"]]))
-    lost = ", ".join(f"{reason} {count:,}" for reason, count in summary["caption_drops"].items()) or "none"
-    print(f"captions: {summary['num_captions']:,} kept of {summary['num_captions_in']:,}; dropped: {lost}")
-    whole = max(sum(seconds.values()), 1e-9)
-    shares = "  ".join(
-        f"{name} {part / whole:.0%}" for name, part in sorted(seconds.items(), key=lambda item: -item[1])
-    )
-    print(f"time by step: {shares}")
-    print(f"wrote {summary['out']} in {elapsed:.0f} s")

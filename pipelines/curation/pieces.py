@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from groupvit.captions import mine_nouns
 from pipelines import storage
 from pipelines.curation.config import CurateConfig
+from pipelines.curation.formats.shard import SKIP_ADVICE
 from pipelines.curation.raw import Piece, UnreadableShardError, read_rows
 from pipelines.curation.steps import Sample, Step, raw_captions
 from pipelines.dataset.format import sample_id
@@ -47,6 +48,11 @@ INDEX_SCHEMA = pa.schema(
         pa.field("bytes", pa.int32(), nullable=False),
     ]
 )
+NOTES = {
+    "several_images": "with several images: the first of jpg, jpeg, png, webp is used",
+    "link": "with links to files, which are not followed",
+    "invalid_json": "with a .json that is not an object, which is ignored",
+}
 _ROWS_OF_A_PIECE = 2**32  # more than any piece has: the unit of `order`, per piece
 _REPORT = b"groupvit.curation"
 
@@ -64,6 +70,10 @@ class Report:
     caption_drops: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Time of each step."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """Number of samples that were odd in a way of NOTES, kept or not."""
+    unreadable: list[str] = field(default_factory=list)
+    """Why shards could not be read to their end."""
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -79,7 +89,7 @@ class Report:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Report":
         values = json.loads(text)
-        counters = {name: Counter(values[name]) for name in ("drops", "caption_drops")}
+        counters = {name: Counter(values.get(name)) for name in ("drops", "caption_drops", "notes")}
         return cls(**{**values, **counters, "seconds": defaultdict(float, values["seconds"])})
 
     def add(self, other: "Report") -> None:
@@ -88,6 +98,8 @@ class Report:
         self.num_captions += other.num_captions
         self.drops.update(other.drops)
         self.caption_drops.update(other.caption_drops)
+        self.notes.update(other.notes)
+        self.unreadable += other.unreadable
         for step, seconds in other.seconds.items():
             self.seconds[step] += seconds
 
@@ -167,9 +179,10 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
         with report.timed("read"):
             try:
                 batch = next(batches, None)
-            except UnreadableShardError:
+            except UnreadableShardError as error:
                 if not config.skip_unreadable_shards:
                     raise
+                report.unreadable.append(str(error).removesuffix(f"; {SKIP_ADVICE}"))
                 batch = None
         if batch is None:
             break
@@ -177,6 +190,7 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
             if superseded and raw.get("row") in superseded:
                 continue
             report.num_rows += 1
+            report.notes.update(raw.get("notes", ()))
             report.num_bytes += len(raw["jpg"] or b"")
             num_captions = len(raw_captions(raw))
             report.num_captions += num_captions
@@ -192,11 +206,12 @@ def _kept(piece: Piece, config: CurateConfig, steps: Sequence[Step], report: Rep
                 report.drops[reason] += 1
         num_read += len(batch)
     missing = piece.num_rows - num_read  # more rows than the footer says are used as well
+    if not piece.counted:
+        missing = min(1, len(report.unreadable))  # nobody knows how many samples a cut tar had: the one that is cut
     if missing > 0:
         if not config.skip_unreadable_shards:
             raise UnreadableShardError(
-                f"raw={piece.uri}: is corrupted ({missing} rows fewer than its footer says); download it again, or "
-                "give --skip-unreadable-shards"
+                f"raw={piece.uri}: is corrupted ({missing} rows fewer than its footer says); {SKIP_ADVICE}"
             )
         report.num_rows += missing
         report.drops["shard_unreadable"] += missing

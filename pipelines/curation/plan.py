@@ -27,10 +27,14 @@ def print_plan(
     num_rows = sum(piece.num_rows for piece in pieces)
     for index, source in enumerate(config.sources):
         own = [shard for shard in shards if shard.source == index]
-        print(f"{source.name}: {len(own):,} shards, {sum(sum(shard.rows) for shard in own):,} rows in {source.uri}")
+        about = "" if all(shard.counted for shard in own) else "about "
+        num_of_source = sum(sum(shard.rows) for shard in own)
+        print(f"{source.name}: {len(own):,} shards, {about}{num_of_source:,} rows in {source.uri}")
+        for description in dict.fromkeys(shard.description for shard in own if shard.description):
+            print(f"  {description}")
         for shard in own:
             if shard.error:
-                print(f"  left out: {shard.error}")
+                print(f"  {'read in part' if shard.rows else 'left out'}: {shard.error}")
     steps = sample_steps(config, opt_out)
     for step in steps:
         print(f"  {step.name:10} {step.rule}")

@@ -1,101 +1,102 @@
-"""Raw shards: lists them, cuts them into pieces of work, and reads their rows in small batches.
+"""Raw shards of any format: lists them, cuts them into pieces of work, and reads their rows in small batches.
 
-A piece is some consecutive row groups of a shard. img2dataset writes row groups of 100 rows. A shard with huge ones is
-read in small batches, too.
+A piece is some consecutive groups of rows of a shard. `pipelines.curation.formats` knows the formats.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.curation.config import CurateConfig, Source
-from pipelines.dataset.raw_columns import CAPTION_COLUMNS, captions, texts, wrong_with_columns
-from pipelines.dataset.raw_shards import raw_shards
+from pipelines.curation.formats import folder, parquet, tar
+from pipelines.curation.formats.columns import parse_columns
+from pipelines.curation.formats.places import Place, look, nothing_found
+from pipelines.curation.formats.shard import Columns, Piece, Row, Shard
+from pipelines.curation.formats.shard import UnreadableShardError as UnreadableShardError
+from pipelines.dataset.raw_shards import raw_shards, read_stats
 
-COLUMNS = (
-    *("jpg", *CAPTION_COLUMNS),
-    *("row", "url", "key", "status", "error_message", "sha256", "license"),
-    *("similarity", "nsfw", "punsafe", "pwatermark"),
-)
-"""Columns to read, by name in lower case, because data sets differ in case."""
-_TEXTS = frozenset(COLUMNS) - {"jpg", *CAPTION_COLUMNS, "row", "similarity", "punsafe", "pwatermark"}
-ROWS_PER_BATCH = 64  # images may be megabytes each
-_BUFFER_SIZE = 2**22  # bytes to read ahead, per column
 _NUM_THREADS = 32  # that wait for object storage
+_TRIED = 3  # tars to find out their average sample
 
 
-class UnreadableShardError(ValueError):
-    """A shard that is not a parquet file, or is corrupted."""
+def read_shards(sources: Sequence[Source], columns: Sequence[str] = ()) -> list[Shard]:
+    """Looks what the sources are, and describes all their shards, in order. Unreadable shards have an error.
 
+    Args:
+        columns: See `CurateConfig.columns`.
 
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A raw shard as described by its footer."""
-
-    source: int
-    """Index of its source."""
-    uri: str
-    version: str
-    """Changes when the file changes."""
-    rows: tuple[int, ...]
-    """Number of rows of each row group."""
-    superseded: tuple[int, ...] = ()
-    """Values of the column `row` that a later shard replaces. These rows of this shard are ignored."""
-    error: str | None = None
-    """Why the shard cannot be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Row groups `first` to `end` - 1 of a shard."""
-
-    number: int
-    """Position in the order of sources, shards and row groups."""
-    source: int
-    first_of_source: int
-    """Number of the first piece of its source."""
-    uri: str
-    first: int
-    end: int
-    num_rows: int
-    """Number of rows as stored, including superseded ones."""
-    superseded: tuple[int, ...] = ()
-
-
-def list_shards(source: Source) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Returns URI, version and superseded rows of each shard of a source, in order.
-
-    Raises ValueError if no shard can be read, or if the download is not finished.
+    Raises:
+        ValueError: No shard can be read, or a download is not finished.
     """
-    try:
-        found = raw_shards(source.uri)
-    except ValueError as error:
-        storage.check_bucket(source.uri)
-        raise ValueError(f"raw={error}") from None
-    if not found.finished:
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        tasks = [task for index, source in enumerate(sources) for task in _tasks(index, source, columns)]
+        return list(threads.map(lambda task: task(), tasks))
+
+
+def _tasks(index: int, source: Source, columns: Sequence[str]) -> list[Callable[[], Shard]]:
+    """Returns a function for each shard that describes it."""
+    place = look(source.uri)
+    if place.format == "tar":
+        return _tars(index, place, _pairs(columns))
+    versions = storage.list_versions(place.folder)
+    if place.format == "folder":
+        assert place.names is not None
+        [name] = place.names
+        return [lambda: folder.read_shard(index, place.folder, name, versions[name], _pairs(columns))]
+    wanted = parse_columns(columns)
+    if place.names is not None:
+        named = [(storage.join(place.folder, name), versions[name], ()) for name in place.names]
+    else:
+        named = _list_download(source.uri)
+    return [lambda shard=shard: parquet.read_shard(index, *shard, wanted) for shard in named]
+
+
+def _tars(index: int, place: Place, wanted: Columns) -> list[Callable[[], Shard]]:
+    assert place.names is not None
+    versions = storage.list_versions(place.folder)
+    stats = read_stats(place.folder, ending=".tar")
+    unfinished = [name for name in place.names if stats and _number(name) not in stats]
+    if unfinished:
         raise ValueError(
-            f"raw={source.uri}: its download is not finished; give the same `groupvit download` again first"
+            f"raw={place.folder}: {len(unfinished):,} tars have no statistics beside them, first {unfinished[0]}: the "
+            "download is not finished; finish it first, or give a range of those that are"
         )
+    uris = {name: storage.join(place.folder, name) for name in place.names}
+    average = next(filter(None, map(tar.bytes_per_sample, list(uris.values())[:_TRIED])), None)
+
+    def describe(name: str) -> Shard:
+        num_samples = tar.read_index(frozenset(versions), place.folder, name, stats.get(_number(name)))
+        return tar.read_shard(index, uris[name], versions[name], wanted, num_samples, average)
+
+    return [lambda name=name: describe(name) for name in place.names]
+
+
+def _number(name: str) -> int:
+    stem = name.partition(".")[0]
+    return int(stem) if stem.isascii() and stem.isdigit() else -1
+
+
+def _pairs(columns: Sequence[str]) -> Columns:
+    return tuple((field, name) for field, names in parse_columns(columns).items() for name in names)
+
+
+def _list_download(uri: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Returns URI, version and superseded rows of each shard of a folder of parquet, in order."""
+    try:
+        found = raw_shards(uri)
+    except ValueError as error:
+        storage.check_bucket(uri)
+        raise ValueError(f"raw={error}{nothing_found(uri)}") from None
+    if not found.finished:
+        raise ValueError(f"raw={uri}: its download is not finished; give the same `groupvit download` again first")
     folders = {shard.uri.rpartition("/")[0] for shard in found.shards}
     versions = {folder: storage.list_versions(folder) for folder in folders}
     listed: list[tuple[str, str, tuple[int, ...]]] = []
     for shard in found.shards:
-        folder, _, name = shard.uri.rpartition("/")
-        listed.append((shard.uri, versions[folder][name], tuple(shard.superseded.tolist())))
+        in_folder, _, name = shard.uri.rpartition("/")
+        listed.append((shard.uri, versions[in_folder][name], tuple(shard.superseded.tolist())))
     return listed
-
-
-def read_shards(sources: Sequence[Source]) -> list[Shard]:
-    """Reads the footers of all shards of all sources. Unreadable shards have an error."""
-    listed = [(index, *shard) for index, source in enumerate(sources) for shard in list_shards(source)]
-    with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        return list(threads.map(lambda entry: _read_shard(*entry), listed))
 
 
 def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
@@ -116,140 +117,24 @@ def pieces_of(shards: Sequence[Shard], rows_per_piece: int) -> list[Piece]:
                         end=group + 1,
                         num_rows=num_rows,
                         superseded=shard.superseded,
+                        format=shard.format,
+                        columns=shard.columns,
+                        counted=shard.counted,
+                        offset=shard.offsets[first] if shard.offsets else 0,
                     )
                 )
                 first, num_rows = group + 1, 0
     return pieces
 
 
-def read_rows(piece: Piece) -> Iterator[list[dict[str, Any]]]:
-    """Yields the rows of a piece in batches of up to 64, by column name in lower case.
+def read_rows(piece: Piece) -> Iterator[list[Row]]:
+    """Yields the rows of a piece in batches of up to 64, by our names of their values.
 
     Raises UnreadableShardError for a corrupted shard, after yielding the rows that can be read, and OSError if storage
     fails.
     """
-    reader = _Reader(piece)
-
-    def read_batch() -> pa.RecordBatch | None:
-        return storage.retry(reader.read_batch, piece.uri)
-
-    while (batch := _or_unreadable(read_batch, piece.uri)) is not None:
-        yield _or_unreadable(partial(_rows, batch), piece.uri)
-
-
-class _Reader:
-    """Resumes where it stopped after storage has failed."""
-
-    def __init__(self, piece: Piece) -> None:
-        self._piece = piece
-        self._num_read = 0
-        self._batches: Iterator[pa.RecordBatch] | None = None
-
-    def read_batch(self) -> pa.RecordBatch | None:
-        try:
-            if self._batches is None:
-                self._batches = self._open()
-            batch = next(self._batches, None)
-        except BaseException:
-            self._batches = None
-            raise
-        self._num_read += 0 if batch is None else batch.num_rows
-        return batch
-
-    def _open(self) -> Iterator[pa.RecordBatch]:
-        filesystem, path = storage.resolve(self._piece.uri)
-        file = pq.ParquetFile(filesystem.open_input_file(path), buffer_size=_BUFFER_SIZE, pre_buffer=False)
-        to_skip = self._num_read
-        for batch in file.iter_batches(
-            batch_size=ROWS_PER_BATCH,
-            row_groups=range(self._piece.first, self._piece.end),
-            columns=[name for name in file.schema_arrow.names if name.lower() in COLUMNS],
-            use_threads=False,
-        ):
-            if to_skip < batch.num_rows:
-                yield batch.slice(to_skip)
-            to_skip = max(0, to_skip - batch.num_rows)
-
-
-def _read_shard(source: int, uri: str, version: str, superseded: tuple[int, ...]) -> Shard:
-    filesystem, path = storage.resolve(uri)
-
-    def read() -> tuple[pq.FileMetaData, pa.Schema, int]:
-        with filesystem.open_input_file(path) as file:
-            footer = pq.ParquetFile(file)
-            return footer.metadata, footer.schema_arrow, file.size()
-
-    try:
-        footer, schema, size = _or_unreadable(lambda: storage.retry(read, uri), uri)
-    except UnreadableShardError as error:
-        return Shard(source=source, uri=uri, version=version, rows=(), error=str(error))
-    except OSError as error:
-        raise ValueError(f"raw={uri}: cannot be read ({error}); check the bucket and the credentials") from error
-    if wrong := _wrong_with(schema):
-        return Shard(source=source, uri=uri, version=version, rows=(), error=f"raw={uri}: {wrong}")
-    rows = tuple(footer.row_group(index).num_rows for index in range(footer.num_row_groups))
-    # Every row takes more than a byte, so a corrupted footer cannot claim billions.
-    if any(count < 0 for count in rows) or sum(rows) != footer.num_rows or sum(rows) > size:
-        error = f"raw={uri}: is corrupted (its footer counts {footer.num_rows} rows); {_ADVICE}"
-        return Shard(source=source, uri=uri, version=version, rows=(), error=error)
-    return Shard(source=source, uri=uri, version=version, rows=rows, superseded=superseded)
-
-
-def _wrong_with(schema: pa.Schema) -> str | None:
-    """Returns why a shard with these columns cannot be read."""
-    known = {name.lower() for name in schema.names}
-    missing = [] if "jpg" in known else ["jpg"]
-    missing += [] if known.intersection(CAPTION_COLUMNS) else ["caption"]
-    if missing:
-        return (
-            f"has no column {' nor '.join(missing)}, only {', '.join(schema.names[:12])}; raw shards are what "
-            "img2dataset writes with output_format=parquet"
-        )
-    return wrong_with_columns(schema, frozenset(COLUMNS))
-
-
-_ADVICE = "download it again, or give --skip-unreadable-shards"
-
-
-def _or_unreadable(read: Any, uri: str) -> Any:
-    """Returns `read()`. Any error that a parquet reader raises on a corrupted file becomes UnreadableShardError."""
-    try:
-        return read()
-    except Exception as error:
-        if isinstance(error, OSError) and storage.is_of_storage(error):
-            raise
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UnreadableShardError(
-            f"raw={uri}: is not a parquet file, or a corrupted one ({text}); {_ADVICE}"
-        ) from error
-
-
-def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    columns: dict[str, list[Any]] = {}
-    with_captions: dict[str, pa.Array] = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        lower = name.lower()
-        if lower in columns or lower in with_captions:
-            continue  # the same name in two cases: the first is used
-        if lower in CAPTION_COLUMNS:
-            with_captions[lower] = column
-        elif lower in _TEXTS:
-            columns[lower] = texts(column)
-        elif lower == "jpg":
-            columns[lower] = column.to_pylist()
-            if not all(value is None or isinstance(value, bytes) for value in columns[lower]):
-                raise ValueError("column jpg does not hold bytes")
-        else:
-            columns[lower] = [_number(value) for value in column.to_pylist()]
-    columns["captions"] = captions(with_captions)
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except (TypeError, ValueError):
-        return None
+    reader = {"parquet": parquet.read_rows, "tar": tar.read_rows, "folder": folder.read_rows}
+    return reader[piece.format](piece)
 
 
 def check_shards(shards: Sequence[Shard], config: CurateConfig) -> None:
@@ -260,3 +145,17 @@ def check_shards(shards: Sequence[Shard], config: CurateConfig) -> None:
         raise ValueError(f"{unreadable[0]}{more}")
     if not any(sum(shard.rows) for shard in shards):
         raise ValueError(f"raw={config.raw[0]}: the shards hold no rows; download again")
+
+
+def describe(shards: Sequence[Shard], sources: Sequence[Source]) -> list[str]:
+    """Says in one line for each source what was found there."""
+    lines: list[str] = []
+    for index, source in enumerate(sources):
+        own = [shard for shard in shards if shard.source == index]
+        kinds = Counter(shard.description for shard in own if shard.description)
+        what = " / ".join(
+            f"{kind} ({count:,} {'file' if count == 1 else 'files'})" for kind, count in kinds.most_common(3)
+        )
+        about = "" if all(shard.counted for shard in own) else "about "
+        lines.append(f"{source.name}: {what}, {about}{sum(sum(shard.rows) for shard in own):,} rows")
+    return lines

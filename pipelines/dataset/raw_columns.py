@@ -12,18 +12,22 @@ CAPTION_COLUMNS = ("captions", "caption")
 
 def wrong_with_columns(schema: pa.Schema, names: frozenset[str]) -> str | None:
     """Describes the first column among `names` (in lower case) with an unreadable type; None if all are readable."""
-    for field in schema:
-        name = field.name.lower()
-        if name not in names:
-            continue
-        kind = _plain(field.type)
-        if name == "jpg" and not (_is_bytes(kind) or pa.types.is_null(kind)):
-            return f"column {field.name} is {kind}; it must hold the bytes of image files (binary)"
-        if name in CAPTION_COLUMNS and _is_list(kind):
-            kind = _plain(kind.value_type)
-        if pa.types.is_nested(kind):
-            right = "a text or a list of texts" if name in CAPTION_COLUMNS else "one value a row"
-            return f"column {field.name} is {field.type}; it must hold {right}: write one field of it as this column"
+    wrong = (wrong_with_column(field, field.name.lower()) for field in schema if field.name.lower() in names)
+    return next(filter(None, wrong), None)
+
+
+def wrong_with_column(field: pa.Field, ours: str) -> str | None:
+    """Describes a column with an unreadable type for what it is to hold: `jpg`, one of CAPTION_COLUMNS, or any other
+    name for one value a row.
+    """
+    kind = _plain(field.type)
+    if ours == "jpg" and not (is_bytes(kind) or pa.types.is_null(kind)):
+        return f"column {field.name} is {kind}; it must hold the bytes of image files (binary)"
+    if ours in CAPTION_COLUMNS and _is_list(kind):
+        kind = _plain(kind.value_type)
+    if pa.types.is_nested(kind):
+        right = "a text or a list of texts" if ours in CAPTION_COLUMNS else "one value a row"
+        return f"column {field.name} is {field.type}; it must hold {right}: write one field of it as this column"
     return None
 
 
@@ -56,7 +60,7 @@ def _lists(column: pa.Array) -> list[list[str | None] | None]:
 
 def _captions(column: pa.Array) -> list[str | None]:
     kind = _plain(column.type)
-    return texts(column) if _is_text(kind) or _is_bytes(kind) else [None] * len(column)
+    return texts(column) if _is_text(kind) or is_bytes(kind) else [None] * len(column)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -67,7 +71,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values are bytes."""
     checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     return any(check(kind) for check in checks)
 

@@ -207,13 +207,15 @@ def has_shards(uri: str) -> bool:
     return any(_SHARD.fullmatch(name) or _STATS.fullmatch(name) for name in storage.list_files(uri))
 
 
-def read_stats(folder: str, known: Mapping[int, dict[str, Any]] | None = None) -> dict[int, dict[str, Any]]:
+def read_stats(
+    folder: str, known: Mapping[int, dict[str, Any]] | None = None, *, ending: str = ".parquet"
+) -> dict[int, dict[str, Any]]:
     """Reads img2dataset's statistics of each finished shard in `folder`, by number, except those already `known`.
 
     A shard is finished when both the shard and its complete statistics exist.
     """
     names = storage.list_files(folder)
-    shards = {int(match[1]) for name in names if (match := _SHARD.fullmatch(name))}
+    shards = {int(stem) for name in names if name.endswith(ending) and (stem := name.removesuffix(ending)).isdecimal()}
     numbers = {int(match[1]): name for name in names if (match := _STATS.fullmatch(name)) and int(match[1]) in shards}
     found = {number: stats for number, stats in (known or {}).items() if number in numbers}
     new = [number for number in numbers if number not in found]

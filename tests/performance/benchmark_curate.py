@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,7 @@ def benchmark(num_processes: int, num_rows: int, num_repeats: int, folder: Path)
         return num_rows / (time.perf_counter() - start)
 
     def through_ray() -> float:
-        """From the moment when every actor has done a piece: before, it starts and loads the tagger."""
-        work = folder / "work"
-        shutil.rmtree(work, ignore_errors=True)
-        again = [*pieces[:num_processes], *pieces]
-        list(run_pieces([_numbered(piece, index) for index, piece in enumerate(again)], config, str(work)))
-        ends = sorted((path.stat().st_mtime, int(path.stem)) for path in (work / "index").iterdir())
-        done = sum(again[number].num_rows for _, number in ends[num_processes:])
-        return done / (ends[-1][0] - ends[num_processes - 1][0])
+        return rate_of(pieces, config, num_processes, folder / "work")
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(address="local", num_cpus=num_processes, include_dashboard=False, log_to_driver=False)
@@ -158,6 +152,18 @@ def benchmark(num_processes: int, num_rows: int, num_repeats: int, folder: Path)
         },
         "whole": {"rows_per_second": round(whole), "num_samples": summary["num_samples"]},
     }
+
+
+def rate_of(pieces: Sequence[Piece], config: CurateConfig, num_processes: int, work: Path) -> float:
+    """Rows/s of Ray's actors, from the moment when every actor has done a piece: before, it starts and loads the
+    tagger.
+    """
+    shutil.rmtree(work, ignore_errors=True)
+    again = [*pieces[:num_processes], *pieces]
+    list(run_pieces([_numbered(piece, index) for index, piece in enumerate(again)], config, str(work)))
+    ends = sorted((path.stat().st_mtime, int(path.stem)) for path in (work / "index").iterdir())
+    done = sum(read_report(str(work), number).num_rows for _, number in ends[num_processes:])
+    return done / (ends[-1][0] - ends[num_processes - 1][0])
 
 
 def _numbered(piece: Piece, number: int) -> Piece:

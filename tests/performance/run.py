@@ -22,6 +22,7 @@ FLAGS: Mapping[str, Sequence[str]] = {
     "benchmark_object_store": ("--windows", "4", "--repeats", "3"),
     "benchmark_checkpoints": ("--steps", "20", "--repeats", "1"),
     "benchmark_curate": ("--rows", "1024", "--repeats", "3"),
+    "benchmark_formats": ("--rows", "1024", "--repeats", "3"),
     "benchmark_sweep": ("--num-steps", "50", "--repeats", "1"),
 }
 

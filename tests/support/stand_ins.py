@@ -28,6 +28,8 @@ from tests.support.image_files import png
 from tests.support.image_server import ImageServer
 from tests.support.miniatures import Photo, write_ade20k, write_coco, write_imagenet, write_voc
 from tests.support.own_folder import write_own_folder
+from tests.support.raw_formats import write_hugging_face, write_tars
+from tests.support.raw_shards import good_rows
 from tests.support.small_model import OFFICIAL, small_model
 
 SCENES = ["--num-training-scenes", "64", "--num-calibration-scenes", "2", "--num-validation-scenes", "2"]
@@ -64,6 +66,12 @@ class StandIns:
         scenes = folder.with_name("scenes")
         assert main(["demo-data", "shapes", "--raw", "--out", str(scenes), *SCENES, "--num-processes", "1"]) == 0
         shutil.copytree(scenes / "raw", folder)
+
+    def _tars(self, folder: Path) -> None:
+        write_tars(folder, good_rows(range(40)), 10)
+
+    def _hugging_face_parquet(self, folder: Path) -> None:
+        write_hugging_face(folder, good_rows(range(40, 80)), 20)
 
     def _dataset(self, folder: Path) -> None:
         scenes = self._cache / "scenes"
@@ -135,6 +143,8 @@ STAND_INS: Mapping[str, Callable[[StandIns, Path], None]] = {
     r"(?P<root>data|s3://bucket/benchmarks)$": StandIns._benchmarks,
     r"(?P<root>(s3://bucket|data)/[\w-]*raw[\w-]*)$": StandIns._raw_shards,
     r"(?P<root>pictures)$": StandIns._own_folder,
+    r"(?P<root>s3://bucket/[\w-]+-tars)/": StandIns._tars,
+    r"(?P<root>data/[\w-]+-hf)$": StandIns._hugging_face_parquet,
     r"(?P<root>evaluation/[a-z])$": StandIns._evaluation,
     r"(?P<root>runs/[a-z])$": StandIns._evaluated_run,
     r"(?P<root>runs/demo/stamps-seed-0)(/|$)": StandIns._run,

@@ -97,7 +97,7 @@ def test_a_column_of_several_captions_counts_before_that_of_one(tmp_path):
         ("caption", [{"en": "a"}], r"column caption is struct<en: string>; it must hold a text or a list of texts"),
         ("captions", [[{"raw": "a"}]], r"column captions is list<element: struct<raw: string>>; it must hold a text"),
         ("caption", [[["a"]]], r"column caption is list<element: list<element: string>>; it must hold a text or a"),
-        ("jpg", [{"bytes": b"x", "path": "a"}], r"column jpg is struct<bytes: binary, path: string>; it must hold the"),
+        ("jpg", [{"data": b"x", "path": "a"}], r"column jpg is struct<data: binary, path: string>; it must hold the"),
         ("jpg", ["aGVsbG8="], r"column jpg is string; it must hold the bytes of image files"),
         ("license", [{"id": 1}], r"column license is struct<id: int64>; it must hold one value a row"),
     ],
