@@ -94,6 +94,11 @@ def as_text(recorded: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"{each['text']} (by {each['by']}, {each['at']}, after {each['after_step']})" for each in recorded)
 
 
+def texts_of(description: Mapping[str, Any]) -> list[str]:
+    """Returns the amendments in run.json, in the order in which they were asked for."""
+    return [each["text"] for each in description.get("amendments", [])]
+
+
 def texts_in(text: str) -> list[str]:
     """Returns the amendments in what `as_text` made."""
     return [line.partition(" (by ")[0] for line in text.splitlines()]

@@ -1,10 +1,11 @@
 """What a run or sweep cannot change once it has started, and how older ones go on."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groupvit.config import flatten, to_dict
+from pipelines.experiments.amendments import check_amendments
 from pipelines.experiments.config import ExperimentConfig
 
 _CHOICES = {"ingest.resize": ("torch", "pillow"), "training.reduce_precision": ("exact", "float32")}
@@ -54,3 +55,10 @@ def settled(config: ExperimentConfig, fixed: Mapping[str, Any] | None) -> Experi
             training, reduce_precision=value("training.reduce_precision", training.reduce_precision)
         ),
     )
+
+
+def amended(config: ExperimentConfig, texts: Sequence[str]) -> ExperimentConfig:
+    """Returns the config with the amendments that a run has recorded, in place of its own. Raises ValueError if it
+    cannot follow them."""
+    check_amendments(texts, num_steps=config.training.num_steps, num_sources=len(config.data.sources))
+    return dataclasses.replace(config, amendments=tuple(texts))

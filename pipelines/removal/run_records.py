@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from groupvit.config import from_dict
 from pipelines import storage
-from pipelines.experiments.amendments import check_amendments, texts_in
+from pipelines.experiments.amendments import texts_in, texts_of
 from pipelines.experiments.config import DataConfig, ExperimentConfig, IngestConfig, TrainingConfig
+from pipelines.experiments.fixed import amended
 from pipelines.runs.folder import JOB_ID, RunFolder
 from pipelines.runs.skipped import skipped_steps
 from pipelines.tracking.errors import one_line
@@ -84,10 +85,7 @@ def record_of_folder(run: RunFolder) -> RunRecord:
     """Reads the folder of a run. Raises ValueError, in one line, if something is damaged."""
     description = _description(run)
     try:
-        config = _amended(
-            from_dict(ExperimentConfig, description["config"]),
-            [each["text"] for each in description.get("amendments", [])],
-        )
+        config = amended(from_dict(ExperimentConfig, description["config"]), texts_of(description))
     except (TypeError, ValueError) as error:
         raise UnknownOrderError(f"{run.uri}/run.json: its config cannot be read ({error})") from error
     steps = run.checkpoint_steps()
@@ -103,12 +101,6 @@ def record_of_folder(run: RunFolder) -> RunRecord:
         skipped=tuple(skipped_steps(run)),
         num_skipped_unknown=0,
     )
-
-
-def _amended(config: ExperimentConfig, texts: list[str]) -> ExperimentConfig:
-    """Returns the config with the amendments that a run recorded. Raises ValueError if it cannot follow them."""
-    check_amendments(texts, num_steps=config.training.num_steps, num_sources=len(config.data.sources))
-    return dataclasses.replace(config, amendments=tuple(texts))
 
 
 def job_id(run: RunFolder) -> str:
@@ -165,7 +157,7 @@ def record_of_mlflow(run: Any) -> RunRecord:
             ingest=_fields(IngestConfig, run, "ingest", "window_size"),
             training=_fields(TrainingConfig, run, "training", "global_batch_size", "num_steps"),
         )
-        config = _amended(config, texts_in(run.data.tags.get("amendments", "")))
+        config = amended(config, texts_in(run.data.tags.get("amendments", "")))
         step = int(run.data.tags.get(LAST_STEP_TAG, 0))
         digests = _digests_in_mlflow(run, config.data)
     except (KeyError, SyntaxError, TypeError, ValueError, MemoryError, RecursionError) as error:

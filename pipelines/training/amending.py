@@ -1,23 +1,14 @@
-"""The amendments of a run: those recorded in its folder, and new ones that its next start asks for."""
+"""New amendments, which the next start of a run asks for, and their record in the run's folder."""
 
-import dataclasses
 import getpass
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.experiments.amendments import Amendment
-from pipelines.experiments.config import ExperimentConfig, validate
-from pipelines.runs.contents import RecordedAmendment, RunDescription
+from pipelines.experiments.config import ExperimentConfig
+from pipelines.runs.contents import RecordedAmendment
 from pipelines.runs.folder import RunFolder
-
-
-def amended(config: ExperimentConfig, description: RunDescription | dict[str, Any] | None) -> ExperimentConfig:
-    """Returns the config with the amendments that the run has recorded. Raises ValueError if it cannot follow them."""
-    recorded = [] if description is None else description.get("amendments", [])
-    config = dataclasses.replace(config, amendments=tuple(each["text"] for each in recorded))
-    validate(config)
-    return config
 
 
 def new_amendments(config: ExperimentConfig, run: RunFolder, recorded: Sequence[RecordedAmendment]) -> list[Any]:

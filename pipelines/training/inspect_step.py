@@ -20,8 +20,9 @@ from groupvit.tokenizer import Tokenizer
 from pipelines import storage
 from pipelines.console.progress import ProgressLine
 from pipelines.dataset.page import Sample, document, gallery, table
+from pipelines.experiments.amendments import texts_of
 from pipelines.experiments.config import ExperimentConfig
-from pipelines.experiments.fixed import settled
+from pipelines.experiments.fixed import amended, settled
 from pipelines.ingest.plan import Slice, plan_ingest
 from pipelines.ingest.slices import load_slices
 from pipelines.ingest.uncurated import open_source
@@ -29,7 +30,6 @@ from pipelines.local.writable import check_file_writable
 from pipelines.provenance import redact
 from pipelines.runs.folder import RunFolder
 from pipelines.runs.skipped import read_skipped
-from pipelines.training.amending import amended
 from pipelines.training.slice_size import with_recorded_slice_size
 
 _ERASED = 127
@@ -99,7 +99,7 @@ def _experiment(run: RunFolder) -> ExperimentConfig:
     if description is None:
         raise ValueError(f"run={run.uri} is not a run: it has no run.json")
     config = settled(from_dict(ExperimentConfig, description["config"]), description["fixed"])
-    config = amended(with_recorded_slice_size(config, description), description)
+    config = amended(with_recorded_slice_size(config, description), texts_of(description))
     digests = [open_source(uri).digest for uri in config.data.sources]
     if digests != description["fixed"]["data.digests"]:
         raise ValueError(f"data.sources={', '.join(config.data.sources)} changed since the run began: the step is lost")

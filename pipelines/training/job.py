@@ -13,7 +13,7 @@ from groupvit.config import flatten, to_dict
 from pipelines.dataset.format import DatasetInfo
 from pipelines.experiments.amendments import LEARNING_RATE, WEIGHTS, as_text
 from pipelines.experiments.config import ExperimentConfig
-from pipelines.experiments.fixed import before_there_was_a_choice, fixes_the_result, settled
+from pipelines.experiments.fixed import amended, before_there_was_a_choice, fixes_the_result, settled
 from pipelines.local.home import cache_folder
 from pipelines.local.writable import check_writable
 from pipelines.provenance import code_version, redact, redact_values
@@ -25,7 +25,7 @@ from pipelines.storage import absolute
 from pipelines.tracking.places import artifacts_in, check_database, database_path, database_uri
 from pipelines.tracking.runs import RunIdentity, TrackedDataset
 from pipelines.tracking.tracker import Tracker
-from pipelines.training.amending import amended, new_amendments
+from pipelines.training.amending import new_amendments
 
 if TYPE_CHECKING:
     from pipelines.evaluation.checkpoint_evaluator import CheckpointEvaluator
@@ -182,7 +182,7 @@ def start_or_continue(
     newest_whole_step(run, lambda line: print(line, file=sys.stderr, flush=True))
     recorded = description.get("amendments", [])
     new = new_amendments(config, run, recorded)
-    config = amended(config, {"amendments": [*recorded, *new]})
+    config = amended(config, [each["text"] for each in (*recorded, *new)])
     return Job(
         config=config,
         run=run,
