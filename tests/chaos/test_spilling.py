@@ -1,7 +1,5 @@
 """The disk to which Ray spills its objects is full: the run says so in one line, and goes on once there is room."""
 
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from itertools import chain, cycle
@@ -17,6 +15,7 @@ from pipelines.cluster.causes import root_cause
 from pipelines.cluster.session import shut_down
 from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.folder import RunFolder
+from tests.support.small_disk import small_disk
 from tests.support.small_run import NUM_STEPS, as_flags, assert_same_result, consumed, make_config, write_noise
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
@@ -27,14 +26,8 @@ LARGE = ["--model.image.image-size", "128", "--model.image.patch-size", "32", "-
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system takes root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "24m") as folder:
+        yield folder
 
 
 @pytest.fixture

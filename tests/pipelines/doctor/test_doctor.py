@@ -16,6 +16,7 @@ from pipelines.cli.main import main
 from pipelines.doctor.services import EXPERIMENT
 from tests.support.mlflow_server import MlflowServer
 from tests.support.object_store import ObjectStore
+from tests.support.small_disk import small_disk
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 PASSWORD = "pa55-of-mlflow"
@@ -34,14 +35,8 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def full_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of 1 MB."""
-    folder = tmp_path_factory.mktemp("full")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"may not mount: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path_factory.mktemp("full") / "disk", "1m") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The queue on disk, when the disk fails."""
 
-import os
 import resource
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from pipelines.tracking.records import Record
 from pipelines.tracking.runs import RunIdentity
 from pipelines.tracking.spool import Spool
 from pipelines.tracking.tracker import Tracker
+from tests.support.small_disk import small_disk
 
 
 def test_what_a_full_disk_cut_is_written_again_as_a_whole(tmp_path: Path) -> None:
@@ -34,29 +33,24 @@ def test_what_a_full_disk_cut_is_written_again_as_a_whole(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system takes root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "64k") as folder:
+        yield folder
 
 
 def test_a_full_disk_loses_no_metric_once_there_is_room_again(
-    tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = Tracker(RunIdentity(uri=uri, experiment="e", run_name="r", job_id="j"), small_disk / "tracking")
-    (small_disk / "large").write_bytes(bytes(small_disk.stat().st_blksize * 15))
+    tracker = Tracker(RunIdentity(uri=uri, experiment="e", run_name="r", job_id="j"), disk / "tracking")
+    (disk / "large").write_bytes(bytes(disk.stat().st_blksize * 15))
     for step in range(500):
         tracker.log_metrics({"train/loss": float(step)}, step, training=True)
     deadline = time.monotonic() + 120
     while "No space left on device" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.1)
-    (small_disk / "large").unlink()
+    (disk / "large").unlink()
     assert tracker.close(timeout=120)
     client = MlflowClient(uri)
     assert tracker.run_id is not None
@@ -66,10 +60,10 @@ def test_a_full_disk_loses_no_metric_once_there_is_room_again(
 
 
 def test_records_that_a_full_disk_never_took_are_said_to_be_lost(
-    tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracker = Tracker(RunIdentity(uri=uri, experiment="e", run_name="r", job_id="j"), small_disk / "tracking")
+    tracker = Tracker(RunIdentity(uri=uri, experiment="e", run_name="r", job_id="j"), disk / "tracking")
     tracker.log_text("x" * 100_000, "too_large.txt")
     assert not tracker.close(timeout=3)
     assert "2 records are lost because the disk is full" in caplog.text
