@@ -29,6 +29,8 @@ class RecordedAmendment(TypedDict):
     text: Annotated[str, Field(max_length=10_000)]
     by: Annotated[str, Field(max_length=1000)]
     at: Annotated[str, Field(max_length=100)]
+    from_step: Count
+    """Number of steps that are done when it begins."""
     after_step: Count
 
 

@@ -30,6 +30,7 @@ def newest_whole_step(run: RunFolder, warn: Callable[[str], None]) -> int:
     while step := run.latest_step():
         try:
             verify_checkpoint(run, step)
+            _check_amendments(run, step)
         except CorruptedError as error:
             place = run.set_aside(step)
             before = run.latest_step()
@@ -66,6 +67,18 @@ def _digest(uri: str) -> dict[str, Any]:
         return {"bytes": size, "sha256": found.hexdigest()}
 
     return storage.retry(attempt, uri)
+
+
+def _check_amendments(run: RunFolder, step: int) -> None:
+    """Raises CorruptedError if a checkpoint was trained without an amendment that begins before it: by workers that
+    outlived their driver."""
+    recorded = (run.read_description() or {}).get("amendments", [])
+    followed = run.read_state(step)["config"].get("amendments", []) if recorded else []
+    for each in recorded:
+        if each["from_step"] < step and each["text"] not in followed:
+            raise CorruptedError(
+                f"{run.checkpoint_uri(step)}/state.json does not follow {each['text']!r}: use another checkpoint"
+            )
 
 
 def _check_job(run: RunFolder, step: int) -> None:

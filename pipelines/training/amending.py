@@ -28,7 +28,8 @@ def new_amendments(config: ExperimentConfig, run: RunFolder, recorded: Sequence[
                 f"of step {done}: give {done} or a later step"
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        entries.append({"text": str(amendment), "by": _user(), "at": now, "after_step": done})
+        entry = {"text": str(amendment), "from_step": amendment.first}
+        entries.append(entry | {"by": _user(), "at": now, "after_step": done})
     return entries
 
 
@@ -40,8 +41,10 @@ def record(run: RunFolder, entries: Sequence[Any]) -> None:
     description = run.read_description()
     if not entries or description is None:
         return
-    if run.latest_step() > min(each["after_step"] for each in entries):
-        raise ValueError(f"another command trained {run.uri} meanwhile: give the --amend again")
+    done = run.latest_step()
+    for each in entries:
+        if each["from_step"] < done:  # workers of a killed driver live on for a moment
+            raise ValueError(f"--amend {each['text']!r}: {run.uri} has got to step {done} meanwhile: give a later step")
     run.write_description(description | {"amendments": [*description.get("amendments", []), *entries]})
 
 

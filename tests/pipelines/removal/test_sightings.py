@@ -158,7 +158,10 @@ def edit(uri: Path, change: dict[str, Any]) -> None:
         ({"config": 3}, "run.json is corrupted"),
         ({"config/training/num_steps": 3}, "is beyond training.num_steps=3"),
         ({"amendments": []}, "the run followed another order"),
-        ({"amendments": [{"text": "x", "by": "", "at": "", "after_step": 0}]}, "'x' is not an amendment"),
+        (
+            {"amendments": [{"text": "x", "by": "", "at": "", "from_step": 0, "after_step": 0}]},
+            "'x' is not an amendment",
+        ),
         ({"config/training/global_batch_size": 0}, "no order of samples has batches of 0"),
         ({"config/ingest/window_size": 10**12}, "windows of 1000000000000"),
     ],

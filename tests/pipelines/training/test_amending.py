@@ -11,6 +11,7 @@ import torch
 from groupvit import checkpoint
 from pipelines.experiments.amendments import as_text, texts_in, texts_of
 from pipelines.experiments.config import ExperimentConfig
+from pipelines.runs.damage import newest_whole_step
 from pipelines.runs.folder import RunFolder
 from pipelines.training.amending import new_amendments, record
 from tests.support.lone_worker import lone_config, train_alone
@@ -98,10 +99,25 @@ def test_one_that_begins_before_the_newest_checkpoint_is_refused(tmp_path: Path)
     assert "amendments" not in json.loads((tmp_path / "small/run.json").read_text())
 
 
+def test_a_checkpoint_of_workers_that_did_not_know_of_it_is_not_used(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "small"))
+    for step, name in ((4, "plain"), (5, "plain"), (6, "amended")):
+        source = RunFolder(f"{runs[name]}/small")
+        shutil.copytree(source.checkpoint_uri(step), run.checkpoint_uri(step))
+    entry = {"text": AMENDMENTS[0], "from_step": 4, "by": "x", "at": "y", "after_step": 3}
+    description = {"job_id": "1", "fixed": {"ingest.slice_size": 4}, "config": {}, "amendments": [entry]}
+    run.write_description(description)
+    warnings: list[str] = []
+    assert newest_whole_step(run, warnings.append) == 6 and not warnings
+    run.set_aside(6)
+    assert newest_whole_step(run, warnings.append) == 4
+    assert len(warnings) == 1 and f"does not follow {AMENDMENTS[0]!r}: moved to " in warnings[0]
+
+
 def test_a_run_that_went_on_meanwhile_is_not_amended(tmp_path: Path) -> None:
     run = recorded_run(tmp_path, 3)
     new = new_amendments(config_of(tmp_path, *AMENDMENTS), run, [])
-    recorded_run(tmp_path, 4)
-    with pytest.raises(ValueError, match=r"another command trained .* meanwhile"):
+    recorded_run(tmp_path, 5)
+    with pytest.raises(ValueError, match=r"has got to step 5 meanwhile: give a later step"):
         record(run, new)
     assert "amendments" not in json.loads((tmp_path / "small/run.json").read_text())
