@@ -82,10 +82,10 @@ def read_coco(content: bytes, uri: str, labels: Mapping[str, int]) -> dict[str, 
     for number, annotation in enumerate(parsed["annotations"]):
         region = f"annotation {annotation.get('id', f'number {number}')}"
         if annotation["image_id"] not in images:
-            raise ValueError(f"{uri}: {region} has image_id={annotation['image_id']}, which is no image: {FIX}")
+            raise ValueError(f"{uri}: {region} has image_id={annotation['image_id']}, which is not an image: {FIX}")
         if annotation["category_id"] not in names:
             raise ValueError(
-                f"{uri}: {region} has category_id={annotation['category_id']}, which is no category: {FIX}"
+                f"{uri}: {region} has category_id={annotation['category_id']}, which is not a category: {FIX}"
             )
         name = names[annotation["category_id"]]
         if name not in labels:

@@ -40,7 +40,7 @@ def run_stoppable(work: Callable[[], Result], stop: Callable[[], None]) -> tuple
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         threading.Thread(target=call, name="stoppable-work", daemon=True).start()
-        # Again and again: a signal that comes just before a wait does not end it, and Python would act after it only.
+        # In short waits: Python acts on a signal that comes just before a wait only when the wait has ended.
         while not wait([outcome], timeout=_LONGEST_WAIT).done:
             pass
         return outcome.result(), next(iter(received), None)

@@ -8,6 +8,7 @@ A number in them is a number of steps that are done, as in the progress lines.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -130,5 +131,11 @@ def _shortest(number: float) -> str:
     return repr(int(number)) if number.is_integer() and number < 2**53 else repr(number)
 
 
-def _parsed(texts: Sequence[str]) -> list[Amendment]:
-    return [Amendment.parse(text) for text in texts]
+def _parsed(texts: Sequence[str]) -> tuple[Amendment, ...]:
+    return _parsed_once(tuple(texts))
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed_once(texts: tuple[str, ...]) -> tuple[Amendment, ...]:
+    """The training loop asks at every step."""
+    return tuple(Amendment.parse(text) for text in texts)

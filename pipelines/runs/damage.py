@@ -1,7 +1,7 @@
 """Finds the checkpoint that a run goes on from: the newest one that is whole."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from groupvit.checkpoint_files import FILES_KEY, MODEL_FILE, OPTIMIZER_FILE, CorruptedError, check_digest
@@ -27,24 +27,26 @@ def newest_whole_step(run: RunFolder, warn: Callable[[str], None]) -> int:
     Raises:
         ValueError: The newest checkpoint was written by another run.
     """
+    description = run.read_description() or {}
     while step := run.latest_step():
         try:
-            verify_checkpoint(run, step)
-            _check_amendments(run, step)
+            state = run.read_state(step)
+            _verify_files(run, step, state)
+            _check_amendments(run, step, state, description)
         except CorruptedError as error:
             place = run.set_aside(step)
             before = run.latest_step()
             goes_on = f"from step {before}" if before else "from the start"
             warn(f"{str(error).removesuffix(': use another checkpoint')}: moved to {place}; the run goes on {goes_on}")
         else:
-            _check_job(run, step)
+            _check_job(run, step, state, description)
             return step
     return 0
 
 
-def verify_checkpoint(run: RunFolder, step: int) -> None:
+def _verify_files(run: RunFolder, step: int, state: Mapping[str, Any]) -> None:
     """Reads all of a checkpoint, and compares it with its digests. Raises CorruptedError if something differs."""
-    expected = run.read_state(step).get(FILES_KEY, {})
+    expected = state.get(FILES_KEY, {})
     for name in (MODEL_FILE, OPTIMIZER_FILE):
         if name in expected:
             uri = storage.join(run.checkpoint_uri(step), name)
@@ -69,21 +71,19 @@ def _digest(uri: str) -> dict[str, Any]:
     return storage.retry(attempt, uri)
 
 
-def _check_amendments(run: RunFolder, step: int) -> None:
+def _check_amendments(run: RunFolder, step: int, state: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Raises CorruptedError if a checkpoint was trained without an amendment that begins before it: by workers that
     outlived their driver."""
-    recorded = (run.read_description() or {}).get("amendments", [])
-    followed = run.read_state(step)["config"].get("amendments", []) if recorded else []
-    for each in recorded:
-        if each["from_step"] < step and each["text"] not in followed:
+    for each in description.get("amendments", []):
+        if each["from_step"] < step and each["text"] not in state["config"].get("amendments", []):
             raise CorruptedError(
                 f"{run.checkpoint_uri(step)}/state.json does not follow {each['text']!r}: use another checkpoint"
             )
 
 
-def _check_job(run: RunFolder, step: int) -> None:
+def _check_job(run: RunFolder, step: int, state: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Raises ValueError if a checkpoint belongs to another run."""
-    theirs, ours = run.read_state(step).get(JOB_ID), (run.read_description() or {}).get(JOB_ID)
+    theirs, ours = state.get(JOB_ID), description.get(JOB_ID)
     if theirs is not None and ours is not None and theirs != ours:
         raise ValueError(
             f"{run.checkpoint_uri(step)}/state.json is of another run ({JOB_ID} {theirs}; {run.uri}/run.json has "
