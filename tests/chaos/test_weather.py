@@ -27,7 +27,7 @@ SEEDS = [int(seed) for seed in os.environ.get("STORM_SEEDS", "0").split(",")]
 """`make storm SEEDS=20` gives 0 to 19."""
 
 OUTCOME = """
-import hashlib, json, sys
+import hashlib, sys
 from mlflow import MlflowClient
 from pipelines import storage
 from pipelines.runs.folder import RunFolder
@@ -36,11 +36,11 @@ client = MlflowClient()
 experiments = [experiment.experiment_id for experiment in client.search_experiments()]
 runs = client.search_runs(experiments, f"attributes.run_name = '{name}'")
 weights = storage.read_bytes(RunFolder(f"s3://bucket/runs/{name}").checkpoint_uri(num_steps) + "/model.safetensors")
-print(json.dumps({
+answer = {
     "statuses": [run.info.status for run in runs],
     "steps": [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train/loss")],
     "sha256": hashlib.sha256(weights).hexdigest(),
-}))
+}
 """
 
 MAKE_DATA = """

@@ -5,7 +5,6 @@ The cluster file is ray-cluster.yaml itself, changed only where machines that ar
 """
 
 import contextlib
-import json
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.answers import answer_in, telling
 from tests.support.machines import HOME, Machine, Network, missing_for_machines
 
 ROOT = Path(__file__).parents[2]
@@ -106,11 +106,11 @@ print(write_noise("s3://bucket/data"))
 """
 
 WHERE_WORKERS_ARE = """
-import json, time
+import time
 from ray.util.state import list_actors, list_nodes
 from ray.util.state.exception import RayStateApiException
-address, places = "http://127.0.0.1:8265", []
-while len(places) < 2:
+address, answer = "http://127.0.0.1:8265", []
+while len(answer) < 2:
     time.sleep(0.5)
     try:
         nodes = {node.node_id: node.node_ip for node in list_nodes(address=address)}
@@ -118,33 +118,26 @@ while len(places) < 2:
     except RayStateApiException:  # a busy machine answers late
         continue
     found = [actor.node_id for actor in actors if actor.class_name == "RayTrainWorker"]
-    places = [nodes[node] for node in found if node in nodes]
-print(json.dumps(places))
+    answer = [nodes[node] for node in found if node in nodes]
 """
 
 NODES = """
-import json
 from ray.util.state import list_nodes
 nodes = list_nodes(address="http://127.0.0.1:8265", detail=True)
-print(json.dumps([[node.node_ip, node.resources_total.get("CPU", 0)] for node in nodes if node.state == "ALIVE"]))
+answer = [[node.node_ip, node.resources_total.get("CPU", 0)] for node in nodes if node.state == "ALIVE"]
 """
 
 OUTCOME = """
-import json
 from mlflow import MlflowClient
 from pipelines.runs.folder import RunFolder
 client = MlflowClient()
 runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-print(json.dumps({
+answer = {
     "runs": [[run.info.run_name, run.info.status] for run in runs],
     "steps": [metric.step for metric in client.get_metric_history(runs[0].info.run_id, "train/loss")],
     "checkpoints": RunFolder("s3://bucket/runs/cut").checkpoint_steps(),
-}))
+}
 """
-
-
-def last_line(output: str) -> Any:
-    return json.loads(output.strip().rpartition("\n")[2])
 
 
 def ray_processes(machine: Machine) -> list[str]:
@@ -201,11 +194,11 @@ def test_a_job_survives_a_node_that_is_cut_off(network: Network, tmp_path: Path)
     log = user.folder / "followed.log"
     following = [*command, "--training.cpus-per-worker", "2", "--follow"]
     # Steps are soon done: where the workers are has to be known before the first.
-    looking = user.start(PYTHON, "-c", WHERE_WORKERS_ARE, cwd=str(ROOT), variables=variables)
+    looking = user.start(PYTHON, "-c", telling(WHERE_WORKERS_ARE), cwd=str(ROOT), variables=variables)
     followed = user.start(*following, log=log, cwd=str(ROOT), variables=variables)
     seen = looking.communicate(timeout=300)[0]
     assert looking.returncode == 0, seen
-    addresses = last_line(seen)
+    addresses = answer_in(seen)
     cut = next(worker for worker in workers if worker.address == addresses[0])
     tracking.unplug()  # so that the node that is cut off has not sent what it should
     wait_for_step(log, CUT_AT, followed)
@@ -218,7 +211,7 @@ def test_a_job_survives_a_node_that_is_cut_off(network: Network, tmp_path: Path)
     assert "training from the start on 2 x cpu" in text
     assert re.search(r"training from step \d+ on 2 x cpu", text), text
 
-    outcome = last_line(type_in(PYTHON, "-c", OUTCOME))
+    outcome = answer_in(type_in(PYTHON, "-c", telling(OUTCOME)))
     assert outcome["runs"] == [["cut", "FINISHED"]]
     assert sorted(outcome["steps"]) == list(range(1, NUM_STEPS + 1))
     assert outcome["checkpoints"] == list(range(CADENCE, NUM_STEPS + 1, CADENCE))
@@ -238,7 +231,7 @@ def wait_for_nodes(type_in: Any, expected: dict[str, float]) -> None:
     while found != expected:
         assert time.monotonic() < deadline, f"the cluster has {found}"
         with contextlib.suppress(AssertionError):  # the tunnel is not there yet
-            found = dict(last_line(type_in(PYTHON, "-c", NODES)))
+            found = dict(answer_in(type_in(PYTHON, "-c", telling(NODES))))
 
 
 def wait_for_step(log: Path, step: int, alive: subprocess.Popen[str]) -> None:

@@ -1,6 +1,5 @@
 """A Ray cluster of several machines, with an object store and an MLflow server, and what may happen to each."""
 
-import json
 import os
 import re
 import secrets
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.answers import answer_in, telling
 from tests.support.machines import HOME, Machine, Network
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +28,9 @@ _SOONER = {
 }
 """A node is given up after seconds, and what others use of this machine's memory is not a node's affair."""
 _NODES = """
-import json, ray
+import ray
 ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-print(json.dumps({node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}))
+answer = {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
 """
 
 
@@ -110,11 +110,8 @@ class Cluster:
         return self.head.run(*command, cwd=str(ROOT), timeout=timeout, variables=self.variables)
 
     def ask(self, code: str, *arguments: str) -> Any:
-        """What Python code prints as JSON on the head. Ray may print before and after it."""
-        output = self.on_head(PYTHON, "-c", code, *arguments)
-        found = [line for line in output.splitlines() if line.startswith("{")]
-        assert found, output
-        return json.loads(found[-1])
+        """What Python code names `answer` on the head."""
+        return answer_in(self.on_head(PYTHON, "-c", telling(code), *arguments))
 
     def start_on_head(self, *command: str, log: Path) -> "subprocess.Popen[str]":
         variables = self.variables | {"RAY_ADDRESS": f"{self.head.address}:{RAY_PORT}"}
