@@ -15,5 +15,6 @@ BenchmarkName = Literal[
     "folder",
     "all",
     "imagenet",
+    "retrieval",
 ]
 Protocol = Literal["model", "paper", "unified"]

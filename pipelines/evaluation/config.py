@@ -28,7 +28,7 @@ class EvaluateConfig(ScoringConfig):
     no_grouping: bool = False
     """Whether to evaluate the same towers also without grouping: image tokens are compared with the classes."""
     batch_size: int | None = None
-    """Number of windows in one batch of the image tower on a GPU. None: 32 (imagenet: 64 images). On CPUs a
+    """Number of windows in one batch of the image tower on a GPU. None: 32 (imagenet, retrieval: 64 images). On CPUs a
     batch holds only the windows of one image, so masks have the same bits for any value."""
     precision: PrecisionChoice = "auto"
     """Precision of the image tower. `bfloat16`: autocast, about twice as fast on hardware that supports it; masks

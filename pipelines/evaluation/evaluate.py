@@ -41,6 +41,7 @@ from pipelines.evaluation.report import (
     table,
     write_report,
 )
+from pipelines.evaluation.retrieval import retrieve
 from pipelines.evaluation.scoring import Method, Scorer, Scores, Task, mean_usage, score_all
 from pipelines.evaluation.workers import ModelWorkers, model_workers, resolved_precision
 from pipelines.local.writable import check_writable
@@ -54,6 +55,7 @@ CANDIDATE_THRESHOLDS = (
 """Background thresholds to try on calibration scenes. Dense near 0 and 1: scores of many and few classes lie there."""
 
 GROUPS, NO_GROUPING = "groups", "no_grouping"
+_OF_WHOLE_IMAGES = {"imagenet": classify_images, "retrieval": retrieve}
 
 
 def evaluate(
@@ -70,8 +72,8 @@ def evaluate(
     if config.mlflow_run is not None:
         check_database(config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), "tracking_uri")
         check_mlflow_run(config.mlflow_run, config.tracking_uri)
-    if config.benchmark == "imagenet":
-        return _classify(config)
+    if config.benchmark in _OF_WHOLE_IMAGES:
+        return _of_whole_images(config)
     datasets, left_out = _open(config)
     with local_checkpoint(config.checkpoint) as folder:
         model, state = load(folder), load_state(folder)
@@ -107,11 +109,12 @@ def _protocol(config: EvaluateConfig, dataset: SegmentationDataset) -> Protocol:
     return config.protocol or ("model" if dataset.benchmark in ("scenes", "folder") else "paper")
 
 
-def _classify(config: EvaluateConfig) -> dict[str, Any]:
-    """Runs zero-shot classification, and logs its result."""
-    summary = classify_images(config)
+def _of_whole_images(config: EvaluateConfig) -> dict[str, Any]:
+    """Runs a benchmark that has no masks, and logs its result."""
+    summary = _OF_WHOLE_IMAGES[config.benchmark](config)
     if config.mlflow_run is not None:
-        names = {f"imagenet/{name}": value for name, value in summary["metrics"].items()} | image_counts(summary)
+        metrics = {f"{config.benchmark}/{name}": value for name, value in summary["metrics"].items()}
+        names = metrics | image_counts(summary)
         log_to_mlflow(
             names,
             summary["license"],

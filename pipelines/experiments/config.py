@@ -250,7 +250,7 @@ def validate(config: ExperimentConfig) -> None:
             f"{training.num_steps}: give less, e.g. {training.num_steps // 10}"
         )
     check_folder_name("training.run_name", config.run_name, reserved=("mlflow.db", "mlflow-artifacts"))
-    if evaluation.every_n_steps is not None and evaluation.benchmark in ("all", "imagenet"):
+    if evaluation.every_n_steps is not None and evaluation.benchmark in ("all", "imagenet", "retrieval"):
         raise ValueError(
             f"evaluation.benchmark={evaluation.benchmark} is not for every few steps: give one of segmentation"
         )

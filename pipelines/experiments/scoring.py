@@ -12,11 +12,12 @@ class ScoringConfig:
 
     root: str
     """Folder of the benchmark's data in its official layout (for `scenes`: the folder with scenes.json; for `folder`:
-    images, classes.txt and masks of your own): a local path or s3:// URI that every node can read."""
+    images, classes.txt and masks of your own; for `retrieval`: a data set): a local path or s3:// URI that every node can read."""
     benchmark: BenchmarkName = "scenes"
     """Benchmark to evaluate. `folder`: pictures of your own. `all`: every segmentation benchmark with data in `root`.
-    `imagenet`: classification of whole images, which uses only checkpoint, root, out, templates, batch size, precision,
-    workers and MLflow run. Only `groupvit evaluate` takes these two."""
+    `imagenet`: classification of whole images. `retrieval`: captions of images, and images of captions, of the data set
+    `root`. These two use only checkpoint, root, out, templates (not retrieval), batch size, precision, workers and
+    MLflow run. Only `groupvit evaluate` takes these three."""
     protocol: Protocol | None = None
     """`paper`: short side and windows of 448, stride 224, five classes per window, the paper's background threshold for
     the benchmark. `unified`: the same sizes, all classes, one constant background score for all benchmarks. `model`:

@@ -53,6 +53,7 @@ def make_config(num_steps: int, every_n_steps: int) -> ExperimentConfig:
             num_steps=WARM_UP_STEPS + num_steps,
             num_workers=1,
             precision="float32",
+            reduce_precision="float32",
             compile="off",
             checkpoint_every_n_steps=every_n_steps,
             log_every_n_steps=WARM_UP_STEPS,
