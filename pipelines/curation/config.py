@@ -31,9 +31,9 @@ class CurateConfig:
 
     raw: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Raw shards: a path or URI, or name=URI. A folder, as written by `groupvit download` or img2dataset, or of
-    webdataset tars, Hugging Face parquet, or images with metadata.csv, .tsv or .jsonl; one such file; or a range like
-    DIR/{00000..00331}.tar. An existing folder whose path contains `=`, like year=2020/raw, is taken as a path. May be
-    repeated. Of duplicates, the one in the first given folder is kept."""
+    webdataset tars, Hugging Face parquet, or images with metadata.csv, .tsv or .jsonl; one such file (the table may
+    have any name); or a range like DIR/{00000..00331}.tar. An existing folder whose path contains `=`, like
+    year=2020/raw, is taken as a path. May be repeated. Of duplicates, the one in the first given folder is kept."""
     out: str
     """Folder or URI of the data set to write."""
     columns: tuple[str, ...] = ()
@@ -184,6 +184,6 @@ def _source(text: str) -> Source:
     if not uri:
         raise ValueError(f"raw={text!r} has no path: give a folder of raw shards, or name=folder")
     folder, _, last = uri.rstrip("/").rpartition("/")
-    if last.endswith(".tar") or _RANGE in last:
+    if last.endswith((".tar", ".jsonl", ".csv", ".tsv")) or _RANGE in last:
         last = folder.rpartition("/")[2]
     return Source(name=name or last or "raw", uri=storage.absolute(uri))

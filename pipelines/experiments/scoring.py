@@ -12,7 +12,8 @@ class ScoringConfig:
 
     root: str
     """Folder of the benchmark's data in its official layout (for `scenes`: the folder with scenes.json; for `folder`:
-    images, classes.txt and masks of your own; for `retrieval`: a data set): a local path or s3:// URI that every node can read."""
+    images, classes.txt and masks of your own; for `retrieval`: a data set): a local path or s3:// URI that every node
+    can read."""
     benchmark: BenchmarkName = "scenes"
     """Benchmark to evaluate. `folder`: pictures of your own. `all`: every segmentation benchmark with data in `root`.
     `imagenet`: classification of whole images. `retrieval`: captions of images, and images of captions, of the data set

@@ -10,7 +10,8 @@ from pipelines.curation.formats.shard import Format
 from pipelines.dataset.raw_shards import RECORD
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-"""Files that describe a folder of images."""
+"""Files that describe a folder of images, if only the folder is given."""
+_TABLES = (".jsonl", ".csv", ".tsv")
 _RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
 _MOST_FILES = 1_000_000
 _ENDINGS: dict[str, Format] = {".tar": "tar", ".parquet": "parquet"}
@@ -36,8 +37,8 @@ def look(uri: str) -> Place:
         return _look(uri)
     except NotADirectoryError:
         raise ValueError(
-            f"raw={uri}: is no folder; give one, or a tar, a parquet file, a range of them, or one of "
-            f"{', '.join(METADATA)}"
+            f"raw={uri}: is not a folder; give one, or a tar, a parquet file, a range of them, or a table of images "
+            f"({', '.join(_TABLES)})"
         ) from None
     except OSError as error:
         raise ValueError(f"raw={uri}: cannot be read ({error}); check the bucket and the credentials") from error
@@ -48,7 +49,7 @@ def _look(uri: str) -> Place:
         return _of_range(uri)
     folder, _, name = uri.rstrip("/").rpartition("/")
     ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), None)
-    if (ending or name in METADATA) and _is_file(uri):
+    if (ending or name.lower().endswith(_TABLES)) and _is_file(uri):
         return Place(format=_ENDINGS[ending] if ending else "folder", folder=folder, names=(name,))
     names = [name for name in storage.list_files(uri) if storage.is_data(name)]
     if RECORD not in names and any(name.lower().endswith(".tar") for name in names):

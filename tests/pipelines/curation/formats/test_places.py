@@ -26,6 +26,7 @@ from pipelines.curation.raw import read_shards
         (["t-0.parquet", "v-0.parquet"], "/t-{0..0}.parquet", "parquet", ("t-0.parquet",)),
         (["A.TAR", "._A.TAR", ".B.tar"], "", "tar", ("A.TAR",)),
         (["0.tar"], "/0.tar", "tar", ("0.tar",)),
+        (["a.jpg", "metadata.csv", "train.tsv"], "/train.tsv", "folder", ("train.tsv",)),
     ],
 )
 def test_what_lies_somewhere_is_found_out(tmp_path: Path, names, uri, format_, found) -> None:
@@ -62,9 +63,9 @@ def test_a_range_is_read_from_an_object_store(bucket: str) -> None:
         (["data/a.tar"], "", "there are some in its folder data: give that"),
         ([], "", "no finished raw shards"),
         (
-            ["list.csv"],
-            "/list.csv",
-            "list.csv: is no folder; give one, or a tar, a parquet file, a range of them, or one of",
+            ["list.txt"],
+            "/list.txt",
+            "list.txt: is not a folder; give one, or a tar, a parquet file, a range of them, or a table of images",
         ),
         ([], "/none.tar", "no finished raw shards"),
     ],
@@ -79,5 +80,5 @@ def test_what_is_not_found_is_one_line_with_the_remedy(tmp_path: Path, names, ur
 
 
 def test_sources_of_files_are_named_after_their_folder() -> None:
-    uris = ("s3://b/cc3m/{00000..00331}.tar", "/data/coco/0.tar", "/data/raw", "x=/data/{0..1}.tar")
-    assert [source.name for source in CurateConfig(raw=uris, out="x").sources] == ["cc3m", "coco", "raw", "x"]
+    uris = ("s3://b/cc3m/{00000..00331}.tar", "/data/coco/0.tar", "/data/raw", "/f8k/train.tsv", "x=/data/{0..1}.tar")
+    assert [source.name for source in CurateConfig(raw=uris, out="x").sources] == ["cc3m", "coco", "raw", "f8k", "x"]
