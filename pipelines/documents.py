@@ -61,7 +61,7 @@ def in_folder(name: str, source: str, fix: str) -> str:
     absolute, a URI, `..`, a backslash, a control character."""
     parts = name.split("/")
     if "" in parts or "." in parts or ".." in parts or re.search(r"[\\\x00-\x1f:]", name):
-        raise ValueError(f"{source} names {name[:_MAX_SHOWN]!r}, which is no path within its folder: {fix}")
+        raise ValueError(f"{source} names {name[:_MAX_SHOWN]!r}, which is not a path in its folder: {fix}")
     return name
 
 

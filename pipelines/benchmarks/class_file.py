@@ -1,4 +1,4 @@
-"""Reads classes.txt, the list of classes of a folder of one's own: a line per class, in the order of its labels.
+"""Reads classes.txt, the list of classes of a folder of your own: a line per class, in the order of its labels.
 
     background
     dog: dog, puppy

@@ -1,4 +1,4 @@
-"""A folder of one's own: images, a list of classes, and the truth as label files or as annotations of other tools.
+"""A folder of your own: images, a list of classes, and the truth as label files or as annotations of other tools.
 
     DIR/images/**                 JPEG, PNG, WebP, GIF, BMP or TIFF
     DIR/classes.txt               a line per class; see `class_file`
@@ -42,7 +42,7 @@ def open_folder(root: str) -> SegmentationDataset:
     except FileNotFoundError:
         storage.check_bucket(root)
         raise ValueError(
-            f"root={root} is no folder of images with masks: {storage.join(root, CLASSES)} does not exist; write a "
+            f"root={root} is not a folder of images with masks: {storage.join(root, CLASSES)} does not exist; write a "
             "name of a class per line"
         ) from None
     sizes = storage.list_sizes(storage.join(root, IMAGES))

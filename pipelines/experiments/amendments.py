@@ -17,8 +17,9 @@ from typing import Any
 from groupvit.config import OptimizerConfig
 
 WEIGHTS, LEARNING_RATE = "data.weights", "optimizer.learning_rate"
-_FROM = re.compile(r"from\s+([\d_]+)\s*:\s*([\w.\-]+)\s*=\s*(\S.*)")
-_SKIP = re.compile(r"skip\s+([\d_]+)\s*:\s*([\d_]+)")
+_STEP = r"(\d{1,18}(?:_\d{1,18})*)"
+_FROM = re.compile(rf"from\s+{_STEP}\s*:\s*([\w.\-]+)\s*=\s*(\S.*)")
+_SKIP = re.compile(rf"skip\s+{_STEP}\s*:\s*{_STEP}")
 _EXAMPLES = f'"from 120000: {LEARNING_RATE}=1e-4", "from 120000: {WEIGHTS}=0.7,0.3" or "skip 118400:118500"'
 MAX_AMENDMENTS = 40
 """Largest number of amendments of a run: MLflow keeps their texts in one tag."""

@@ -89,7 +89,7 @@ def _texts(kind: Kind, flag: str, value: str) -> Iterator[tuple[str, str]]:
         yield from _texts_of_csv(kind, f"{flag}={value}", text)
     except csv.Error as error:
         raise ValueError(
-            f"{flag}={value}: is no csv ({error}); give one entry a line, in a file that ends in .txt"
+            f"{flag}={value}: is not a csv ({error}); give one entry a line, in a file that ends in .txt"
         ) from error
 
 

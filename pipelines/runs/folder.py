@@ -95,7 +95,7 @@ class RunFolder:
         return storage.join(self.uri, "checkpoints", f"step-{step:08d}")
 
     def read_state(self, step: int) -> dict[str, Any]:
-        """Reads state.json of a checkpoint. Raises CorruptedError if it does not match its digest, or is no state."""
+        """Reads state.json of a checkpoint. Raises CorruptedError if it does not match its digest or is none."""
         uri = storage.join(self.checkpoint_uri(step), STATE_FILE)
         state = parse_state(storage.read_bytes(uri, _MAX_STATE_BYTES), uri)
         try:

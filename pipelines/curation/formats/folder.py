@@ -137,7 +137,7 @@ def _fields(lines: "_Lines", kind: str, uri: str) -> Iterator[list[str]]:
         yield from filter(None, reader)
     except csv.Error as error:
         raise ValueError(
-            f"raw={uri}: {lines.place} is no row of a csv ({error}): is a quote unclosed? {_FIX}"
+            f"raw={uri}: {lines.place} is not a row of a csv ({error}): is a quote unclosed? {_FIX}"
         ) from None
 
 

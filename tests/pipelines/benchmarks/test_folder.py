@@ -150,7 +150,7 @@ MISTAKES: list[tuple[Kind, Callable[[Path], Any], str]] = [
     ("labels", lambda root: (root / "labels/a.png").write_bytes(png(np.zeros((9, 9), np.uint8))), "they must agree"),
     ("coco", lambda root: (root / "coco.json").write_text("{"), r"coco\.json is corrupted"),
     ("coco", changed("coco.json", lambda c: c.pop("categories")), "'categories': Field required"),
-    ("coco", changed("coco.json", lambda c: c["images"][0].update(file_name="../a.jpg")), "no path within its folder"),
+    ("coco", changed("coco.json", lambda c: c["images"][0].update(file_name="../a.jpg")), "not a path in its folder"),
     ("coco", changed("coco.json", lambda c: c["images"][0].update(file_name="x.jpg")), "has 1 images that are not in"),
     ("coco", changed("coco.json", lambda c: c["images"][0].update(id=8)), "or its id 8 twice"),
     (

@@ -41,6 +41,8 @@ def test_a_number_is_recorded_whole() -> None:
         ("from 100: optimizer.learning_rate=1e-4", "is beyond training.num_steps=100"),
         ("skip 90:101", "is beyond training.num_steps=100"),
         ("skip 9:9", "skips nothing"),
+        ("skip _:5", "is not an amendment: give e.g."),
+        ("from 1__0: optimizer.learning_rate=1", "is not an amendment: give e.g."),
     ],
 )
 def test_what_cannot_be_followed(text: str, message: str) -> None:

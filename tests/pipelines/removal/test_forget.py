@@ -208,7 +208,7 @@ def test_in_object_storage(data: DatasetInfo, tmp_path: Path, bucket: str) -> No
         ("--hosts {tmp}/empty.txt", "name only empty lists"),
         ("--urls {tmp}/two.csv", "two.csv: has 2 columns and none is named url"),
         ("--hosts {tmp}/short.csv", "short.csv line 3: has 1 columns, and host is number 2"),
-        ("--urls {tmp}/broken.csv", "broken.csv: is no csv"),
+        ("--urls {tmp}/broken.csv", "broken.csv: is not a csv"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_nothing_is_written(

@@ -63,14 +63,14 @@ def test_several_captions_and_other_columns(tmp_path: Path) -> None:
     [
         ("metadata.csv", b"", "is empty; its first line has to name the columns"),
         ("metadata.csv", b"file_name,text\na.jpg,b,c\n", "line 2 has 3 fields, the header 2 (file_name, text)"),
-        ("metadata.csv", b'file_name,text\na.jpg,"b\nc.jpg,d\n', "is no row of a csv (unexpected end of data)"),
+        ("metadata.csv", b'file_name,text\na.jpg,"b\nc.jpg,d\n', "is not a row of a csv (unexpected end of data)"),
         ("metadata.csv", b"file_name,text\na.jpg,\xff\n", "line 2 is not UTF-8"),
         (
             "metadata.csv",
             b"file_name,text\n../a.jpg,b\n",
-            "line 2 names '../a.jpg', which is no path within its folder",
+            "line 2 names '../a.jpg', which is not a path in its folder",
         ),
-        ("metadata.csv", b"file_name,text\n/etc/passwd,b\n", "line 2 names '/etc/passwd', which is no path within its"),
+        ("metadata.csv", b"file_name,text\n/etc/passwd,b\n", "line 2 names '/etc/passwd', which is not a path in its"),
         ("metadata.csv", b"file_name,text\n,b\n", "line 2: file_name is '', not the path of an image"),
         (
             "metadata.csv",
