@@ -10,11 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipelines.runs.folder import RunFolder
 from pipelines.training.pretrain import pretrain
+from tests.support.processes import ray_processes
 from tests.support.small_run import (
     NUM_STEPS,
     as_flags,
@@ -24,41 +24,11 @@ from tests.support.small_run import (
     make_config,
     repeated_steps,
     wait_for_step,
-    write_noise,
 )
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 NUM_CPUS = 5
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_noise(str(tmp_path_factory.mktemp("data") / "train"))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data: str, runs: Path, cluster: None) -> Path:
-    """The folder of a run of two workers that nothing disturbed."""
-    pretrain(make_config(data, runs, "undisturbed", num_workers=2))
-    return runs / "undisturbed"
-
-
-def processes_here(word: str = "RayTrainWorker") -> list[int]:
-    """Process ids, with `word` in their name, of the cluster that this process has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if word in " ".join(process.cmdline()[:1]) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def test_a_worker_that_gets_sigterm(
@@ -69,7 +39,7 @@ def test_a_worker_that_gets_sigterm(
 
     def ask() -> None:
         wait_for_step(runs, name, step, alive=lambda: True)
-        os.kill(processes_here()[victim], signal.SIGTERM)
+        ray_processes()[victim].terminate()
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -90,7 +60,7 @@ def test_a_controller_that_is_killed(data: str, runs: Path, undisturbed: Path) -
 
     def kill() -> None:
         wait_for_step(runs, name, step, alive=lambda: True)
-        os.kill(processes_here("TrainController")[0], signal.SIGKILL)
+        ray_processes("TrainController")[0].kill()
 
     killing = threading.Thread(target=kill)
     killing.start()
@@ -137,9 +107,8 @@ def test_a_second_ctrl_c_ends_at_once(data: str, runs: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     wait_for_step(runs, name, 9, alive=lambda: driver.poll() is None)
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()[:1]):
-            process.suspend()
+    for process in ray_processes(below=driver.pid):
+        process.suspend()
     assert driver.stderr is not None
     driver.send_signal(signal.SIGINT)
     assert driver.stderr.readline() == "stopping after this step, with a checkpoint; once more stops at once\n"
@@ -154,7 +123,7 @@ def test_a_worker_that_hangs(data: str, runs: Path, undisturbed: Path, capsys: p
 
     def suspend() -> None:
         wait_for_step(runs, name, 9, alive=lambda: True)
-        psutil.Process(processes_here()[0]).suspend()
+        ray_processes()[0].suspend()
 
     suspending = threading.Thread(target=suspend)
     suspending.start()

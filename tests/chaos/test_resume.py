@@ -3,18 +3,17 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
 from pipelines.runs.folder import RunFolder
 from pipelines.training.pretrain import pretrain
+from tests.support.processes import ray_processes
 from tests.support.small_run import (
     NUM_STEPS,
     as_flags,
@@ -24,39 +23,11 @@ from tests.support.small_run import (
     last_recorded_step,
     make_config,
     wait_for_step,
-    write_noise,
 )
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 NUM_CPUS = 5
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_noise(str(tmp_path_factory.mktemp("data") / "train"))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(data: str, runs: Path, cluster: None) -> Path:
-    """The folder of a run of two workers that nothing disturbed."""
-    pretrain(make_config(data, runs, "uninterrupted", num_workers=2))
-    return runs / "uninterrupted"
-
-
-def training_workers() -> list[int]:
-    return [
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE
-        and process.cmdline()[:1]
-        and "RayTrainWorker" in process.cmdline()[0]
-    ]
 
 
 def assert_one_run_with_each_step_once(runs: Path, name: str) -> None:
@@ -69,28 +40,28 @@ def assert_one_run_with_each_step_once(runs: Path, name: str) -> None:
     assert run.info.status == "FINISHED"
 
 
-def test_every_epoch_sees_every_sample_once(runs: Path, uninterrupted: Path) -> None:
-    assert_every_epoch_saw_every_sample_once(runs, "uninterrupted")
+def test_every_epoch_sees_every_sample_once(runs: Path, undisturbed: Path) -> None:
+    assert_every_epoch_saw_every_sample_once(runs, "undisturbed")
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_the_number_of_workers_does_not_change_the_result(
-    data: str, runs: Path, uninterrupted: Path, num_workers: int
+    data: str, runs: Path, undisturbed: Path, num_workers: int
 ) -> None:
     name = f"workers-{num_workers}"
     pretrain(make_config(data, runs, name, num_workers=num_workers))
-    assert consumed(runs, name) == consumed(runs, "uninterrupted")
-    assert_same_result(runs / name, uninterrupted)
+    assert consumed(runs, name) == consumed(runs, "undisturbed")
+    assert_same_result(runs / name, undisturbed)
 
 
-def test_killed_worker(data: str, runs: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_worker(data: str, runs: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "killed-worker"
     step, victim = random.randint(9, NUM_STEPS - 8), random.randrange(2)
     killed: list[int] = []
 
     def kill() -> None:
         wait_for_step(runs, name, step, alive=lambda: True)
-        os.kill(training_workers()[victim], signal.SIGKILL)
+        ray_processes()[victim].kill()
         killed.append(last_recorded_step(runs, name))
 
     killer = threading.Thread(target=kill)
@@ -100,12 +71,12 @@ def test_killed_worker(data: str, runs: Path, uninterrupted: Path, capsys: pytes
     shown = capsys.readouterr().out
     assert killed, (step, victim)
     assert f"{name}: training from step" in shown, (step, victim, killed)
-    assert consumed(runs, name) == consumed(runs, "uninterrupted")
-    assert_same_result(runs / name, uninterrupted)
+    assert consumed(runs, name) == consumed(runs, "undisturbed")
+    assert_same_result(runs / name, undisturbed)
     assert_one_run_with_each_step_once(runs, name)
 
 
-def test_damaged_checkpoint(data: str, runs: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_checkpoint(data: str, runs: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The newest checkpoint is damaged while the workers are restarted: they go on from the one before."""
     name = "damaged-checkpoint"
     run = RunFolder(f"{runs}/{name}")
@@ -113,8 +84,8 @@ def test_damaged_checkpoint(data: str, runs: Path, uninterrupted: Path, capsys: 
 
     def kill() -> None:
         wait_for_step(runs, name, 22, alive=lambda: True)
-        for worker in training_workers():
-            os.kill(worker, signal.SIGKILL)
+        for worker in ray_processes():
+            worker.kill()
         damaged.append(run.latest_step())
         file = Path(run.checkpoint_uri(damaged[0])) / "optimizer.pt"
         content = bytearray(file.read_bytes())
@@ -129,12 +100,12 @@ def test_damaged_checkpoint(data: str, runs: Path, uninterrupted: Path, capsys: 
     assert damaged[0] >= 14
     assert f"step-{damaged[0]:08d}/optimizer.pt is corrupted (its sha256 is not that in state.json): moved" in shown
     assert f"{name}: training from step {damaged[0] - 7} on" in shown
-    assert consumed(runs, name) == consumed(runs, "uninterrupted")
-    assert_same_result(runs / name, uninterrupted)
+    assert consumed(runs, name) == consumed(runs, "undisturbed")
+    assert_same_result(runs / name, undisturbed)
     assert_one_run_with_each_step_once(runs, name)
 
 
-def test_killed_driver(data: str, runs: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_driver(data: str, runs: Path, undisturbed: Path, tmp_path: Path) -> None:
     name = "killed-driver"
     step = random.randint(9, NUM_STEPS - 8)
     command = [sys.executable, "-m", "pipelines.cli", "pretrain", "debug", "--json"]
@@ -150,6 +121,6 @@ def test_killed_driver(data: str, runs: Path, uninterrupted: Path, tmp_path: Pat
     assert again.returncode == 0, again.stderr
     summary = json.loads(again.stdout.splitlines()[-1])
     assert summary["resumed_from_step"] >= 7, (step, summary)
-    assert consumed(runs, name) == consumed(runs, "uninterrupted")
-    assert_same_result(runs / name, uninterrupted)
+    assert consumed(runs, name) == consumed(runs, "undisturbed")
+    assert_same_result(runs / name, undisturbed)
     assert_one_run_with_each_step_once(runs, name)

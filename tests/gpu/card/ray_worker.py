@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -130,17 +129,13 @@ def _killed(context: Context) -> None:
 
 def _kill_at(runs: Path, name: str, killed: list[int]) -> None:
     """Kills the training worker once it has done some steps."""
-    import psutil
-
+    from tests.support.processes import ray_processes
     from tests.support.small_run import last_recorded_step, wait_for_step
 
     wait_for_step(runs, name, KILLED_AT, alive=lambda: True)
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if "RayTrainWorker" in " ".join(process.cmdline()[:1]):
-                killed.append(last_recorded_step(runs, name))
-                os.kill(process.pid, signal.SIGKILL)
-                return
+    for process in ray_processes():
+        killed.append(last_recorded_step(runs, name))
+        process.kill()
 
 
 def _evaluation(context: Context, config: ExperimentConfig) -> Any:
