@@ -208,6 +208,7 @@ def test_given_words_are_another_protocol_and_stay_apart(
         max_scenes=4,
         num_pictures=0,
         out=str(tmp_path / "own"),
+        precision="float32",
         mlflow_run=run.info.run_id,
         tracking_uri=uri,
     )

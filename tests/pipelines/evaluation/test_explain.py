@@ -174,14 +174,14 @@ def test_standard_errors_are_those_of_samples(explained: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("rules", [RULES, unified_protocol(), dataclasses.replace(RULES, window=None, antialias=True)])
 @pytest.mark.parametrize("open_voc", [open_voc21, open_voc20])
-def test_each_mistake_differs_from_the_protocol(rules: SegmentationConfig, open_voc: Any, config: Any) -> None:
+def test_every_protocol_has_its_mistakes(rules: SegmentationConfig, open_voc: Any, config: Any) -> None:
     dataset = open_voc(config.root)
     if not dataset.has_background:
         rules = dataclasses.replace(rules, background_threshold=None)
     right = Variant(segmentation=rules, words=dataset.words)
     mistakes = mistakes_of(right, dataset, contrasting_model().config.image)
-    assert len({mistake.name for mistake in mistakes}) == len(mistakes) >= 24
-    assert all(mistake.variant != right and mistake.mistaken != mistake.right for mistake in mistakes)
+    assert len({mistake.name for mistake in mistakes}) == len(mistakes) >= 20
+    assert all(mistake.mistaken != mistake.right for mistake in mistakes)
     assert any("threshold" in mistake.name for mistake in mistakes) == dataset.has_background
 
 
