@@ -192,12 +192,17 @@ def resize_short_side(
     height, width = pixels.shape[:2]
     scale = min(short_side / min(height, width), max_long_side / max(height, width))
     new_height, new_width = (max(int(side * scale / multiple_of + 0.5), 1) * multiple_of for side in (height, width))
-    if (new_height, new_width) == (height, width):
+    return resize_bilinear(pixels, (new_height, new_width), antialias=antialias)
+
+
+def resize_bilinear(pixels: npt.NDArray[np.uint8], size: tuple[int, int], *, antialias: bool) -> npt.NDArray[np.uint8]:
+    """Resize uint8 [H,W,3] to a size (H', W')."""
+    if size == pixels.shape[:2]:
         return pixels
     if antialias:
-        return np.asarray(Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BILINEAR))
+        return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     planes = torch.tensor(pixels).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(planes, size=(new_height, new_width), mode="bilinear", align_corners=False)
+    resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
     return resized[0].round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 

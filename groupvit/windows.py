@@ -10,7 +10,7 @@ Shapes: G groups of the last stage, C channels, D channels of the shared space, 
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,10 @@ Box = tuple[int, int, int, int]
 """(top, bottom, left, right)."""
 Crop = tuple[Box, Tensor]
 """Position of a window in its view, and its pixels [3, H, W], normalised."""
+Prepare = Callable[[NDArray[np.uint8], SegmentationConfig, int, float], Tensor]
+"""(image uint8 [H, W, 3], protocol, patch size, scale) → pixels of the view float [3, H', W'], normalised."""
+Encode = Callable[[GroupViT, Tensor], ImageFeatures]
+"""(model, windows float [B, 3, H, W]) → features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,55 +66,6 @@ class View:
     windows: tuple[Window, ...]
 
 
-def encode_views(
-    model: GroupViT,
-    images: Sequence[NDArray[np.uint8]],
-    config: SegmentationConfig,
-    *,
-    batch_size: int | None = None,
-    precision: Precision = "float32",
-) -> list[tuple[View, ...]]:
-    """Encode the views of each image (uint8 [H, W, 3], RGB).
-
-    Args:
-        model: The model.
-        images: RGB images uint8 [H, W, 3].
-        config: The protocol: sizes, windows, scales and mirroring.
-        batch_size: Number of windows, of any images, per pass of the tower on a GPU. None: 32. Ignored on CPUs (see the
-            module docstring).
-        precision: bfloat16 runs the tower in autocast, which is faster and changes masks slightly.
-    """
-    shapes: list[tuple[int, tuple[int, int], bool, int]] = []
-    crops: list[Crop] = []
-    for index, image in enumerate(images):
-        for scale in config.scales:
-            resized = resized_image(image, config, model.config.image.patch_size, scale)
-            size = (resized.shape[-2], resized.shape[-1])
-            boxes = list(windows(*size, config.window, config.stride))
-            for mirrored in (False, True) if config.flip else (False,):
-                pixels = resized.flip(-1) if mirrored else resized
-                crops += [(box, pixels[:, box[0] : box[1], box[2] : box[3]]) for box in boxes]
-                shapes.append((index, size, mirrored, len(boxes)))
-    groups, rest = [crops], iter(crops)
-    if model.logit_scale.device.type == "cpu":
-        groups, batch_size = [list(itertools.islice(rest, count)) for *_, count in shapes], None
-    encoded = itertools.chain.from_iterable(
-        _encode(model, group, grouping=config.grouping, batch_size=batch_size, precision=precision) for group in groups
-    )
-    views: list[list[View]] = [[] for _ in images]
-    for index, size, mirrored, count in shapes:
-        of_view = tuple(itertools.islice(encoded, count))
-        views[index].append(View(size=size, mirrored=mirrored, windows=of_view))
-    return [tuple(of_image) for of_image in views]
-
-
-def encode_window(model: GroupViT, pixels: Tensor, *, grouping: bool = True) -> Window:
-    """Encode an image [3, H, W], normalised, as a single window. Its sides must be multiples of the patch size."""
-    box = (0, pixels.shape[-2], 0, pixels.shape[-1])
-    [window] = _encode(model, [(box, pixels)], grouping=grouping, batch_size=None, precision="float32")
-    return window
-
-
 def resized_image(image: NDArray[np.uint8], config: SegmentationConfig, patch_size: int, scale: float = 1.0) -> Tensor:
     """Resize and normalise an image for cutting into windows: uint8 [H, W, 3] → float [3, H', W'].
 
@@ -124,6 +79,65 @@ def resized_image(image: NDArray[np.uint8], config: SegmentationConfig, patch_si
             image, short_side, max_long_side=long_side, multiple_of=patch_size, antialias=config.antialias
         )
     return to_tensor(resized)
+
+
+def encode_image(model: GroupViT, pixels: Tensor) -> ImageFeatures:
+    """Encode images float [B, 3, H, W], normalised, with the image tower: without noise."""
+    return model.image_encoder(pixels)
+
+
+def encode_views(
+    model: GroupViT,
+    images: Sequence[NDArray[np.uint8]],
+    config: SegmentationConfig,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    prepare: Prepare = resized_image,
+    encode: Encode = encode_image,
+) -> list[tuple[View, ...]]:
+    """Encode the views of each image (uint8 [H, W, 3], RGB).
+
+    Args:
+        model: The model.
+        images: RGB images uint8 [H, W, 3].
+        config: The protocol: sizes, windows, scales and mirroring.
+        batch_size: Number of windows, of any images, per pass of the tower on a GPU. None: 32. Ignored on CPUs (see the
+            module docstring).
+        precision: bfloat16 runs the tower in autocast, which is faster and changes masks slightly.
+        prepare: Resizes and normalises an image. Another function than the default is not a protocol.
+        encode: Runs the image tower. As for `prepare`.
+    """
+    shapes: list[tuple[int, tuple[int, int], bool, int]] = []
+    crops: list[Crop] = []
+    for index, image in enumerate(images):
+        for scale in config.scales:
+            resized = prepare(image, config, model.config.image.patch_size, scale)
+            size = (resized.shape[-2], resized.shape[-1])
+            boxes = list(windows(*size, config.window, config.stride))
+            for mirrored in (False, True) if config.flip else (False,):
+                pixels = resized.flip(-1) if mirrored else resized
+                crops += [(box, pixels[:, box[0] : box[1], box[2] : box[3]]) for box in boxes]
+                shapes.append((index, size, mirrored, len(boxes)))
+    groups, rest = [crops], iter(crops)
+    if model.logit_scale.device.type == "cpu":
+        groups, batch_size = [list(itertools.islice(rest, count)) for *_, count in shapes], None
+    encoded = itertools.chain.from_iterable(
+        _encode(model, group, encode, grouping=config.grouping, batch_size=batch_size, precision=precision)
+        for group in groups
+    )
+    views: list[list[View]] = [[] for _ in images]
+    for index, size, mirrored, count in shapes:
+        of_view = tuple(itertools.islice(encoded, count))
+        views[index].append(View(size=size, mirrored=mirrored, windows=of_view))
+    return [tuple(of_image) for of_image in views]
+
+
+def encode_window(model: GroupViT, pixels: Tensor, *, grouping: bool = True) -> Window:
+    """Encode an image [3, H, W], normalised, as a single window. Its sides must be multiples of the patch size."""
+    box = (0, pixels.shape[-2], 0, pixels.shape[-1])
+    [window] = _encode(model, [(box, pixels)], encode_image, grouping=grouping, batch_size=None, precision="float32")
+    return window
 
 
 def windows(height: int, width: int, side: int | None, stride: int) -> Iterator[Box]:
@@ -153,6 +167,7 @@ def group_maps(features: ImageFeatures) -> list[Tensor]:
 def _encode(
     model: GroupViT,
     crops: Sequence[Crop],
+    encode: Encode,
     *,
     grouping: bool,
     batch_size: int | None,
@@ -173,7 +188,7 @@ def _encode(
             batch = positions[start : start + at_once]
             images = torch.stack([crops[position][1] for position in batch]).to(device)
             with autocast(device, precision):
-                features = model.image_encoder(images).to_float32()
+                features = encode(model, images).to_float32()
             maps = group_maps(features) if grouping else []
             embeddings = model.image_projector(features.pooled)
             if maps:

@@ -8,6 +8,8 @@ A line is a name, or a name, a colon and the words to look for it by, separated 
 the first class is `background`, it is what belongs to no other class.
 """
 
+from collections.abc import Sequence
+
 from groupvit.words import BACKGROUND, MAX_WORDS, parse_words
 from pipelines import storage
 from pipelines.benchmarks.class_lists import LabelClass
@@ -54,8 +56,13 @@ def _parsed(line: str, index: int) -> LabelClass:
         return LabelClass(number=0, name=BACKGROUND, words=(), colour=None)
     if colon and not words:
         raise ValueError(f"{line[:80]!r} has no word after the colon: leave out the colon, or give words")
+    check_class_words(words, line)
+    return LabelClass(number=index, name=name, words=words or (name,), colour=None)
+
+
+def check_class_words(words: Sequence[str], text: str) -> None:
+    """Raises ValueError, with the text that they are from, if one of a class's words is `background` or too long."""
     if BACKGROUND in {word.casefold() for word in words}:
-        raise ValueError(f"{line[:80]!r} has the word {BACKGROUND}, which is what suits no other word: leave it out")
+        raise ValueError(f"{text[:80]!r} has the word {BACKGROUND}, which is what suits no other word: leave it out")
     if long := next((word for word in words if len(word) > MAX_CHARACTERS), None):
         raise ValueError(f"the word {long[:40]!r}... has {len(long):,} characters: give at most {MAX_CHARACTERS}")
-    return LabelClass(number=index, name=name, words=words or (name,), colour=None)

@@ -17,4 +17,5 @@ BenchmarkName = Literal[
     "imagenet",
     "retrieval",
 ]
+NOT_ONE_OF_SEGMENTATION = ("all", "imagenet", "retrieval")
 Protocol = Literal["model", "paper", "unified"]

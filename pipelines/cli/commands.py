@@ -54,10 +54,14 @@ def sweep(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def evaluate(arguments: Sequence[str]) -> dict[str, Any]:
-    """Measure how well a checkpoint segments scenes with masks."""
+    """Measure how well a checkpoint segments scenes with masks, or what the usual mistakes cost."""
     from pipelines.evaluation.config import EvaluateConfig
 
     config = parse(EvaluateConfig, arguments, prog="groupvit evaluate")
+    if config.explain:
+        from pipelines.evaluation.explain import explain
+
+        return explain(config)
     from pipelines.evaluation.evaluate import evaluate as run  # only after parsing: Ray takes seconds to import
 
     return run(config)

@@ -30,6 +30,7 @@ Train GroupViT on image-text pairs, and segment images by words with it.
   groupvit evaluate --checkpoint runs/debug --root data/shapes/validation
   groupvit evaluate --checkpoint runs/debug --root data --benchmark voc21   or all; see docs/evaluation.md
   groupvit evaluate --checkpoint runs/debug --root pictures --benchmark folder   your own images and masks
+  groupvit evaluate --checkpoint C --root data --benchmark voc21 --explain   what each usual mistake costs in mIoU
   groupvit compare RUN RUN                        evaluations side by side, and whether they differ by chance
   groupvit segment photo.jpg --checkpoint runs/debug --classes "dog, grass"
   groupvit import-weights FILE_OR_FOLDER --out DIR  make a checkpoint of released weights, or of Hugging Face's

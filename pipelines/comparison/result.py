@@ -151,7 +151,7 @@ def image_differences(first: ComparedRun, second: ComparedRun, part: str) -> np.
 
 
 def _settings(run: ComparedRun) -> dict[str, str]:
-    keys = ("checkpoint", "step", "license", "protocol", "precision", "segmentation", "background_thresholds")
+    keys = ("checkpoint", "step", "license", "protocol", "precision", "segmentation", "background_thresholds", "words")
     chosen = flatten({key: run.summary.get(key) for key in keys} | {"images": len(run.image_iou)})
     trained = {name: value for name, value in run.config.items() if not name.startswith(_WHERE_NOT_WHAT)}
     return {name: str(value) for name, value in chosen.items()} | trained

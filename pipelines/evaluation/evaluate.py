@@ -8,7 +8,6 @@ The result does not depend on the number of workers. On CPUs it does not depend 
 tower gives the same bits for a window, and only pixel counts are summed.
 """
 
-import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -18,23 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit.captions import SEGMENTATION_TEMPLATE_SETS
 from groupvit.checkpoint import load, load_state
-from groupvit.config import Precision, Protocol, SegmentationConfig
+from groupvit.config import Precision, SegmentationConfig
 from groupvit.interop.model_card import license_of
-from groupvit.metrics import segmentation_metrics
-from groupvit.model import GroupViT
-from groupvit.protocols import protocol_of
 from pipelines.benchmarks.catalogue import BENCHMARKS
 from pipelines.benchmarks.dataset import SegmentationDataset
-from pipelines.benchmarks.published import PAPER_THRESHOLDS
+from pipelines.benchmarks.given_words import changed_words, with_words
 from pipelines.console.progress import ProgressLine
 from pipelines.evaluation.classification import classify_images
 from pipelines.evaluation.config import EvaluateConfig
+from pipelines.evaluation.methods import (
+    GROUPS,
+    check_given_words,
+    evenly_spaced,
+    methods_for,
+    protocol_for,
+    segmentation_for,
+)
 from pipelines.evaluation.report import (
     EvaluationReport,
     PartResult,
     check_mlflow_run,
+    check_out,
     comparison,
     image_counts,
     log_to_mlflow,
@@ -44,17 +48,9 @@ from pipelines.evaluation.report import (
 from pipelines.evaluation.retrieval import retrieve
 from pipelines.evaluation.scoring import Method, Scorer, Scores, Task, mean_usage, score_all
 from pipelines.evaluation.workers import ModelWorkers, model_workers, resolved_precision
-from pipelines.local.writable import check_writable
 from pipelines.runs.checkpoints import local_checkpoint
 from pipelines.tracking.places import check_database
 
-CANDIDATE_THRESHOLDS = (
-    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5),
-    *(0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999),
-)
-"""Background thresholds to try on calibration scenes. Dense near 0 and 1: scores of many and few classes lie there."""
-
-GROUPS, NO_GROUPING = "groups", "no_grouping"
 _OF_WHOLE_IMAGES = {"imagenet": classify_images, "retrieval": retrieve}
 
 
@@ -66,9 +62,7 @@ def evaluate(
     For `all`, returns one such dict per benchmark, and the reasons why others were left out. `segmentation` replaces
     the protocol. Raises ValueError for invalid arguments or data.
     """
-    if "://" in config.out:
-        raise ValueError(f"out={config.out} is not a path: results are written on this machine; give a local folder")
-    check_writable(config.out, "out")
+    check_out(config.out)
     if config.mlflow_run is not None:
         check_database(config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), "tracking_uri")
         check_mlflow_run(config.mlflow_run, config.tracking_uri)
@@ -77,6 +71,7 @@ def evaluate(
     datasets, left_out = _open(config)
     with local_checkpoint(config.checkpoint) as folder:
         model, state = load(folder), load_state(folder)
+    check_given_words(config, model)
     resources = {"cpus_per_worker": config.cpus_per_worker, "gpus_per_worker": config.gpus_per_worker}
     summaries: dict[str, dict[str, Any]] = {}
     with model_workers(Scorer, model, config.num_workers, **resources) as workers:
@@ -89,24 +84,6 @@ def evaluate(
         return next(iter(summaries.values()))
     print(comparison(summaries, left_out))
     return {"benchmarks": summaries, "left_out": left_out}
-
-
-def segmentation_for(
-    config: EvaluateConfig, dataset: SegmentationDataset, model: GroupViT, state: dict[str, Any]
-) -> SegmentationConfig:
-    """Returns the settings for segmenting this benchmark under the config's protocol."""
-    protocol = _protocol(config, dataset)
-    segmentation = protocol_of(protocol, model, state, with_pamr=config.pamr)
-    if protocol == "paper":
-        threshold = PAPER_THRESHOLDS.get(dataset.benchmark, segmentation.background_threshold)
-        segmentation = dataclasses.replace(segmentation, background_threshold=threshold)
-    if config.templates is not None:
-        segmentation = dataclasses.replace(segmentation, templates=SEGMENTATION_TEMPLATE_SETS[config.templates])
-    return segmentation
-
-
-def _protocol(config: EvaluateConfig, dataset: SegmentationDataset) -> Protocol:
-    return config.protocol or ("model" if dataset.benchmark in ("scenes", "folder") else "paper")
 
 
 def _of_whole_images(config: EvaluateConfig) -> dict[str, Any]:
@@ -129,7 +106,7 @@ def _of_whole_images(config: EvaluateConfig) -> dict[str, Any]:
 def _open(config: EvaluateConfig) -> tuple[list[SegmentationDataset], dict[str, str]]:
     """Returns the data sets to evaluate, and why others are left out. Raises ValueError if there is none."""
     if config.benchmark != "all":
-        return [BENCHMARKS[config.benchmark](config.root)], {}
+        return [with_words(BENCHMARKS[config.benchmark](config.root), config.words)], {}
     datasets: list[SegmentationDataset] = []
     left_out: dict[str, str] = {}
     for name, open_benchmark in BENCHMARKS.items():
@@ -153,16 +130,9 @@ def _evaluate_one(
     show: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    calibration = None if config.calibration is None else BENCHMARKS["scenes"](config.calibration)
-    if calibration is not None and calibration.classes != dataset.classes:
-        raise ValueError(
-            f"calibration={config.calibration} has other classes than root={config.root}: give matching folders"
-        )
-    methods = _methods(config, dataset, segmentation)
-    chosen = _evenly_spaced(dataset, config.max_scenes)
-    drawn = frozenset(_evenly_spaced(dataset, config.num_pictures, chosen))
-    if calibration is not None and dataset.has_background:
-        methods = _calibrated(workers, calibration, methods, config, precision, show)
+    methods = methods_for(config, dataset, segmentation, workers, precision, show)
+    chosen = evenly_spaced(dataset, config.max_scenes)
+    drawn = frozenset(evenly_spaced(dataset, config.num_pictures, chosen))
     task = Task(
         dataset=dataset,
         methods=methods,
@@ -183,7 +153,8 @@ def _evaluate_one(
         classes=dataset.classes,
         words=dataset.words,
         has_background=dataset.has_background,
-        protocol=_protocol(config, dataset),
+        protocol=protocol_for(config, dataset),
+        changed_words=changed_words(dataset, config.words),
         rules_changed=config.background_threshold is not None or config.templates not in (None, "simple"),
         segmentation=methods[0].segmentation,
         precision=precision,
@@ -199,8 +170,11 @@ def _evaluate_one(
     if config.mlflow_run is not None:
         # Files of several benchmarks have the same names.
         folder = f"evaluation/{dataset.benchmark}" if config.benchmark == "all" else "evaluation"
+        metrics = report.metrics() | image_counts(report.summary())
+        if config.words:  # beside the numbers of the benchmark's own words, not in their place
+            folder, metrics = "evaluation/words", {f"words/{name}": value for name, value in metrics.items()}
         log_to_mlflow(
-            report.metrics() | image_counts(report.summary()),
+            metrics,
             report.license,
             out,
             config.mlflow_run,
@@ -209,48 +183,6 @@ def _evaluate_one(
             folder=folder,
         )
     return report.summary()
-
-
-def _methods(
-    config: EvaluateConfig, dataset: SegmentationDataset, segmentation: SegmentationConfig
-) -> tuple[Method, ...]:
-    threshold = (
-        segmentation.background_threshold if config.background_threshold is None else config.background_threshold
-    )
-    if not dataset.has_background:
-        segmentation = dataclasses.replace(segmentation, background_prompts=())
-        threshold = None
-    elif threshold is None:
-        raise ValueError(f"{dataset.benchmark} has a background class, so background_threshold must be a number")
-    segmentation = dataclasses.replace(segmentation, background_threshold=threshold)
-    grouped = Method(name=GROUPS, segmentation=segmentation, thresholds=(threshold,))
-    if not config.no_grouping:
-        return (grouped,)
-    without = dataclasses.replace(segmentation, grouping=False)
-    return (grouped, Method(name=NO_GROUPING, segmentation=without, thresholds=(threshold,)))
-
-
-def _calibrated(
-    workers: ModelWorkers,
-    calibration: SegmentationDataset,
-    methods: tuple[Method, ...],
-    config: EvaluateConfig,
-    precision: Precision,
-    show: bool,
-) -> tuple[Method, ...]:
-    """Returns the methods, each with the candidate threshold of the highest mean IoU over all calibration scenes."""
-    tried = tuple(dataclasses.replace(method, thresholds=CANDIDATE_THRESHOLDS) for method in methods)
-    task = Task(dataset=calibration, methods=tried, details=False, batch_size=config.batch_size, precision=precision)
-    chosen = _evenly_spaced(calibration, config.max_scenes)
-    progress = ProgressLine("background threshold: tried on", len(chosen), "images") if show else None
-    scores = score_all(workers, task, chosen, progress)
-    calibrated = []
-    for method in methods:
-        matrices = np.sum([matrix for (_, name), matrix in scores.confusion.items() if name == method.name], axis=0)
-        best = CANDIDATE_THRESHOLDS[int(np.argmax([segmentation_metrics(matrix).mean_iou for matrix in matrices]))]
-        segmentation = dataclasses.replace(method.segmentation, background_threshold=best)
-        calibrated.append(Method(name=method.name, segmentation=segmentation, thresholds=(best,)))
-    return tuple(calibrated)
 
 
 def _part_results(
@@ -278,14 +210,3 @@ def _part_results(
             usage=mean_usage(scores.usage, scenes),
         )
     return results
-
-
-def _evenly_spaced(dataset: SegmentationDataset, per_part: int | None, among: Sequence[int] | None = None) -> list[int]:
-    """Returns at most `per_part` scenes of each part, spread over the data set, in ascending order."""
-    candidates = range(len(dataset.part_of_scene)) if among is None else among
-    chosen: list[int] = []
-    for part in dataset.parts:
-        scenes = [index for index in candidates if dataset.part_of_scene[index] == part]
-        count = len(scenes) if per_part is None else min(per_part, len(scenes))
-        chosen += [scenes[position * len(scenes) // count] for position in range(count)]
-    return sorted(chosen)

@@ -16,7 +16,9 @@ from groupvit.metrics import GroupUsage, SegmentationMetrics, mean_boundary_iou,
 from groupvit.visualize import confusion_picture, page
 from pipelines.benchmarks.published import PUBLISHED
 from pipelines.console.tables import aligned, count_of, csv_text, markdown, number
+from pipelines.evaluation.methods import described
 from pipelines.evaluation.scoring import Scores
+from pipelines.local.writable import check_writable
 from pipelines.tracking.errors import one_line
 from pipelines.tracking.runs import LICENSE_TAG, retry_few_requests
 
@@ -55,6 +57,8 @@ class EvaluationReport:
     """Words of the prompts of each class except the background."""
     has_background: bool
     protocol: Literal["model", "paper", "unified"]
+    changed_words: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Words given by the user, in place of the benchmark's, by class."""
     rules_changed: bool
     """Whether settings replace rules of the protocol, so that published numbers are not comparable."""
     segmentation: SegmentationConfig
@@ -110,6 +114,7 @@ class EvaluationReport:
                 for name, part in self.parts.items()
             },
             "words": dict(zip(self.classes[int(self.has_background) :], map(list, self.words), strict=True)),
+            "changed_words": {name: list(words) for name, words in self.changed_words.items()},
             "published": dict(self.published),
             "seconds": round(self.seconds, 2),
             "scenes_per_second": round(self.num_scenes / self.seconds, 2),
@@ -124,7 +129,7 @@ class EvaluationReport:
     def comparable(self) -> tuple[tuple[str, str], ...]:
         """(model, mIoU in percent) as published for this benchmark and protocol. Empty if the protocol's rules were
         changed."""
-        if self.protocol == "model" or self.rules_changed:
+        if self.protocol == "model" or self.rules_changed or self.changed_words:
             return ()
         return PUBLISHED.get((self.protocol, self.benchmark), ())
 
@@ -133,23 +138,12 @@ class EvaluationReport:
         """The comparable numbers, if all images were evaluated. Empty otherwise."""
         return self.comparable if self.num_scenes == self.official_num_images else ()
 
-    def how(self) -> str:
-        """Describes the protocol in one line: two numbers are comparable only if this line is the same."""
-        rules = self.segmentation
-        size = "size as it is" if rules.short_side is None else f"short side {rules.short_side}"
-        windows = "whole image" if rules.window is None else f"windows of {rules.window}, stride {rules.stride}"
-        parts = [f"protocol {self.protocol}", size, windows]
-        parts += [f"scales {rules.scales}"] if rules.scales != (1.0,) else []
-        parts += ["mirrored too"] if rules.flip else []
-        parts.append("all classes" if rules.top_classes is None else f"top {rules.top_classes} classes of a window")
-        if self.has_background:
-            kind = "below" if rules.background_rule == "below_threshold" else "as a class of score"
-            parts.append(f"background {kind} {self.thresholds['groups']}")
-        parts += [f"PAMR x {rules.pamr_iterations}"] if rules.pamr_iterations is not None else []
-        parts.append(self.precision)
-        count = len(rules.templates)
-        parts.append(f'"{rules.templates[0]}"' if count == 1 else f"{count} prompt templates")
-        return ", ".join(parts)
+
+def check_out(out: str) -> None:
+    """Raises ValueError unless `out` is a folder of this machine that can be written."""
+    if "://" in out:
+        raise ValueError(f"out={out} is not a path: results are written on this machine; give a local folder")
+    check_writable(out, "out")
 
 
 def image_counts(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -164,7 +158,8 @@ def table(report: EvaluationReport) -> str:
     values = report.metrics()
     keys = list(dict.fromkeys(key.split("/", 1)[1] for key in values))
     images = count_of(report.num_scenes, report.official_num_images)
-    lines = [f"{report.benchmark}: {images} images of {report.root} in {report.seconds:.1f} s", report.how()]
+    settings = described(report.protocol, report.segmentation, report.precision, report.changed_words)
+    lines = [f"{report.benchmark}: {images} images of {report.root} in {report.seconds:.1f} s", settings]
     if len(report.thresholds) > 1:
         shown = ", ".join(f"{name} {value}" for name, value in report.thresholds.items())
         lines.append(f"background threshold: {shown}")

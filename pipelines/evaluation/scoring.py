@@ -116,7 +116,7 @@ class Scorer:
     def __init__(self, model: GroupViT, *, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(num_threads)
         self.device = torch.device(device)
-        self._model = model.to(device).eval()
+        self.model = model.to(device).eval()
         self._tokenizer = Tokenizer()
         self._embedded: dict[tuple[tuple[str | tuple[str, ...], ...], tuple[str, ...]], Tensor] = {}
 
@@ -127,15 +127,12 @@ class Scorer:
         for method in task.methods:
             images = [scene.image for scene in scenes]
             encoded = encode_views(
-                self._model, images, method.segmentation, batch_size=task.batch_size, precision=task.precision
+                self.model, images, method.segmentation, batch_size=task.batch_size, precision=task.precision
             )
-            words = self._words(task, method.segmentation)
+            words = self.embedded(task.dataset.words, method.segmentation)
             for scene, views in zip(scenes, encoded, strict=True):
                 size = (scene.mask.shape[0], scene.mask.shape[1])
-                try:
-                    maps = label(views, words, size, method.segmentation, method.thresholds)
-                except ValueError as error:
-                    raise ValueError(f"image {scene.sample_id}: {error}") from None
+                maps = labelled(scene, views, words, size, method.segmentation, method.thresholds)
                 matrices = [confusion_matrix(scene.mask, labels, len(task.dataset.classes)) for labels in maps]
                 of_scene = Scores(confusion={(scene.part, method.name): np.stack(matrices)})
                 if task.details and method is task.methods[0]:
@@ -159,19 +156,36 @@ class Scorer:
                 image=scene.image,
                 truth=scene.mask,
                 prediction=labels,
-                group_maps=predict_groups(self._model, scene.image, method.segmentation),
+                group_maps=predict_groups(self.model, scene.image, method.segmentation),
             )
 
-    def _words(self, task: Task, segmentation: SegmentationConfig) -> Words:
+    def embedded(self, words: tuple[tuple[str, ...], ...], segmentation: SegmentationConfig) -> Words:
+        """Returns the embeddings of classes with these words, and of the background prompts."""
         templates, prompts = segmentation.templates, segmentation.background_prompts
         background = self._embeddings(prompts, templates) if prompts else None
-        return Words.of(self._model, self._embeddings(task.dataset.words, templates), background, segmentation)
+        return Words.of(self.model, self._embeddings(words, templates), background, segmentation)
 
     def _embeddings(self, words: tuple[str | tuple[str, ...], ...], templates: tuple[str, ...]) -> Tensor:
         """Returns class embeddings, which are computed once."""
         if (words, templates) not in self._embedded:
-            self._embedded[words, templates] = class_embeddings(self._model, self._tokenizer, words, templates)
+            self._embedded[words, templates] = class_embeddings(self.model, self._tokenizer, words, templates)
         return self._embedded[words, templates]
+
+
+def labelled(
+    scene: Scene,
+    views: Sequence[View],
+    words: Words,
+    size: tuple[int, int],
+    segmentation: SegmentationConfig,
+    thresholds: Sequence[float | None],
+) -> list[NDArray[np.uint8]]:
+    """Returns a label map of this size per threshold, as `groupvit.segmentation.label`. Its ValueError names the
+    image."""
+    try:
+        return label(views, words, size, segmentation, thresholds)
+    except ValueError as error:
+        raise ValueError(f"image {scene.sample_id}: {error}") from None
 
 
 def mean_usage(usage: Mapping[int, Sequence[GroupUsage]], scenes: Sequence[int]) -> list[GroupUsage]:

@@ -15,6 +15,7 @@ from groupvit.config import (
     PrecisionChoice,
     SegmentationConfig,
 )
+from pipelines.benchmarks.names import NOT_ONE_OF_SEGMENTATION
 from pipelines.errors import require_at_least
 from pipelines.experiments.amendments import check_amendments
 from pipelines.experiments.scoring import EvaluationConfig
@@ -250,7 +251,7 @@ def validate(config: ExperimentConfig) -> None:
             f"{training.num_steps}: give less, e.g. {training.num_steps // 10}"
         )
     check_folder_name("training.run_name", config.run_name, reserved=("mlflow.db", "mlflow-artifacts"))
-    if evaluation.every_n_steps is not None and evaluation.benchmark in ("all", "imagenet", "retrieval"):
+    if evaluation.every_n_steps is not None and evaluation.benchmark in NOT_ONE_OF_SEGMENTATION:
         raise ValueError(
             f"evaluation.benchmark={evaluation.benchmark} is not for every few steps: give one of segmentation"
         )

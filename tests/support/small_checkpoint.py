@@ -1,7 +1,7 @@
 """A small model that tells groups and classes apart: random, and taught to name what is in some photos."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,19 +47,26 @@ def write_small_checkpoint(folder: Path, photos: Sequence[Photo] = (), state: di
 
 
 @torch.inference_mode()
-def teach(model: GroupViT, photos: Sequence[Photo]) -> None:
-    """Solves the image projector's last layer so that each group is of the class of which it has the largest share."""
+def teach(
+    model: GroupViT,
+    photos: Sequence[Photo],
+    config: SegmentationConfig | None = None,
+    taught: Mapping[int, str] = TAUGHT,
+) -> None:
+    """Solves the image projector's last layer so that each group is of the class of which it has the largest share.
+
+    `config`: how the photos are cut into windows. None: as in the paper, and crops of the photos are taught, too."""
     tokenizer, out = Tokenizer(), model.text_projector.out
-    ids = tokenizer([f"a photo of a {word}." for word in TAUGHT.values()], model.config.text.context_length)
+    ids = tokenizer([f"a photo of a {word}." for word in taught.values()], model.config.text.context_length)
     out.bias.sub_(model.encode_text(torch.from_numpy(ids.astype(np.int64))).mean(dim=0))  # words differ in direction
-    words = class_embeddings(model, tokenizer, list(TAUGHT.values()))
+    words = class_embeddings(model, tokenizer, list(taught.values()))
     hidden: list[Tensor] = []
     hook = model.image_projector.out.register_forward_hook(lambda _, given, __: hidden.append(given[0]))
     targets: list[Tensor] = []
     whole = [(decode_image(photo.jpeg), photo.values) for photo in photos]
-    crops = [(decode_image(photo.crop[0]), photo.crop[1]) for photo in photos]
+    crops = [(decode_image(photo.crop[0]), photo.crop[1]) for photo in photos] if config is None else []
     for image, values in whole + crops:
-        [[view]] = encode_views(model, [image], SegmentationConfig())
+        [[view]] = encode_views(model, [image], config or SegmentationConfig())
         rows, columns = (np.arange(new) * old // new for old, new in zip(values.shape, view.size, strict=True))
         values = values[rows][:, columns]
         for window in view.windows:
@@ -68,7 +75,7 @@ def teach(model: GroupViT, photos: Sequence[Photo]) -> None:
             shares = [
                 [
                     ((groups == group) & (truth == value)).sum() / max((truth == value).sum(), 1)
-                    for value in TAUGHT
+                    for value in taught
                     if value
                 ]
                 for group in range(8)

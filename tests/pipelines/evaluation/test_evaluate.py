@@ -23,8 +23,11 @@ from groupvit.segmentation import predict
 from groupvit.tokenizer import Tokenizer
 from groupvit.zero_shot import class_embeddings
 from pipelines.benchmarks.scenes import open_scenes
+from pipelines.comparison.compare import compare
+from pipelines.comparison.config import CompareConfig
 from pipelines.evaluation.config import EvaluateConfig
-from pipelines.evaluation.evaluate import CANDIDATE_THRESHOLDS, evaluate
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.methods import CANDIDATE_THRESHOLDS
 from tests.support.scenes_folder import CLASSES, write_scenes
 from tests.support.small_model import distinct_model
 
@@ -191,9 +194,59 @@ def test_results_go_to_an_existing_mlflow_run(notice: str | None, checkpoint: st
     assert {"evaluation/examples_seen.png", "evaluation/per_class.md", "evaluation/metrics.json"} <= files
 
 
+def test_given_words_are_another_protocol_and_stay_apart(
+    checkpoint: str, scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("words", artifact_location=str(tmp_path / "artifacts")))
+    config = EvaluateConfig(
+        checkpoint=checkpoint,
+        root=scenes,
+        max_scenes=4,
+        num_pictures=0,
+        out=str(tmp_path / "own"),
+        precision="float32",
+        mlflow_run=run.info.run_id,
+        tracking_uri=uri,
+    )
+    own = evaluate(config, WHOLE)
+    words = ("man", "tall woman")
+    given = dataclasses.replace(config, words=("red square=" + ",".join(words),), out=str(tmp_path / "given"))
+    summary = evaluate(given, WHOLE)
+    assert (own["changed_words"], summary["changed_words"]) == ({}, {"red square": list(words)})
+    assert own["words"]["red square"] == ["red square"] and summary["words"]["red square"] == list(words)
+    assert "red square by the words man/tall woman" in capsys.readouterr().out
+    logged = client.get_run(run.info.run_id).data.metrics
+    assert logged["evaluation/seen/miou"] == pytest.approx(own["metrics"]["seen/miou"])
+    assert logged["evaluation/words/seen/miou"] == pytest.approx(summary["metrics"]["seen/miou"])
+    assert own["metrics"]["seen/miou"] != summary["metrics"]["seen/miou"]
+    assert "evaluation/words/metrics.json" in {
+        file.path for file in client.list_artifacts(run.info.run_id, "evaluation/words")
+    }
+    compared = compare(CompareConfig(runs=(str(tmp_path / "own"), str(tmp_path / "given"))))
+    assert compared["settings"]["words.red square"] == ["['red square']", "['man', 'tall woman']"]
+
+    # The class embedding is the mean over its words, as for the words in classes.txt.
+    dataset, model = open_scenes(scenes), load(checkpoint)
+    classes = class_embeddings(model, Tokenizer(), [words, *CLASSES[2:]])
+    matrix = np.zeros((len(CLASSES), len(CLASSES)), dtype=np.int64)
+    for block in dataset.blocks(range(NUM_SCENES), 8):
+        for scene in dataset.read(block):
+            if f"{scene.index:06d}.png" in {file.name for file in (tmp_path / "given/predictions").iterdir()}:
+                matrix += confusion_matrix(scene.mask, predict(model, scene.image, classes, WHOLE)[0], len(CLASSES))
+    np.testing.assert_array_equal(
+        read_confusion(tmp_path / "given", "seen") + read_confusion(tmp_path / "given", "unseen"), matrix
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"words": ("red square=" + "very " * 30 + "red",)}, "has 31 tokens"),
+        ({"words": ("red square=red",), "benchmark": "all"}, "words=.*one benchmark of segmentation"),
         ({"num_workers": 4}, "num_workers=4 with 1 CPU each needs 4 CPUs, and the Ray cluster has 3"),
         ({"gpus_per_worker": 1.0}, "needs 1 GPUs"),
         ({"checkpoint": "/nowhere"}, "/nowhere is neither a checkpoint nor a run"),

@@ -56,7 +56,9 @@ def test_published_numbers_stand_beside_complete_data_only() -> None:
     assert " 40 of 1,449 " in rows[1] and "50.4" not in rows[1]
 
 
-@pytest.mark.parametrize("fields", [{"rules_changed": True}, {"protocol": "model"}])
+@pytest.mark.parametrize(
+    "fields", [{"rules_changed": True}, {"changed_words": {"cat": ("kitten",)}}, {"protocol": "model"}]
+)
 def test_numbers_of_other_rules_do_not_compare(fields: dict[str, Any]) -> None:
     assert report_of(1449, (1449,), **fields).published == ()
     assert "published" not in table(report_of(40, (1449,), **fields))
