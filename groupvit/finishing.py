@@ -9,6 +9,8 @@ Shapes: B images, E erased values of the whole batch.
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -64,6 +66,11 @@ def normalize(images: Tensor) -> Tensor:
     mean, std = (_channels(values, images.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     largest = torch.full((), 255.0, device=images.device)  # a GPU would multiply by the rounded inverse of a plain 255
     return images.to(torch.float32).div_(largest).sub_(mean).div_(std)
+
+
+def to_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Pixels uint8 [H,W,3] → normalised float32 [3,H,W]."""
+    return normalize(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
 
 
 def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from groupvit.windows import Box, View, Window
+from groupvit.resizing import Box
+from groupvit.windows import View, Window
 
 STRIP_NUMBERS = 2**24
 """Number of scores that `combined_soft` holds at a time: 64 MB."""

@@ -20,17 +20,11 @@ from torch import Tensor
 
 from groupvit.collectives import Gathered, gather
 from groupvit.config import LossConfig
+from groupvit.model import clamped_scale
 from groupvit.precision import at_least_float32
 
-MAX_LOGIT_SCALE = 100.0
-"""Upper limit of exp(logit scale), as in CLIP."""
 FULL_WEIGHT_MASS = 0.05
 """Share of the image from which a segment has full weight, so that small objects count as much as large backgrounds."""
-
-
-def clamped_scale(logit_scale: Tensor) -> Tensor:
-    """exp(logit_scale), at most 100."""
-    return logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
 
 def contrastive_losses(

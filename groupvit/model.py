@@ -17,6 +17,14 @@ from groupvit.image_encoder import ImageEncoder, ImageFeatures, ImageNoise, Stag
 from groupvit.precision import at_least_float32
 from groupvit.text_encoder import TextEncoder
 
+MAX_LOGIT_SCALE = 100.0
+"""Upper limit of exp(logit scale), as in CLIP."""
+
+
+def clamped_scale(logit_scale: Tensor) -> Tensor:
+    """exp(logit_scale), at most 100."""
+    return logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageEncoding:

@@ -1,6 +1,7 @@
 """Segments an image by words with a trained model: returns a label per pixel, the groups, and each group's affinities.
 
-The commands `segment` and `app` and a served model use this. Shapes: C words, G groups of the last stage, h x w image
+The commands `segment` and `app` and a served model use this. The models that `export` writes for Hugging Face and for
+ONNX Runtime give the same labels. Shapes: C words, G groups of the last stage, h x w image
 tokens, H x W pixels.
 """
 
@@ -15,14 +16,11 @@ from groupvit.config import Precision, PrecisionChoice, SegmentationConfig
 from groupvit.model import GroupViT
 from groupvit.precision import resolve_precision
 from groupvit.segmentation import Words, label, segment_scores
+from groupvit.segmentation_request import check_image, with_background
+from groupvit.tokenizer import Tokenize
 from groupvit.windows import encode_views
 from groupvit.words import BACKGROUND, check_lengths, check_words
-from groupvit.zero_shot import Tokenize, class_embeddings
-
-MIN_SIDE = 16
-"""Smallest side of an image in pixels. A smaller image shows no object, and 1 x N is nearly always a mistake."""
-MAX_RATIO = 20
-"""Largest ratio of the longer to the shorter side. Beyond it, a resized image is a line of a few patches."""
+from groupvit.zero_shot import class_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +54,10 @@ class Segmenter:
         segmentation: SegmentationConfig,
         tokenize: Tokenize,
         *,
-        precision: PrecisionChoice = "auto",
+        precision: PrecisionChoice = "float32",
     ) -> None:
-        """`precision`: precision of the image tower. `auto`: bfloat16 if the model's device supports it natively."""
+        """`precision`: precision of the image tower. float32 gives the same labels on every runtime. `auto`: bfloat16
+        if the model's device supports it natively, which is faster and moves edges of masks."""
         self.model = model.eval()
         self.precision: Precision = resolve_precision(precision, model.logit_scale.device)
         self.segmentation = segmentation
@@ -119,13 +118,7 @@ class Segmenter:
 
     def protocol(self, *, background: bool, background_threshold: float | None) -> SegmentationConfig:
         """Apply these options to the protocol. ValueError if the threshold is out of range."""
-        if background_threshold is not None and not 0 <= background_threshold <= 1:
-            raise ValueError(f"background_threshold={background_threshold} is out of range: give a number from 0 to 1")
-        if not background:
-            return replace(self.segmentation, background_threshold=None, background_prompts=())
-        if background_threshold is not None:
-            return replace(self.segmentation, background_threshold=background_threshold)
-        return self.segmentation
+        return with_background(self.segmentation, background=background, background_threshold=background_threshold)
 
     def check(self, words: Sequence[str], *, background: bool) -> None:
         """Raise ValueError if a word is invalid; see `groupvit.words`."""
@@ -148,16 +141,3 @@ class Segmenter:
             return (), np.zeros((0, len(words.classes)), np.float32)
         scores = segment_scores(window, words, config).classes.T
         return tuple(stage.cpu().numpy() for stage in window.group_maps), scores.cpu().numpy()
-
-
-def check_image(image: NDArray[np.uint8]) -> None:
-    """Raise ValueError unless this is an RGB image uint8 [H, W, 3] that is neither too small nor too long."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image is {image.dtype} {list(image.shape)}: uint8 [H, W, 3] is needed")
-    height, width = image.shape[:2]
-    if min(height, width) < MIN_SIDE:
-        raise ValueError(f"image has {width} × {height} pixels: each side must have at least {MIN_SIDE}")
-    if max(height, width) > MAX_RATIO * min(height, width):
-        raise ValueError(
-            f"image has {width} × {height} pixels, too long for its width: crop it to at most {MAX_RATIO}:1"
-        )

@@ -7,7 +7,7 @@ special token ("<end_of_text>") is encoded as ordinary characters, so that a cap
 import gzip
 import hashlib
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ START_OF_TEXT = 49406
 END_OF_TEXT = 49407
 VOCABULARY_SIZE = 49408
 
-_VOCABULARY_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+VOCABULARY_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 _VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
 _NUM_MERGES = 49152 - 256 - 2
 _SPACE = "\u0120"
@@ -47,12 +47,16 @@ def clean(text: str) -> str:
     return fix_text(text).lower()
 
 
+Tokenize = Callable[[Sequence[str], int], npt.NDArray[np.int32]]
+"""(texts, context length) → token ids int32 [N, T], for example a `Tokenizer`."""
+
+
 class Tokenizer:
     """Converts texts to token ids of CLIP's vocabulary of 49,408 entries."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary_file: Path = VOCABULARY_FILE) -> None:
         """Load the vocabulary. `ValueError` if its file is not the published one."""
-        vocabulary, merges = byte_pairs()
+        vocabulary, merges = byte_pairs(vocabulary_file)
         self._encoder = tokenizers.Tokenizer(
             models.BPE(
                 # Without the two special tokens, so that no text can be encoded as one; their ids come last.
@@ -95,14 +99,14 @@ class Tokenizer:
         return decoders.ByteLevel().decode(words).strip()
 
 
-def byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Read the packaged vocabulary: ids of all entries except the two special tokens, and the merges.
+def byte_pairs(file: Path = VOCABULARY_FILE) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read the vocabulary: ids of all entries except the two special tokens, and the merges.
 
     `ValueError` if the file is not the published one.
     """
-    packed = _VOCABULARY_FILE.read_bytes()
+    packed = file.read_bytes()
     if hashlib.sha256(packed).hexdigest() != _VOCABULARY_SHA256:
-        raise ValueError(f"{_VOCABULARY_FILE}: corrupted, its sha256 must be {_VOCABULARY_SHA256}; reinstall groupvit")
+        raise ValueError(f"{file}: corrupted, its sha256 must be {_VOCABULARY_SHA256}; reinstall groupvit")
     lines = gzip.decompress(packed).decode().split("\n")
     merges = [(first, second) for first, second in map(str.split, lines[1 : _NUM_MERGES + 1])]
     symbols = _byte_symbols()

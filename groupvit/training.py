@@ -27,8 +27,7 @@ from groupvit.finishing import ByteImages
 from groupvit.gradients import GradientReducer
 from groupvit.heads import TowerFeatures, head_gradients
 from groupvit.image_encoder import ImageFeatures, ImageNoise
-from groupvit.losses import clamped_scale
-from groupvit.model import GroupViT
+from groupvit.model import GroupViT, clamped_scale
 from groupvit.noise import NoiseSource, Uniform, generator_noise
 from groupvit.precision import autocast
 from groupvit.step_guard import StepGuard, skipping

@@ -1,4 +1,4 @@
-"""Image transforms of training and of evaluation.
+"""Image transforms of training, and of evaluation by classification.
 
 The training transform has two parts, so that samples are sent as bytes. On the CPUs that read the data,
 `TrainTransform` crops and augments the image (uint8) and draws a rectangle to erase. On the training worker,
@@ -18,14 +18,11 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from groupvit.augment import Operation, apply_with_pillow, draw_color_jitter, draw_rand_augment
 from groupvit.crop import Box, draw_box, resize_by_pillow, resize_by_torch
 from groupvit.decode import MAX_PIXELS, decode_image
-from groupvit.finishing import normalize
 
 Recipe = Literal["deit", "crop_flip"]
 Resize = Literal["pillow", "torch"]
@@ -164,46 +161,6 @@ class TrainTransform:
         if self.recipe == "deit":
             return draw_rand_augment(rng)
         return draw_color_jitter(self.color_jitter, rng) if self.color_jitter else ()
-
-
-def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Pixels uint8 [H,W,3] → normalised float32 [3,H,W]."""
-    return normalize(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
-
-
-def resize_short_side(
-    pixels: npt.NDArray[np.uint8],
-    short_side: int,
-    *,
-    max_long_side: int = 2048,
-    multiple_of: int = 1,
-    antialias: bool = True,
-) -> npt.NDArray[np.uint8]:
-    """Resize uint8 [H,W,3] (bilinear), keeping its aspect ratio.
-
-    Args:
-        pixels: uint8 [H,W,3].
-        short_side: Short side of the result in pixels. It is smaller if the long side would exceed `max_long_side`. The
-            paper's protocol for segmentation is 448 and 2048.
-        max_long_side: Largest long side in pixels.
-        multiple_of: Both sides are rounded to a multiple of this, at least one.
-        antialias: Whether to use antialiasing. Without it, the result equals OpenCV's bilinear resize up to rounding.
-    """
-    height, width = pixels.shape[:2]
-    scale = min(short_side / min(height, width), max_long_side / max(height, width))
-    new_height, new_width = (max(int(side * scale / multiple_of + 0.5), 1) * multiple_of for side in (height, width))
-    return resize_bilinear(pixels, (new_height, new_width), antialias=antialias)
-
-
-def resize_bilinear(pixels: npt.NDArray[np.uint8], size: tuple[int, int], *, antialias: bool) -> npt.NDArray[np.uint8]:
-    """Resize uint8 [H,W,3] to a size (H', W')."""
-    if size == pixels.shape[:2]:
-        return pixels
-    if antialias:
-        return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    planes = torch.tensor(pixels).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
-    return resized[0].round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def center_crop(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Cuts images into windows, and encodes the windows in batches with the image tower.
+"""Encodes the windows of images in batches with the image tower.
 
 An image is encoded at one or more scales, and optionally also mirrored. Each of these is a *view*, which is cut into
 overlapping windows. On GPUs, a batch can have windows of several images. On CPUs, it has windows of one view only:
@@ -9,8 +9,7 @@ Shapes: G groups of the last stage, C channels, D channels of the shared space, 
 """
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from groupvit.config import Precision, SegmentationConfig
+from groupvit.finishing import to_tensor
 from groupvit.image_encoder import ImageFeatures
 from groupvit.model import GroupViT
 from groupvit.precision import autocast
-from groupvit.transforms import resize_short_side, to_tensor
+from groupvit.resizing import Box, resized_pixels, windows
 
 TOKENS_PER_PASS = 1024
 """Number of image tokens per pass of the tower on CPUs. More do not make it faster, since they overflow the caches."""
 WINDOWS_PER_PASS_ON_GPU = 32
 
-Box = tuple[int, int, int, int]
-"""(top, bottom, left, right)."""
 Crop = tuple[Box, Tensor]
 """Position of a window in its view, and its pixels [3, H, W], normalised."""
 Prepare = Callable[[NDArray[np.uint8], SegmentationConfig, int, float], Tensor]
@@ -67,18 +65,8 @@ class View:
 
 
 def resized_image(image: NDArray[np.uint8], config: SegmentationConfig, patch_size: int, scale: float = 1.0) -> Tensor:
-    """Resize and normalise an image for cutting into windows: uint8 [H, W, 3] → float [3, H', W'].
-
-    If the image is not cut along a side, both sides become multiples of the patch size.
-    """
-    short_side = round(scale * (min(image.shape[:2]) if config.short_side is None else config.short_side))
-    long_side = round(scale * config.max_long_side)
-    resized = resize_short_side(image, short_side, max_long_side=long_side, antialias=config.antialias)
-    if config.window is None or min(resized.shape[:2]) < config.window:
-        resized = resize_short_side(
-            image, short_side, max_long_side=long_side, multiple_of=patch_size, antialias=config.antialias
-        )
-    return to_tensor(resized)
+    """Resize and normalise an image for cutting into windows: uint8 [H, W, 3] → float32 [3, H', W']."""
+    return to_tensor(resized_pixels(image, config, patch_size, scale))
 
 
 def encode_image(model: GroupViT, pixels: Tensor) -> ImageFeatures:
@@ -108,11 +96,31 @@ def encode_views(
         prepare: Resizes and normalises an image. Another function than the default is not a protocol.
         encode: Runs the image tower. As for `prepare`.
     """
+    resized = [resized_views(image, config, model.config.image.patch_size, prepare) for image in images]
+    return encode_resized(model, resized, config, batch_size=batch_size, precision=precision, encode=encode)
+
+
+def resized_views(
+    image: NDArray[np.uint8], config: SegmentationConfig, patch_size: int, prepare: Prepare = resized_image
+) -> list[Tensor]:
+    """Resize and normalise an image: uint8 [H, W, 3] → for each scale, float32 [3, H', W']."""
+    return [prepare(image, config, patch_size, scale) for scale in config.scales]
+
+
+def encode_resized(
+    model: GroupViT,
+    images: Sequence[Sequence[Tensor]],
+    config: SegmentationConfig,
+    *,
+    batch_size: int | None = None,
+    precision: Precision = "float32",
+    encode: Encode = encode_image,
+) -> list[tuple[View, ...]]:
+    """Encode the views of images that `resized_views` has resized. Arguments as of `encode_views`."""
     shapes: list[tuple[int, tuple[int, int], bool, int]] = []
     crops: list[Crop] = []
-    for index, image in enumerate(images):
-        for scale in config.scales:
-            resized = prepare(image, config, model.config.image.patch_size, scale)
+    for index, scales in enumerate(images):
+        for resized in scales:
             size = (resized.shape[-2], resized.shape[-1])
             boxes = list(windows(*size, config.window, config.stride))
             for mirrored in (False, True) if config.flip else (False,):
@@ -138,17 +146,6 @@ def encode_window(model: GroupViT, pixels: Tensor, *, grouping: bool = True) -> 
     box = (0, pixels.shape[-2], 0, pixels.shape[-1])
     [window] = _encode(model, [(box, pixels)], encode_image, grouping=grouping, batch_size=None, precision="float32")
     return window
-
-
-def windows(height: int, width: int, side: int | None, stride: int) -> Iterator[Box]:
-    """Yield boxes that cover the image. The last one of a row or column is shifted to end at the edge."""
-    if side is None:
-        yield 0, height, 0, width
-        return
-    for row in range(max(math.ceil((height - side) / stride), 0) + 1):
-        for column in range(max(math.ceil((width - side) / stride), 0) + 1):
-            bottom, right = min(row * stride + side, height), min(column * stride + side, width)
-            yield max(bottom - side, 0), bottom, max(right - side, 0), right
 
 
 def group_maps(features: ImageFeatures) -> list[Tensor]:

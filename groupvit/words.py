@@ -1,12 +1,10 @@
 """Parses the words that a user wants to find in an image, and checks them before any work is done."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from groupvit.zero_shot import Tokenize
+from groupvit.tokenizer import Tokenize
 
 BACKGROUND = "background"
 MAX_WORDS = 254
@@ -44,7 +42,7 @@ def check_words(words: Sequence[str], *, background: bool) -> None:
         seen[key] = word
 
 
-def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: "Tokenize", context_length: int) -> None:
+def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: Tokenize, context_length: int) -> None:
     """Raise ValueError for a word without tokens, or one too long for the text encoder's context with any template.
 
     The encoder would not see the end of a longer word, and nothing of the template after it.
@@ -71,7 +69,7 @@ def check_lengths(words: Sequence[str], templates: Sequence[str], tokenize: "Tok
             )
 
 
-def _lengths(texts: Sequence[str], tokenize: "Tokenize") -> list[int]:
+def _lengths(texts: Sequence[str], tokenize: Tokenize) -> list[int]:
     """Number of tokens of each text, without the start and the end."""
     roomy = 2 + 4 * max(
         len(text.encode()) for text in texts

@@ -1,20 +1,16 @@
 """Embeds classes given as words, and classifies embeddings by them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from groupvit.losses import clamped_scale
-from groupvit.model import GroupViT
+from groupvit.model import GroupViT, clamped_scale
+from groupvit.tokenizer import Tokenize
 
 TEXTS_PER_BATCH = 256
-
-Tokenize = Callable[[Sequence[str], int], NDArray[np.int32]]
-"""(texts, context length) → token ids int32 [N, T], for example `groupvit.tokenizer.Tokenizer`."""
 
 
 @torch.inference_mode()
@@ -48,14 +44,22 @@ def class_embeddings(
             raise ValueError(f"prompt template {template!r} must hold {{}} once, where the class name goes")
     texts = [template.format(word) for synonyms in words for word in synonyms for template in templates]
     token_ids = torch.from_numpy(tokenize(texts, model.config.text.context_length).astype(np.int64))
+    return mean_embeddings(model, token_ids, [len(synonyms) * len(templates) for synonyms in words], classes)
+
+
+@torch.inference_mode()
+def mean_embeddings(
+    model: GroupViT, token_ids: Tensor, texts_per_class: Sequence[int], names: Sequence[object]
+) -> Tensor:
+    """Embed texts as token ids int64 [N, T], and take the mean of each class's: float32 [num_classes, D], as
+    `class_embeddings`. `names`: one per class, for the ValueError if an embedding is not finite."""
     device = model.logit_scale.device
     embedded = torch.cat([model.encode_text(part.to(device)) for part in token_ids.split(TEXTS_PER_BATCH)]).float()
-    texts_per_class = [len(synonyms) * len(templates) for synonyms in words]
-    means = torch.stack([part.mean(dim=0) for part in embedded.split(texts_per_class)])
+    means = torch.stack([part.mean(dim=0) for part in embedded.split(list(texts_per_class))])
     finite = _has_length(means).flatten()
     if not finite.all():
         raise ValueError(
-            f"the embedding of class {classes[int(finite.int().argmin())]!r} is not finite: use another checkpoint"
+            f"the embedding of class {names[int(finite.int().argmin())]!r} is not finite: use another checkpoint"
         )
     return F.normalize(means, dim=-1)
 

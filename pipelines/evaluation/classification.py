@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from groupvit.captions import TEMPLATE_SETS
 from groupvit.checkpoint import load, load_state
 from groupvit.config import Precision
+from groupvit.finishing import to_tensor
 from groupvit.interop.model_card import license_of
 from groupvit.model import GroupViT
 from groupvit.precision import autocast
 from groupvit.tokenizer import Tokenizer
-from groupvit.transforms import center_crop, to_tensor
+from groupvit.transforms import center_crop
 from groupvit.zero_shot import class_embeddings, classify
 from pipelines.benchmarks.imagenet import NUM_IMAGES, ImageNetDataset, open_imagenet
 from pipelines.console.progress import ProgressLine

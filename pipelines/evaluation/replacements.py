@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from groupvit.config import SegmentationConfig
-from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD
+from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD, to_tensor
 from groupvit.grouping import hard_assignment
 from groupvit.image_encoder import ImageFeatures
-from groupvit.losses import clamped_scale
 from groupvit.metrics import IGNORE_INDEX
-from groupvit.model import GroupViT
+from groupvit.model import GroupViT, clamped_scale
 from groupvit.noise import generator_noise
+from groupvit.resizing import resize_bilinear
 from groupvit.segmentation import Words
-from groupvit.transforms import resize_bilinear, to_tensor
 from groupvit.windows import resized_image
 from pipelines.evaluation.variants import class_iou, count_pixels, mean_over_classes, mean_without_nan
 

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from groupvit.checkpoint import load, load_state
 from groupvit.config import Precision
 from groupvit.decode import decode_image
+from groupvit.finishing import to_tensor
 from groupvit.interop.model_card import license_of
 from groupvit.model import GroupViT
 from groupvit.precision import autocast
 from groupvit.retrieval import caption_ranks
 from groupvit.tokenizer import Tokenizer
-from groupvit.transforms import center_crop, to_tensor
+from groupvit.transforms import center_crop
 from pipelines import storage
 from pipelines.console.progress import ProgressLine
 from pipelines.dataset.format import DatasetInfo, batched, open_dataset, read_row_groups

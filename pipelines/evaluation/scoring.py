@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from groupvit.config import Precision, SegmentationConfig
+from groupvit.group_quality import oracle, usage
 from groupvit.metrics import GroupUsage, boundary_counts, confusion_matrix, segmentation_metrics
 from groupvit.model import GroupViT
-from groupvit.segmentation import Words, label, oracle, predict_groups, usage
+from groupvit.segmentation import Words, label, predict_groups
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import Example, encode_labels, label_palette
 from groupvit.windows import View, encode_views

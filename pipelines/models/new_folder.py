@@ -46,7 +46,8 @@ def new_folder(uri: str, *, last: str) -> Iterator[Path]:
                     raise
                 raise ValueError(f"out={uri} was made by another command meanwhile: give another folder") from error
         else:
-            for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-                storage.copy(str(file), storage.join(uri, file.name))
+            names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+            for name in sorted(names, key=lambda name: name == last):
+                storage.copy(str(folder / name), storage.join(uri, name))
     finally:
         shutil.rmtree(around)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from groupvit.segmenter import Segmented, check_image
+from groupvit.segmentation_request import check_image
+from groupvit.segmenter import Segmented
 from pipelines.serving.images import read_picture
 from pipelines.serving.inputs import Picture
 

@@ -15,6 +15,7 @@ from pipelines.cli.commands import COMMANDS
 from tests.support.pages import PAGES, ROOT, lines_of, name_of
 
 ELSEWHERE = {
+    "curl": "tests/pipelines/serving/app/test_http.py runs its lines against a server",
     "docker": "no daemon here; tests/infra/test_docker.py lints the recipe and can run its steps",
     "helm": "needs a cluster of Kubernetes",
     "kubectl": "needs a cluster of Kubernetes; tests/infra/test_kuberay.py checks what is applied",
@@ -104,6 +105,9 @@ def test_other_python_programs_exist() -> None:
     for page, words in PROGRAMS:
         if words[:3] == ["python", "-m", "pytest"]:
             assert (ROOT / words[3]).exists(), page
+        elif words[0] == "python" and words[1].endswith("/segment_onnx.py"):
+            runner = (ROOT / "pipelines/models/onnx_runner.py").read_text()  # tests/pipelines/models runs it
+            assert set(flags_of(words)) <= set(re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", runner)), page
         elif words[0] == "python":
             pytest.fail(f"{page}: nothing checks {' '.join(words)!r}")
     if any(words[0].endswith("pre-commit") for _, words in PROGRAMS):

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from groupvit import interop
 from groupvit.config import Precision, SegmentationConfig
+from groupvit.group_quality import oracle, usage
 from groupvit.model import GroupViT
 from groupvit.protocols import unified_protocol
-from groupvit.segmentation import Words, label, oracle, predict_groups, segment_logits, usage
+from groupvit.segmentation import Words, label, predict_groups, segment_logits
 from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer
 from groupvit.windows import encode_views

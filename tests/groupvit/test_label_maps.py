@@ -10,10 +10,12 @@ from torch import Tensor
 
 from groupvit import label_maps
 from groupvit.config import Precision, SegmentationConfig
+from groupvit.finishing import to_tensor
+from groupvit.group_quality import oracle
 from groupvit.model import GroupViT
-from groupvit.segmentation import Words, label, oracle, segment_logits
-from groupvit.transforms import resize_short_side, to_tensor
-from groupvit.windows import encode_views, windows
+from groupvit.resizing import resize_short_side, windows
+from groupvit.segmentation import Words, label, segment_logits
+from groupvit.windows import encode_views
 from tests.support.small_model import SMALL, small_model
 
 NUM_CLASSES = 7

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from groupvit.config import SegmentationConfig
+from groupvit.finishing import to_tensor
 from groupvit.interop import official
 from groupvit.model import GroupViT
+from groupvit.resizing import windows
 from groupvit.segmentation import (
     PixelScores,
     Words,
@@ -21,8 +23,7 @@ from groupvit.segmentation import (
     segment_logits,
     segment_scores,
 )
-from groupvit.transforms import to_tensor
-from groupvit.windows import encode_window, group_maps, windows
+from groupvit.windows import encode_window, group_maps
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 WHOLE = SegmentationConfig(short_side=64, window=None, background_threshold=0.35)

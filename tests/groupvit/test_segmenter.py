@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from groupvit.config import ImageEncoderConfig, SegmentationConfig
+from groupvit.finishing import to_tensor
 from groupvit.model import GroupViT
 from groupvit.segmentation import affinity, predict, predict_groups
-from groupvit.segmenter import Segmenter, check_image
+from groupvit.segmentation_request import check_image
+from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer
-from groupvit.transforms import to_tensor
 from groupvit.windows import group_maps
 from groupvit.words import check_lengths, check_words, parse_words
 from groupvit.zero_shot import class_embeddings

@@ -16,8 +16,9 @@ from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
 from groupvit import transforms
-from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD, normalize, with_erasing
-from groupvit.transforms import TrainTransform, center_crop, resize_short_side, to_tensor
+from groupvit.finishing import IMAGENET_MEAN, IMAGENET_STD, normalize, to_tensor, with_erasing
+from groupvit.resizing import resize_short_side
+from groupvit.transforms import TrainTransform, center_crop
 from tests.support.image_files import encoded, png
 
 

@@ -23,11 +23,12 @@ from torch import Tensor
 from transformers import GroupViTConfig, GroupViTModel
 
 from groupvit.config import ModelConfig, Precision, SegmentationConfig
+from groupvit.finishing import to_tensor
 from groupvit.interop.official import to_hugging_face
 from groupvit.model import GroupViT
+from groupvit.resizing import resize_short_side, windows
 from groupvit.segmentation import Words, label
-from groupvit.transforms import resize_short_side, to_tensor
-from groupvit.windows import encode_views, windows
+from groupvit.windows import encode_views
 from tests.performance.machine import machine
 from tests.performance.report import report
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +42,16 @@ def portrait() -> Image.Image:
 
 
 @contextlib.contextmanager
-def running(*flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def running(
+    *flags: str, command: Sequence[str] = COMMAND, cwd: Path | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of the page and its process, which is stopped at the end."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # no other cluster
-    command = [*COMMAND, "--port", "0", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    hidden = ("RAY_ADDRESS",) if command == COMMAND else ("RAY_ADDRESS", "PYTHONPATH")  # no other cluster
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    started = [*command, "--port", "0", *flags]
+    process = subprocess.Popen(
+        started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
+    )
     watchdog = threading.Timer(STARTING_SECONDS, process.kill)
     watchdog.start()
     assert process.stdout is not None and process.stderr is not None

@@ -1,6 +1,6 @@
 """Answers of the server to the page: a `Segmented` as JSON, with its maps as PNGs that a canvas can read.
 
-An answer is an HTTP status and a JSON body. The body for an invalid request is `{"error": one line}`.
+An answer is an HTTP status and a body. The body for an invalid request is JSON, `{"error": one line}`.
 """
 
 import base64
@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupvit.decode import decode_upright
-from groupvit.segmenter import Segmented, Segmenter, check_image
+from groupvit.decode import MAX_PIXELS, decode_upright
+from groupvit.segmentation_request import check_image
+from groupvit.segmenter import Segmented, Segmenter
 from groupvit.visualize import encode_labels, label_palette, pixel_groups, ranks_by_size
 
 LONGEST_SIDE = 1024
 """Longer side of an answer's maps in pixels, also for smaller images, so that edges are as fine as the page shows."""
 MAX_SCORES = 2**26
 """Largest number of words times pixels in an answer (a quarter of a GB). With many words, the maps are smaller."""
+MAX_LABELLED_PIXELS = 2**24
+"""Largest number of pixels of an image whose labels are asked for in its own size, 16.8 megapixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +37,18 @@ class Question:
     words: tuple[str, ...]
     background: bool = True
     background_threshold: float | None = None
+    labels_only: bool = False
+    """Whether the answer is a PNG of the labels in the image's own size. Else it is what the page shows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The answer to a question: an HTTP status and a JSON body."""
+    """The answer to a question: an HTTP status and a body."""
 
     status: int
     body: bytes
+    media_type: str = "application/json"
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, content: Any) -> "Answer":
@@ -56,20 +63,23 @@ def answer(segmenter: Segmenter, question: Question) -> Answer:
     """Segments the image of a question. The status is 400 if the question is invalid."""
     started = time.perf_counter()
     try:
-        with_background = question.background and (
-            question.background_threshold is not None or segmenter.segmentation.background_threshold is not None
-        )
-        segmenter.check(question.words, background=with_background)  # fails before the image is decoded
-        image = decode_upright(question.image)
+        config = segmenter.protocol(background=question.background, background_threshold=question.background_threshold)
+        segmenter.check(question.words, background=config.background_threshold is not None)  # before decoding
+        limit = MAX_LABELLED_PIXELS if question.labels_only else MAX_PIXELS
+        image = decode_upright(question.image, max_pixels=limit)
         check_image(image)
         found = segmenter.segment(
-            _of_page_size(image, len(question.words)),
+            image if question.labels_only else _of_page_size(image, len(question.words)),
             question.words,
             background=question.background,
             background_threshold=question.background_threshold,
         )
     except ValueError as error:
         return Answer.error(400, str(error))
+    if question.labels_only:
+        png = encode_labels(found.labels, label_palette(len(found.names), found.has_background))
+        names = {"groupvit-names": json.dumps(found.names)}
+        return Answer(status=200, body=png, media_type="image/png", headers=names)
     return Answer.of({**describe(found), "seconds": round(time.perf_counter() - started, 2)})
 
 

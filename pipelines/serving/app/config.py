@@ -33,8 +33,9 @@ class AppConfig:
     12 images are shown. None: visitors bring their own images."""
     protocol: Literal["model", "paper"] = "model"
     """Protocol of the segmentation, as for `evaluate`."""
-    precision: PrecisionChoice = "auto"
-    """Precision of the image tower. `auto`: bfloat16 if the hardware computes it natively, else float32."""
+    precision: PrecisionChoice = "float32"
+    """Precision of the image tower. float32 gives the same labels everywhere. `auto`: bfloat16 if the hardware computes
+    it natively, else float32; faster, and edges of masks move."""
     max_upload_megabytes: int = 20
     """Size of the largest accepted image file, in MB."""
     show_logs: bool = False

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupvit.segmenter import check_image
+from groupvit.segmentation_request import check_image
 from pipelines import storage
 from pipelines.benchmarks.scenes import open_scenes
 from pipelines.serving.images import read_picture

@@ -1,17 +1,13 @@
 """The server of the page: a model that answers questions, and the pages in front of it, both on Ray Serve.
 
     GET  /                    the page, with /page.css, /page.js and so on
-    GET  /api/model           JSON: checkpoint, license, stages (groups of each), background (whether the protocol has
-                              one), threshold, protocol, words (to begin with), examples (names), max_upload_megabytes
-    GET  /api/examples/N      JPEG: the N-th example
-    POST /api/segment         multipart/form-data: image (a file) or example (N), words (commas between them),
-                              background (1 or 0), threshold (0 to 1; left out: the protocol's)
-                              → JSON: width and height of the maps (1024 pixels at the longer side, less with very many
-                              words), names (a name per label), has_background, colours (RGB per label), shares
-                              (fraction of the pixels per label), labels (data URL of a PNG with a palette: the label
-                              of each pixel), groups (per stage: map, the data URL of a grey PNG with the group of each
-                              pixel, the largest group being 0, and colours), affinities (for each group of the last
-                              stage how much it is of each word, 0 to 1), group_shares, seconds
+    GET  /openapi.json        the addresses below /api, their questions and answers, for programs and people
+    POST /api/labels          the label of each pixel, in the size of the image, as `groupvit segment` gives it
+    POST /api/segment         what the page shows of an image
+    GET  /api/model           the model and its protocol
+    GET  /api/examples/N      the N-th example
+
+`pipelines.serving.app.openapi` has the table of the interface.
 
 The answer to an invalid request is 4xx, and 503 if the server is busy, with JSON {"error": one line}. The server does
 not store what visitors send.
@@ -43,6 +39,7 @@ from groupvit.tokenizer import Tokenizer
 from pipelines.runs.checkpoints import local_checkpoint
 from pipelines.serving.app.answers import Answer, Question, answer
 from pipelines.serving.app.examples import Example
+from pipelines.serving.app.openapi import OPERATIONS, document
 from pipelines.serving.app.uploads import RefusedError, read_question
 
 APP_NAME = "groupvit"
@@ -152,24 +149,32 @@ def pages_app(settings: PageSettings, ask: Callable[[Question], Any]) -> Starlet
     """Returns the pages as an ASGI application. `ask` returns an awaitable `Answer`."""
     under_way = 0
 
-    async def segment(request: Request) -> Response:
+    async def respond(request: Request, *, labels_only: bool) -> Response:
         nonlocal under_way
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return _json(Answer.error(403, "pages elsewhere may not ask"))
+            return _response(Answer.error(403, "pages elsewhere may not ask"))
         if under_way >= settings.max_at_once:
-            return _json(_BUSY)
+            return _response(_BUSY)
         under_way += 1
         try:
-            return _json(await ask(await read_question(request, settings.examples, settings.max_image_bytes)))
+            limit = settings.max_image_bytes
+            question = await read_question(request, settings.examples, limit, labels_only=labels_only)
+            return _response(await ask(question))
         except RefusedError as error:
-            return _json(Answer.error(error.status, str(error)))
+            return _response(Answer.error(error.status, str(error)))
         except BackPressureError:
-            return _json(_BUSY)
+            return _response(_BUSY)
         finally:
             under_way -= 1
 
+    async def labels(request: Request) -> Response:
+        return await respond(request, labels_only=True)
+
+    async def segment(request: Request) -> Response:
+        return await respond(request, labels_only=False)
+
     async def model(request: Request) -> Response:
-        return _json(Answer.of(settings.model))
+        return _response(Answer.of(settings.model))
 
     async def example(request: Request) -> Response:
         number = request.path_params["number"]
@@ -180,14 +185,18 @@ def pages_app(settings: PageSettings, ask: Callable[[Question], Any]) -> Starlet
     async def failed(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         reason = error.detail if isinstance(error, HTTPException) else "something went wrong here: see the logs of Ray"
-        return _json(Answer.error(status, reason))
+        return _response(Answer.error(status, reason))
 
-    routes = [Route("/api/segment", segment, methods=["POST"]), Route("/api/model", model)]
-    routes += [Route("/api/examples/{number:int}", example)]
+    async def openapi(request: Request) -> Response:
+        return _response(Answer.of(document()))
+
+    handlers = {"labels": labels, "segment": segment, "model": model, "example": example}
+    routes = [Route(each.path, handlers[each.name], methods=[each.method]) for each in OPERATIONS]
+    routes += [Route("/openapi.json", openapi)]
     routes += [Route("/" if name == "page.html" else f"/{name}", _file(name)) for name in PAGE_FILES]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(settings.allowed_hosts), www_redirect=False)
-    handlers: dict[Any, Any] = {HTTPException: failed, Exception: failed}
-    return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), hosts], exception_handlers=handlers)
+    failures: dict[Any, Any] = {HTTPException: failed, Exception: failed}
+    return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), hosts], exception_handlers=failures)
 
 
 def _file(name: str) -> Callable[[Request], Any]:
@@ -200,6 +209,6 @@ def _file(name: str) -> Callable[[Request], Any]:
     return send_file
 
 
-def _json(given: Answer) -> Response:
+def _response(given: Answer) -> Response:
     headers = {"cache-control": "no-store"} | ({"retry-after": "5"} if given.status == 503 else {})
-    return Response(given.body, status_code=given.status, media_type="application/json", headers=headers)
+    return Response(given.body, given.status, headers | given.headers, given.media_type)

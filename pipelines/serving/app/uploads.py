@@ -27,7 +27,9 @@ class RefusedError(Exception):
         self.status = status
 
 
-async def read_question(request: Request, examples: tuple[Example, ...], max_image_bytes: int) -> Question:
+async def read_question(
+    request: Request, examples: tuple[Example, ...], max_image_bytes: int, *, labels_only: bool
+) -> Question:
     """Reads the question in a `multipart/form-data` request. Raises `RefusedError` if it is invalid or too large."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise RefusedError(415, "the request is not a form: send multipart/form-data with an image and words")
@@ -56,6 +58,7 @@ async def read_question(request: Request, examples: tuple[Example, ...], max_ima
         words=tuple(parse_words(fields.get("words", ""))),
         background=_switch(fields.get("background", "1")),
         background_threshold=_threshold(fields.get("threshold", "")),
+        labels_only=labels_only,
     )
 
 

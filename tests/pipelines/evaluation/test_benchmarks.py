@@ -17,8 +17,9 @@ from mlflow import MlflowClient
 from groupvit.checkpoint import load
 from groupvit.config import SegmentationConfig
 from groupvit.decode import decode_image
+from groupvit.finishing import to_tensor
 from groupvit.tokenizer import Tokenizer
-from groupvit.transforms import center_crop, to_tensor
+from groupvit.transforms import center_crop
 from groupvit.windows import encode_views
 from pipelines.benchmarks.class_lists import read_imagenet_classes
 from pipelines.benchmarks.names import BenchmarkName

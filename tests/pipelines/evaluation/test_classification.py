@@ -19,9 +19,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from groupvit.captions import TEMPLATE_SETS
 from groupvit.checkpoint import save
 from groupvit.decode import decode_image
+from groupvit.finishing import to_tensor
 from groupvit.model import GroupViT
 from groupvit.tokenizer import Tokenizer
-from groupvit.transforms import center_crop, to_tensor
+from groupvit.transforms import center_crop
 from pipelines.benchmarks.class_lists import read_imagenet_classes
 from pipelines.cli.main import main
 from pipelines.evaluation.classification import classify_images

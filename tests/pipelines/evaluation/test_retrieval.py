@@ -12,10 +12,11 @@ from PIL import Image
 
 from groupvit.checkpoint import save
 from groupvit.decode import decode_image
+from groupvit.finishing import to_tensor
 from groupvit.model import GroupViT
 from groupvit.retrieval import caption_ranks
 from groupvit.tokenizer import Tokenizer
-from groupvit.transforms import center_crop, to_tensor
+from groupvit.transforms import center_crop
 from pipelines.cli.main import main
 from pipelines.dataset.format import sample_id, write_dataset
 from pipelines.evaluation.config import EvaluateConfig

@@ -160,7 +160,9 @@ def test_onnx_comes_with_what_is_needed_to_use_it(
     assert metadata["logit_scale"] == pytest.approx(torch.tensor(3.0).exp().item())
     assert metadata["multi_label_logit_scale"] == pytest.approx(torch.tensor(2.0).exp().item())
     assert metadata["license"] == summary["license"] == NOTICE
-    assert set(summary["bytes"]) == {"image_encoder.onnx", "text_encoder.onnx", "metadata.json", "README.md", "LICENSE"}
+    files = {"image_encoder.onnx", "text_encoder.onnx", "metadata.json", "README.md", "LICENSE", "segment_onnx.py"}
+    assert files < set(summary["bytes"])
+    assert metadata["segmentation"]["short_side"] == 64  # twice the side of training
     graph = onnx.load(tmp_path / "onnx" / "image_encoder.onnx")
     assert {item.key: item.value for item in graph.metadata_props}["license"] == NOTICE
 
@@ -182,9 +184,10 @@ def test_the_licence_goes_out_and_comes_back(
     assert (notice or "None was given") in (tmp_path / "back" / "README.md").read_text()
 
 
-def test_to_object_storage(checkpoint: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = run(capsys, "export", "--checkpoint", checkpoint, "--to", "hf", "--out", f"{bucket}/hf")
-    assert storage.list_files(f"{bucket}/hf") == sorted(summary["bytes"])
+@pytest.mark.parametrize("to", ["hf", "onnx"])
+def test_to_object_storage(to: str, checkpoint: Path, bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run(capsys, "export", "--checkpoint", checkpoint, "--to", to, "--out", f"{bucket}/{to}")
+    assert sorted(storage.list_sizes(f"{bucket}/{to}")) == sorted(summary["bytes"])
 
 
 @pytest.mark.parametrize(

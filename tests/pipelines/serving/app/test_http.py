@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import shlex
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,13 @@ import pytest
 from PIL import Image
 
 from groupvit.checkpoint import load, load_state
+from groupvit.decode import decode_upright
 from groupvit.protocols import protocol_of
 from groupvit.segmenter import Segmenter
 from groupvit.tokenizer import Tokenizer
 from groupvit.visualize import pixel_groups
 from tests.support.image_files import encoded
+from tests.support.pages import ROOT, lines_of
 from tests.support.running_app import COMMAND, blocks, gone, portrait, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -69,6 +72,22 @@ def test_an_answer_is_what_the_segmenter_finds(address: str, checkpoint: Path) -
         if sizes[rank]:
             group = np.bincount(owners[ranks == rank], minlength=4).argmax()
             assert row == pytest.approx(found.affinities[group], abs=1e-3)
+
+
+def test_the_documented_lines_of_curl(address: str, checkpoint: Path, tmp_path: Path) -> None:
+    lines = [line for line in lines_of(ROOT / "docs/use.md") if line.startswith("curl ")]
+    assert len(lines) == 2
+    image = portrait()
+    image.save(tmp_path / "photo.jpg", quality=95)
+    answers = []
+    for line in lines:
+        words = shlex.split(line.replace("http://127.0.0.1:8000/", address))
+        answers.append(subprocess.run([*words, "--fail", "--silent"], cwd=tmp_path, capture_output=True, check=True))
+    assert json.loads(answers[1].stdout)["openapi"] == "3.1.0"
+    model = load(checkpoint)
+    segmenter = Segmenter(model, protocol_of("model", model, load_state(checkpoint)), Tokenizer())
+    found = segmenter.segment(decode_upright((tmp_path / "photo.jpg").read_bytes()), ["bird", "tree", "car"])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "labels.png")), found.labels)
 
 
 def test_small_images_get_maps_of_the_pages_size(address: str) -> None:
