@@ -91,6 +91,10 @@ class Tokenizer:
             row[1 + len(ids)] = END_OF_TEXT
         return token_ids
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Numbers of ids of texts, with the start and end of text, before any truncation."""
+        return [len(encoding.ids) + 2 for encoding in self._encoder.encode_batch_fast([clean(text) for text in texts])]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a row of token ids as the model sees it: cleaned, and cut to the context."""
         ids = [int(token) for token in token_ids]

@@ -34,7 +34,8 @@ def pretrain_config(arguments: Sequence[str]) -> "ExperimentConfig":
     if given.data:
         if any(flag.partition("=")[0] in ("--data.sources", "--data.weights", "--data.names") for flag in flags):
             raise ValueError("--data stands for --data.sources, --data.weights and --data.names: leave those out")
-        data = dataclasses.replace(parse_data(given.data), seed=default.data.seed)
+        data, kept = parse_data(given.data), default.data
+        data = dataclasses.replace(data, seed=kept.seed, caption_mix=kept.caption_mix)
         default = dataclasses.replace(default, data=data)
     if given.amend:
         if any(flag.partition("=")[0] == "--amendments" for flag in flags):

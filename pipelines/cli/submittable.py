@@ -109,6 +109,7 @@ def _curate(arguments: Sequence[str]) -> Submission:
     config = parse(CurateConfig, arguments, prog="groupvit submit curate")
     validate(config)
     uris: dict[str, str | None] = {f"raw[{index}]": text.rpartition("=")[2] for index, text in enumerate(config.raw)}
+    uris |= {f"captions_from[{index}]": uri for index, uri in enumerate(config.captions_from)}
     return Submission(
         command="curate",
         arguments=tuple(arguments),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,8 @@ from groupvit.captions import DEFAULT_TAGGER
 from groupvit.decode import MAX_PIXELS
 from pipelines import storage
 from pipelines.curation.formats.columns import parse_columns
-from pipelines.dataset.format import DEFAULT_ROWS_PER_GROUP
+from pipelines.curation.recaptions.files import Join, parse_recaption_columns
+from pipelines.dataset.format import DEFAULT_ROWS_PER_GROUP, ORIGINAL
 from pipelines.errors import require_at_least
 from pipelines.local.folder_names import split_name
 
@@ -40,6 +42,24 @@ class CurateConfig:
     """Columns of raw shards whose names are not found out, e.g. image=photo caption=alt_en caption=alt_de. Several
     columns of captions are joined. Of tars, keys of the .json. Fields: image, caption, url, license, sha256,
     similarity, nsfw, punsafe, pwatermark."""
+
+    # Recaptions
+    captions_from: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """More captions for the images of `raw`, e.g. those that a model wrote: a file or folder of parquet, csv, tsv or
+    jsonl with a column of keys and a column of captions, texts or lists of texts. May be repeated, each with its --as.
+    The samples, their ids and their order stay as they are without."""
+    join: Join | None = None
+    """What a row of `captions_from` and its row of `raw` have in common: `url`, `key` (webdataset's __key__, or the key
+    of img2dataset), or `sha256` (of the original file)."""
+    origins: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="as")] = ()
+    """Name of the captions of `captions_from`, e.g. llava, by which --data.caption-mix of `groupvit pretrain` finds
+    them. One for each."""
+    recaption_columns: tuple[str, ...] = ()
+    """Columns of `captions_from` whose names are not found out, e.g. key=image_id caption=text. Fields: that of `join`,
+    and caption."""
+    context_length: int = 77
+    """Number of tokens that the text encoder reads, with start and end of text. Longer captions of `captions_from` are
+    cut after the last sentence that fits, or else after the last word."""
 
     # Images
     image_side: int = 256
@@ -120,6 +140,12 @@ class CurateConfig:
         return tuple(_source(text) for text in self.raw)
 
     @property
+    def recaptions(self) -> tuple[Source, ...]:
+        """The recaptions by origin."""
+        pairs = zip(self.origins, self.captions_from, strict=True)
+        return tuple(Source(name=name, uri=storage.absolute(uri)) for name, uri in pairs)
+
+    @property
     def max_captions(self) -> int:
         return 1 if self.captions == "first" else self.max_captions_per_image
 
@@ -127,13 +153,17 @@ class CurateConfig:
 _RANGE = ".."  # in the name of files 00000 to 00331: {00000..00331}.tar
 _FREE = (
     *("raw", "out", "num_workers", "show_ray_logs", "plan", "plan_rows", "cost_per_core_hour"),
-    "opt_out",  # its content matters, not its path
+    *("opt_out", "captions_from"),  # their content matters, not their path
 )
+_OF_RECAPTIONS = ("join", "origins", "recaption_columns", "context_length")
+_MOST_ORIGINS = 100
+_ORIGIN = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 
 def fixes_the_result(config: CurateConfig) -> dict[str, Any]:
     """Returns the fields, JSON-safe, that must not change when an interrupted curation resumes."""
-    free = _FREE if config.columns else (*_FREE, "columns")  # as in curations begun before there was this field
+    # As in curations begun before there were these fields.
+    free = (*_FREE, *(() if config.columns else ("columns",)), *(() if config.captions_from else _OF_RECAPTIONS))
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()
@@ -149,6 +179,7 @@ def validate(config: CurateConfig) -> None:
         )
     _check_names(config.sources)
     parse_columns(config.columns)
+    _check_recaptions(config)
     if not config.out:
         raise ValueError("out is empty: give a folder or URI for the data set")
     require_at_least(config, image_side=16, jpeg_quality=1, max_pixels=1, min_side=1, max_aspect_ratio=1)
@@ -177,6 +208,36 @@ def _check_names(sources: Sequence[Source]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"raw: two folders are named {name!r}; name them apart, e.g. --raw {name}-2=URI")
+
+
+def _check_recaptions(config: CurateConfig) -> None:
+    if not config.captions_from:
+        for name, flag in (("join", "join"), ("origins", "as"), ("recaption_columns", "recaption_columns")):
+            if value := getattr(config, name):
+                raise ValueError(f"{flag}={value} is about recaptions: give --captions-from URI, too")
+        return
+    if config.join is None:
+        raise ValueError(f"captions_from={config.captions_from[0]!r} needs a key: give --join url, key or sha256")
+    if len(config.origins) != len(config.captions_from):
+        raise ValueError(
+            f"captions_from is given {len(config.captions_from)} times and as {len(config.origins)} times: give one "
+            "--as NAME for each"
+        )
+    for name in config.origins:
+        if not _ORIGIN.fullmatch(name) or name == ORIGINAL:
+            what = "is the name of the captions of raw" if name == ORIGINAL else "is not a name"
+            raise ValueError(f"as={name!r} {what}: give letters, digits, - and _, e.g. --as llava")
+        if config.origins.count(name) > 1:
+            raise ValueError(f"as={name!r} is given twice: name each captions_from apart")
+    if len(config.origins) > _MOST_ORIGINS:
+        raise ValueError(f"captions_from is given {len(config.origins)} times: give at most {_MOST_ORIGINS}")
+    if config.join == "key" and len(config.raw) > 1:
+        raise ValueError(
+            f"join=key with {len(config.raw)} folders of raw: keys mean something only within one of them; curate them "
+            "apart, or give --join url or sha256"
+        )
+    parse_recaption_columns(config.recaption_columns, config.join)
+    require_at_least(config, context_length=3)
 
 
 def _source(text: str) -> Source:

@@ -24,8 +24,12 @@ from pipelines.curation.opt_out import read_opt_out
 from pipelines.curation.pieces import Report, read_report
 from pipelines.curation.plan import print_plan
 from pipelines.curation.raw import Piece, Shard, check_shards, describe, pieces_of, read_shards
+from pipelines.curation.recaptions.account import recaption_pieces, summaries, versions_of
+from pipelines.curation.recaptions.looking import check_join
+from pipelines.curation.recaptions.pieces import RecaptionPiece
 from pipelines.curation.summary import print_summary
 from pipelines.dataset.format import MANIFEST_SCHEMA, finish_dataset, open_dataset, refuse_existing
+from pipelines.dataset.schema import schema_version_of
 from pipelines.local.folder_lock import only_one
 from pipelines.local.writable import check_writable
 from pipelines.provenance import code_version, redact
@@ -48,34 +52,48 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     shards = read_shards(config.sources, config.columns)
     check_shards(shards, config)
     pieces = pieces_of(shards, config.rows_per_piece)
+    recaptions = recaption_pieces(config, shards, len(pieces))
     if config.plan:
+        check_join(recaptions, pieces, config)
         return print_plan(config, shards, pieces, opt_out)
     terms = {
         "config": fixes_the_result(config),
         "opt_out": opt_out_digest,
         "input": _versions(config, shards),
     }
+    if recaptions:
+        terms["recaptions"] = versions_of(config, recaptions)
     if (done := _finished(config, terms)) is not None:
         return done
+    check_join(recaptions, pieces, config)
     check_writable(config.out, "out")
     work = _begin(config, terms)
     with only_one(work, "out"):
         started = time.perf_counter()
         print(*describe(shards, config.sources), sep="\n", file=sys.stderr)
-        reports = _curate(config, pieces, work)
-        return _finish(config, shards, reports, terms, work, started)
+        reports = _curate(config, pieces, recaptions, work)
+        return _finish(config, shards, reports, recaptions, terms, work, started)
 
 
-def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[str, Report]:
+def _curate(
+    config: CurateConfig, pieces: Sequence[Piece], recaptions: Sequence[RecaptionPiece], work: str
+) -> dict[str, Report]:
     """Writes all files of the data set. Returns the reports of the steps on single samples, by source."""
     from pipelines.cluster.session import ray_cluster  # Ray takes seconds to import
+    from pipelines.curation.recaptions.run import run_recaptions
     from pipelines.curation.run import run_files, run_pieces
 
     done = _numbers(storage.list_files(storage.join(work, "index")), ".parquet")
     missing = [piece for piece in pieces if piece.number not in done]
     if len(missing) < len(pieces):
         print(f"{len(pieces) - len(missing):,} of {len(pieces):,} pieces are done already", file=sys.stderr)
+    known = _numbers(storage.list_files(storage.join(work, "recaptions")), ".parquet")
+    unread = [piece for piece in recaptions if piece.number not in known]
     with ray_cluster(show_logs=config.show_ray_logs):
+        if unread:
+            with ProgressLine("read", len(unread), "files of recaptions") as progress:
+                for of_file in run_recaptions(unread, config, work):
+                    progress.add(1, f"{of_file.num_captions:,} captions in the last one")
         if missing:
             num_dropped = 0
             with ProgressLine("checked", sum(piece.num_rows for piece in missing), "rows") as progress:
@@ -93,7 +111,8 @@ def _curate(config: CurateConfig, pieces: Sequence[Piece], work: str) -> dict[st
             )
         num_written = 0
         with ProgressLine("compared and written", num_rows, "rows") as progress:
-            for _, num_samples, num_of_file in run_files(len(pieces), num_rows, num_captions, config, names, work):
+            counts = (len(pieces), num_rows, num_captions)
+            for _, num_samples, num_of_file in run_files(*counts, config, names, work, recaptions):
                 num_written += num_samples
                 progress.add(num_of_file, f"{num_written:,} kept")
     return reports
@@ -103,6 +122,7 @@ def _finish(
     config: CurateConfig,
     shards: Sequence[Shard],
     reports: Mapping[str, Report],
+    recaptions: Sequence[RecaptionPiece],
     terms: Mapping[str, Any],
     work: str,
     started: float,
@@ -152,6 +172,8 @@ def _finish(
         "unreadable_shards": [shard.uri for shard in shards if shard.error and not shard.rows],
         "read_in_part": [line for report in reports.values() for line in report.unreadable],
     }
+    if recaptions:
+        summary["recaptions"] = summaries(config, recaptions, records, terms["recaptions"], work)
     if not kept.total():
         raise ValueError(f"out={config.out}: no sample passed; drops: {summary['drops']}. Loosen the rules")
     data = storage.join(config.out, "data")
@@ -169,7 +191,9 @@ def _finish(
             "curation_terms": dict(terms),
             "terms_hash": _hash(terms),
             "code_version": code_version(),
+            **({"recaptions": summary["recaptions"]} if recaptions else {}),
         },
+        schema_version=schema_version_of(recaptioned=bool(recaptions)),
     )
     storage.remove_folder(work)
     print_summary(summary, seconds, time.perf_counter() - started)
@@ -232,6 +256,8 @@ def _difference(begun: Mapping[str, Any], terms: Mapping[str, Any]) -> str:
         fields.append("another opt-out list")
     if begun.get("input") != terms["input"]:
         fields.append("other raw shards")
+    if begun.get("recaptions") != terms.get("recaptions"):
+        fields.append("other recaptions")
     return ", ".join(fields) or "other terms"
 
 

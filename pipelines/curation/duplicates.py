@@ -3,7 +3,8 @@ shuffle has brought together.
 
 The shuffles move rows of `MARKS_SCHEMA`: rows of the index, one per caption, and marks. A mark says why the sample with
 its `order` is dropped, or that a duplicate brings a caption to the sample `keeper` (BROUGHT), or that duplicates of a
-source have `number` captions that `keeper` does not need (REPEATED, OVER_LIMIT).
+source have `number` captions that `keeper` does not need (REPEATED, OVER_LIMIT). In a mark DUPLICATE, `number` is the
+file of `keeper`. Recaptions join the index later, and change none of this.
 
 Only `resolve` needs the whole corpus, and only those samples that may be duplicates: some 100 bytes each. Whether an
 image is dropped depends on which earlier images were kept, so this is decided in one place.
@@ -29,6 +30,7 @@ MARKS_SCHEMA = pa.schema(
         pa.field("file", pa.int32(), nullable=False),  # number of the file of the data set
         pa.field("keeper", pa.int64(), nullable=False),  # `order` of the sample that a duplicate's caption goes to
         pa.field("mark", pa.int8(), nullable=False),
+        pa.field("origin", pa.int8(), nullable=False),  # number of the origin of a recaption; 0: an original caption
     ]
 )
 
@@ -166,7 +168,8 @@ def resolve(found: pa.Table, distance: int | None, max_captions: int) -> pa.Tabl
     duplicates, others = found.filter(pa.array(is_duplicate)), found.filter(pa.array(~is_duplicate))
     tables = [MARKS_SCHEMA.empty_table()]
     order, file, keeper, keeper_file = _keepers(duplicates)
-    tables.append(_marks(order=order, file=file, keeper=keeper, mark=np.full(len(order), DUPLICATE)))
+    mark = np.full(len(order), DUPLICATE)
+    tables.append(_marks(order=order, file=file, keeper=keeper, number=keeper_file, mark=mark))
 
     if len(order):
         at = np.searchsorted(order, _numbers(duplicates, "order"))

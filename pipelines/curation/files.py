@@ -8,15 +8,18 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from itertools import islice
+from typing import Any, NotRequired
 
 import pyarrow as pa
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
+from groupvit.captions import DEFAULT_TAGGER, mine_nouns
 from pipelines import documents, storage
 from pipelines.curation.decisions import KeptSample, Row, decide
 from pipelines.curation.pieces import records_uri, rest_of_record
-from pipelines.dataset.format import DATASET_SCHEMA, MANIFEST_SCHEMA, sample_id, write_data_file
+from pipelines.dataset.format import MANIFEST_SCHEMA, ORIGINAL, sample_id, write_data_file
+from pipelines.dataset.schema import dataset_schema, schema_version_of
 
 _NUM_THREADS = 8  # that wait for object storage
 
@@ -30,6 +33,10 @@ class FileRecord(TypedDict):
     captions_kept: dict[str, documents.Count]
     caption_drops: dict[str, dict[str, documents.Count]]
     manifest: list[dict[str, Any]]
+    recaptioned: NotRequired[dict[str, documents.Count]]
+    """Number of samples by origin of their recaptions. These three are missing if there are none."""
+    recaptions_kept: NotRequired[dict[str, documents.Count]]
+    recaption_drops: NotRequired[dict[str, dict[str, documents.Count]]]
 
 
 def file_name(number: int) -> str:
@@ -44,8 +51,14 @@ def write_file(
     source_names: Sequence[str],
     rows_per_group: int,
     max_captions: int,
+    origins: Sequence[str] = (),
+    tagger: str = DEFAULT_TAGGER,
 ) -> tuple[int, int, int]:
     """Writes one file of the data set from its rows of the index.
+
+    Args:
+        origins: Names of the origins of recaptions, in the order of their numbers. Without any, the file has schema 2.
+        tagger: Finds the nouns of the recaptions that are kept.
 
     Returns:
         The number of the file, the number of its samples, and the number of samples that these are left of.
@@ -57,7 +70,9 @@ def write_file(
     decisions = decide(rows_and_marks, max_captions)
     manifest = MANIFEST_SCHEMA.empty_table()
     if decisions.kept:
-        samples = pa.Table.from_pylist(_fetch(decisions.kept, work, source_names), schema=DATASET_SCHEMA)
+        rows = _fetch(decisions.kept, work, source_names, origins, tagger)
+        schema = dataset_schema(schema_version_of(recaptioned=bool(origins)))
+        samples = pa.Table.from_pylist(rows, schema=schema)
         manifest = write_data_file(out, file_name(number), samples, rows_per_group)
 
     def by_name(by_source: Mapping[int, Any]) -> dict[str, Any]:
@@ -72,6 +87,12 @@ def write_file(
         "caption_drops": by_name(decisions.caption_drops),
         "manifest": manifest.to_pylist(),
     }
+    if origins:
+        content |= {
+            "recaptioned": {origins[origin - 1]: count for origin, count in decisions.recaptioned.items()},
+            "recaptions_kept": {origins[origin - 1]: count for origin, count in decisions.recaptions_kept.items()},
+            "recaption_drops": {origins[origin - 1]: drops for origin, drops in decisions.recaption_drops.items()},
+        }
     storage.write_bytes(record, json.dumps(content).encode())
     return number, *_counts(content)
 
@@ -93,12 +114,14 @@ def _counts(record: Mapping[str, Any]) -> tuple[int, int]:
     return record["num_samples"], record["num_samples"] + num_dropped
 
 
-def _fetch(kept: Sequence[KeptSample], work: str, source_names: Sequence[str]) -> list[Mapping[str, Any]]:
+def _fetch(
+    kept: Sequence[KeptSample], work: str, source_names: Sequence[str], origins: Sequence[str], tagger: str
+) -> list[Mapping[str, Any]]:
     """Reads the samples, in order. Adjacent records of a run are read at once."""
     wanted: dict[tuple[int, int], dict[tuple[int, int], bytes]] = {}  # by run, then range
     for sample in kept:
         wanted.setdefault(_run(sample.row), {})[_range(sample.row)] = b""
-        for row in sample.brought:
+        for row in (*sample.brought, *sample.recaptions):
             wanted.setdefault(_run(row), {})[_range_after_image(row)] = b""
 
     def fetch(run: tuple[int, int]) -> None:
@@ -108,8 +131,10 @@ def _fetch(kept: Sequence[KeptSample], work: str, source_names: Sequence[str]) -
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         list(threads.map(fetch, wanted))
 
+    recaptions = [[wanted[_run(row)][_range_after_image(row)].decode() for row in sample.recaptions] for sample in kept]
+    nouns_of_all = mine_nouns((text for texts in recaptions for text in texts), tagger=tagger) if origins else iter(())
     rows: list[Mapping[str, Any]] = []
-    for sample in kept:
+    for sample, texts in zip(kept, recaptions, strict=True):
         record, image_bytes = wanted[_run(sample.row)][_range(sample.row)], sample.row["image_bytes"]
         image, own = record[:image_bytes], rest_of_record(record[image_bytes:])
         others = [rest_of_record(wanted[_run(row)][_range_after_image(row)]) for row in sample.brought]
@@ -117,7 +142,12 @@ def _fetch(kept: Sequence[KeptSample], work: str, source_names: Sequence[str]) -
         said += [(other, row["number"]) for other, row in zip(others, sample.brought, strict=True)]
         captions = [rest["captions"][number] for rest, number in said]
         nouns = [rest["nouns"][number] for rest, number in said]
-        changed = {"image": image, "sample_id": sample_id(image, *captions), "captions": captions, "nouns": nouns}
+        changed: dict[str, Any] = {"image": image, "sample_id": sample_id(image, *captions)}
+        if origins:
+            names = [origins[row["origin"] - 1] for row in sample.recaptions]
+            changed["caption_origins"] = [ORIGINAL] * len(captions) + names
+            captions, nouns = captions + texts, [*nouns, *islice(nouns_of_all, len(texts))]
+        changed |= {"captions": captions, "nouns": nouns}
         rows.append({**own, **changed, "source": source_names[sample.row["source"]]})
     return rows
 

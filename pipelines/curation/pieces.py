@@ -25,6 +25,7 @@ from pipelines import storage
 from pipelines.curation.config import CurateConfig
 from pipelines.curation.formats.shard import SKIP_ADVICE
 from pipelines.curation.raw import Piece, UnreadableShardError, read_rows
+from pipelines.curation.recaptions.files import Join, normal_key
 from pipelines.curation.steps import Sample, Step, raw_captions
 from pipelines.dataset.format import sample_id
 
@@ -48,6 +49,8 @@ INDEX_SCHEMA = pa.schema(
         pa.field("bytes", pa.int32(), nullable=False),
     ]
 )
+JOIN = pa.field("join", pa.uint64())
+"""Column that the index also has if there are recaptions: a hash of the sample's key, null without one."""
 NOTES = {
     "several_images": "with several images: the first of jpg, jpeg, png, webp is used",
     "link": "with links to files, which are not followed",
@@ -124,7 +127,7 @@ def curate_piece(piece: Piece, config: CurateConfig, steps: Sequence[Step], work
         if len(kept) == ROWS_PER_RUN:
             flush()
     flush()
-    table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *index])
+    table = pa.concat_tables([_schema(config).empty_table(), *index])
     with report.timed("write"):
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_REPORT: report.to_json()}), sink)
@@ -230,14 +233,16 @@ def _write_run(
             entry = {
                 "order": _order(piece, number, sample.raw.get("row")),
                 "source": piece.source,
-                "shuffle_key": _hash64(f"{config.seed} {name}".encode()),
-                "content": _hash64(sample.image),
-                "original": _hash64(sample.sha256.encode()),
+                "shuffle_key": hash64(f"{config.seed} {name}".encode()),
+                "content": hash64(sample.image),
+                "original": hash64(sample.sha256.encode()),
                 "perceptual": sample.perceptual_hash,
                 "piece": piece.number,
                 "run": run,
-                "captions": [_hash64(caption.encode()) for caption in sample.captions],
+                "captions": [hash64(caption.encode()) for caption in sample.captions],
             }
+            if config.join is not None:
+                entry["join"] = _join_key(sample, config.join)
             entries.append((entry, sample.image, rest))
         entries.sort(key=lambda entry: (entry[0]["shuffle_key"], entry[0]["order"]))
         offset = 0
@@ -249,7 +254,16 @@ def _write_run(
             index += [{**entry, "number": number, "caption": caption} for number, caption in enumerate(captions)]
         content = b"".join(part for _, image, rest in entries for part in (image, rest))
         storage.write_bytes(records_uri(work, piece.number, run), content)
-        return pa.Table.from_pylist(index, schema=INDEX_SCHEMA)
+        return pa.Table.from_pylist(index, schema=_schema(config))
+
+
+def _schema(config: CurateConfig) -> pa.Schema:
+    return INDEX_SCHEMA if config.join is None else INDEX_SCHEMA.append(JOIN)
+
+
+def _join_key(sample: Sample, join: Join) -> int | None:
+    key = normal_key(sample.sha256 if join == "sha256" else sample.raw.get(join), join)
+    return None if key is None else hash64(key.encode())
 
 
 def _order(piece: Piece, number: int, row: float | None) -> int:
@@ -274,6 +288,6 @@ def _columns(name: str, sample: Sample) -> Mapping[str, Any]:
     }
 
 
-def _hash64(content: bytes) -> int:
+def hash64(content: bytes) -> int:
     """Hashes to 64 bits. Among a billion different contents, the probability of a collision is below 3 %."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8])

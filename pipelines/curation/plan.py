@@ -47,6 +47,8 @@ def print_plan(
     captions = "with its own captions" if config.captions == "first" else "with the captions of all"
     print(f"  boilerplate {boilerplate}")
     print(f"  duplicates of content or original file: the first is kept, {captions}{near}")
+    for source in config.recaptions:
+        print(f"  recaptions  {source.name} by {config.join}, from {source.uri}: their nouns are not in the estimate")
     measured = _measure(config, pieces, opt_out)
     core_hours = num_rows * measured["seconds_per_row"] / _EFFICIENCY / 3600
     num_cpus = config.num_workers or os.cpu_count() or 1

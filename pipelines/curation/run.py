@@ -15,31 +15,29 @@ from functools import partial
 from typing import Any
 
 import cv2
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from pipelines import storage
 from pipelines.cluster.causes import root_cause
 from pipelines.curation.config import CurateConfig
 from pipelines.curation.duplicates import (
-    KEEP,
     KEYS_SCHEMA,
     MARKS_SCHEMA,
     duplicate_keys,
-    file_of,
     find_duplicates,
     mark_boilerplate,
     partition_of,
     resolve,
 )
 from pipelines.curation.files import write_file
+from pipelines.curation.index import read_index
 from pipelines.curation.opt_out import read_opt_out
-from pipelines.curation.pieces import Report, add_nouns, curate_piece, index_uri
+from pipelines.curation.pieces import Report, add_nouns, curate_piece
 from pipelines.curation.raw import Piece
+from pipelines.curation.recaptions.pieces import RecaptionPiece
+from pipelines.curation.recaptions.run import joined_recaptions
 from pipelines.curation.steps import sample_steps
 
 _ROWS_PER_PARTITION = 250_000  # of the index, some 25 MB
@@ -93,13 +91,20 @@ def run_pieces(pieces: Sequence[Piece], config: CurateConfig, work: str) -> Iter
 
 
 def run_files(
-    num_pieces: int, num_rows: int, num_captions: int, config: CurateConfig, source_names: Sequence[str], work: str
+    num_pieces: int,
+    num_rows: int,
+    num_captions: int,
+    config: CurateConfig,
+    source_names: Sequence[str],
+    work: str,
+    recaptions: Sequence[RecaptionPiece] = (),
 ) -> Iterator[tuple[int, int, int]]:
     """Finds duplicates and boilerplate among all samples and writes the files of the data set.
 
     Args:
         num_rows: Number of samples in all pieces.
         num_captions: Number of their captions.
+        recaptions: Finished pieces of recaptions.
 
     Yields:
         For each finished file: its number, the number of its samples, and the number of rows that these are left of.
@@ -112,13 +117,13 @@ def run_files(
         {"first": first, "end": min(first + _PIECES_PER_TASK, num_pieces)}
         for first in range(0, num_pieces, _PIECES_PER_TASK)
     ]
-    index = ray.data.from_items(numbers).map_batches(
+    placed = ray.data.from_items(numbers).map_batches(
         _read_index,  # pyright: ignore[reportArgumentType]
         fn_kwargs={"work": work, "num_files": num_files, "num_partitions": num_partitions},
         batch_size=1,
     )
     rows = (
-        index.groupby("partition", num_partitions=num_partitions)
+        placed.groupby("partition", num_partitions=num_partitions)
         .map_groups(partial(_mark_boilerplate, max_images=config.max_images_per_caption), batch_format="pyarrow")
         .materialize()  # used twice
     )
@@ -141,8 +146,13 @@ def run_files(
         )
         .materialize()
     )
+    others = [marks]
+    if recaptions:
+        joined = joined_recaptions(numbers, recaptions, num_rows, num_files, marks, config, work)
+        others.append(joined.materialize())
+    others = [part for part in others if part.count()]  # without rows, Ray does not know the columns
     files = (
-        (rows.union(marks) if marks.count() else rows)  # without rows, Ray does not know the columns of the marks
+        (rows.union(*others) if others else rows)
         .groupby("file", num_partitions=min(num_files, _MAX_BLOCKS))
         .map_groups(
             partial(
@@ -152,6 +162,8 @@ def run_files(
                 source_names=source_names,
                 rows_per_group=config.rows_per_group,
                 max_captions=config.max_captions,
+                origins=config.origins,
+                tagger=config.tagger,
             ),
             batch_format="pyarrow",
         )
@@ -168,15 +180,7 @@ def _quieten() -> None:
 
 
 def _read_index(batch: Mapping[str, Any], *, work: str, num_files: int, num_partitions: int) -> pa.Table:
-    tables = []
-    for number in range(int(batch["first"][0]), int(batch["end"][0])):
-        uri = index_uri(work, number)
-        tables.append(pq.read_table(pa.BufferReader(storage.read_bytes(uri))).replace_schema_metadata())
-    rows = pa.concat_tables(tables)
-    file = file_of(rows.column("shuffle_key").to_numpy(), num_files)
-    rows = rows.append_column(MARKS_SCHEMA.field("file"), pa.array(file))
-    rows = rows.append_column(MARKS_SCHEMA.field("keeper"), rows.column("order"))
-    rows = rows.append_column(MARKS_SCHEMA.field("mark"), pa.array(np.full(len(rows), KEEP, dtype=np.int8)))
+    rows = read_index(work, range(int(batch["first"][0]), int(batch["end"][0])), num_files).select(MARKS_SCHEMA.names)
     partition = partition_of(rows.column("caption").to_numpy(), 0, num_partitions)
     return rows.append_column(KEYS_SCHEMA.field("partition"), pa.array(partition))
 

@@ -113,7 +113,7 @@ def check_opt_out(sample: Sample, *, opt_out: OptOutList) -> str | None:
     known, url = sample.raw.get("sha256"), sample.raw.get("url")
     if (url and opt_out.has_url(url)) or (known and opt_out.has_sha256(known)):
         return "opt_out_list"
-    return "opt_out_list" if opt_out.any_sha256 and opt_out.has_sha256(_sha256(sample)) else None
+    return "opt_out_list" if opt_out.any_sha256 and opt_out.has_sha256(file_sha256(sample.raw["jpg"])) else None
 
 
 def raw_captions(raw: Mapping[str, Any]) -> Sequence[str | None]:
@@ -194,13 +194,13 @@ def encode(sample: Sample, *, side: int, quality: int) -> None:
 
 def hash_picture(sample: Sample) -> None:
     assert sample.pixels is not None
-    sample.sha256 = (sample.raw.get("sha256") or _sha256(sample)).lower()
+    sample.sha256 = (sample.raw.get("sha256") or file_sha256(sample.raw["jpg"])).lower()
     sample.perceptual_hash = perceptual_hash(sample.pixels)
     sample.pixels = None  # the largest field, no longer needed
 
 
-def _sha256(sample: Sample) -> str:
-    return hashlib.sha256(sample.raw["jpg"]).hexdigest()
+def file_sha256(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
 
 
 def _above(value: float, limit: float | None) -> bool:

@@ -26,8 +26,10 @@ def print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], elap
     print(f"{'kept':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_samples"]]))
     cells = [summary["sources"][name]["num_rows"] for name in names]
     print(f"{'of':{width}}  " + "  ".join(f"{cell:>12,}" for cell in [*cells, summary["num_rows"]]))
-    lost = ", ".join(f"{reason} {count:,}" for reason, count in summary["caption_drops"].items()) or "none"
+    lost = _shown(summary["caption_drops"])
     print(f"captions: {summary['num_captions']:,} kept of {summary['num_captions_in']:,}; dropped: {lost}")
+    for name, recaptions in summary.get("recaptions", {}).items():
+        print(*_recaptions(name, recaptions, summary["num_samples"]), sep="\n")
     for name, source in summary["sources"].items():
         for note, count in source["notes"].items():
             print(f"{name}: {count:,} samples {NOTES[note]}")
@@ -39,3 +41,20 @@ def print_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], elap
     )
     print(f"time by step: {shares}")
     print(f"wrote {summary['out']} in {elapsed:.0f} s")
+
+
+def _recaptions(name: str, summary: Mapping[str, Any], num_samples: int) -> list[str]:
+    """Says in two lines what became of the recaptions of one origin."""
+    keyless = f", {summary['num_without_key']:,} rows without {summary['join']}" if summary["num_without_key"] else ""
+    usable = summary["num_captions_in"] - sum(summary["caption_drops"].values())
+    return [
+        f"recaptions {name}: matched {summary['num_samples']:,} of {num_samples:,} samples by {summary['join']}; "
+        f"{summary['num_captions']:,} kept of {summary['num_joined']:,} joined; dropped: "
+        f"{_shown(summary['joined_drops'])}",
+        f"  before: {usable:,} of {summary['num_captions_in']:,} captions in {summary['num_rows']:,} rows pass; "
+        f"dropped: {_shown(summary['caption_drops'])}; {summary['num_cut']:,} cut to the context{keyless}",
+    ]
+
+
+def _shown(drops: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in drops.items()) or "none"

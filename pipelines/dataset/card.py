@@ -39,6 +39,8 @@ class Statistics:
     num_counted: int
     num_captions: int
     sources: Chart
+    origins: Chart
+    """Captions by origin."""
     histograms: tuple[Chart, ...]
     nouns: Chart
     num_distinct_nouns: int
@@ -83,7 +85,8 @@ class DatasetCard:
         return ranking("dropped, by reason", reasons)
 
     def charts(self) -> list[Chart]:
-        return [self.statistics.sources, *self.statistics.histograms, self.statistics.nouns]
+        origins = [self.statistics.origins] if len(self.info.caption_origins) > 1 else []
+        return [self.statistics.sources, *origins, *self.statistics.histograms, self.statistics.nouns]
 
     def summary(self) -> dict[str, Any]:
         """Returns the card, JSON-safe."""
@@ -142,11 +145,13 @@ def _statistics(info: DatasetInfo, max_counted_samples: int) -> Statistics:
     groups = np.arange(counted) * num_groups // counted
     sources: Counter[str] = Counter()
     nouns: Counter[str] = Counter()
+    origins: Counter[str] = Counter()
     parts: list[_Part] = []
     for part in in_threads(lambda run: _read_part(info, run), runs_of(info, groups)):
         sources.update(part.sources)
         nouns.update(part.nouns)
-        parts.append(dataclasses.replace(part, sources={}, nouns={}))
+        origins.update(part.origins)
+        parts.append(dataclasses.replace(part, sources={}, nouns={}, origins={}))
     width, height, length = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("width", "height", "caption_length")
     )
@@ -154,6 +159,7 @@ def _statistics(info: DatasetInfo, max_counted_samples: int) -> Statistics:
         num_counted=len(width),
         num_captions=len(length),
         sources=ranking("source", sources),
+        origins=ranking("captions, by origin", origins),
         histograms=(
             histogram("short side, pixels", np.minimum(width, height)),
             histogram("width, pixels", width),
@@ -174,12 +180,13 @@ class _Part:
     height: npt.NDArray[np.int32]
     caption_length: npt.NDArray[np.int32]
     sources: Mapping[str, int]
+    origins: Mapping[str, int]
     nouns: Mapping[str, int]
     num_without_nouns: int
 
 
 def _read_part(info: DatasetInfo, run: Run) -> _Part:
-    table = read_columns(info, run, ["width", "height", "captions", "source", "nouns"])
+    table = read_columns(info, run, ["width", "height", "captions", "caption_origins", "source", "nouns"])
     captions = call_function("list_flatten", [table.column("captions")])
     nouns = call_function("list_flatten", [table.column("nouns")])
     has_nouns = call_function("list_value_length", [nouns]).to_numpy() > 0
@@ -189,6 +196,7 @@ def _read_part(info: DatasetInfo, run: Run) -> _Part:
         height=table.column("height").to_numpy(),
         caption_length=call_function("utf8_length", [captions]).to_numpy(),
         sources=_counts(table.column("source").cast(pa.string())),
+        origins=_counts(call_function("list_flatten", [table.column("caption_origins")])),
         nouns=_counts(call_function("list_flatten", [nouns])),
         num_without_nouns=table.num_rows - len(np.unique(sample_of[has_nouns])),
     )

@@ -25,6 +25,8 @@ class DatasetDescription(DatasetVersion):
     digest: str
     drops: NotRequired[dict[str, Count | dict[str, Count]]]
     """By reason, or by source and reason."""
+    recaptions: NotRequired[dict[Annotated[str, Field(min_length=1)], dict[str, Any]]]
+    """What became of the recaptions, by their origin."""
     curation: NotRequired[dict[str, Any]]
     """Summary of `groupvit curate`."""
     made_by_forget: NotRequired[list[dict[str, Any]]]

@@ -5,7 +5,6 @@ DATASET/manifest.parquet   one row per row group: file, row_group, rows, bytes, 
 DATASET/dataset.json       written last: without it, a data set does not exist
 """
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,36 +14,24 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import documents, storage
 from pipelines.dataset.contents import DatasetDescription, DatasetVersion
+from pipelines.dataset.identity import ORIGINAL as ORIGINAL
+from pipelines.dataset.identity import digest as digest
+from pipelines.dataset.identity import digest_of_manifest as digest_of_manifest
+from pipelines.dataset.identity import identity as identity
+from pipelines.dataset.identity import original_captions as original_captions
+from pipelines.dataset.identity import sample_id as sample_id
+from pipelines.dataset.schema import DATASET_SCHEMA as DATASET_SCHEMA
+from pipelines.dataset.schema import ONE_CAPTION, ORIGINS, RECAPTIONED_VERSION, schema_version_of
+from pipelines.dataset.schema import SCHEMA_VERSION as SCHEMA_VERSION
+from pipelines.dataset.schema import dataset_schema as dataset_schema
 from pipelines.dataset.unpacking import check_unpacked_size
 
 Item = TypeVar("Item")
-
-SCHEMA_VERSION = 2
-
-DATASET_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),  # content hash of image and captions
-        pa.field("image", pa.binary(), nullable=False),  # JPEG or WebP
-        pa.field("captions", pa.list_(pa.string()), nullable=False),  # at least one; cleaned, not lower-cased
-        pa.field("nouns", pa.list_(pa.list_(pa.string())), nullable=False),  # nouns of each caption; may be empty
-        pa.field("width", pa.int32(), nullable=False),  # of `image`, pixels
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("source", pa.dictionary(pa.int32(), pa.string())),  # the data set that the sample came from
-        pa.field("url", pa.string()),
-        pa.field("license", pa.string()),
-        pa.field("sha256", pa.string()),  # of the original file
-    ]
-)
-
-_ONE_CAPTION = {
-    "captions": pa.field("caption", pa.string(), nullable=False),
-    "nouns": pa.field("nouns", pa.list_(pa.string()), nullable=False),
-}
-"""Columns that data sets of schema 1 have instead of these."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -82,38 +69,31 @@ class DatasetInfo:
     is_raw: bool = False
     """Whether these are raw shards instead of a data set: see `pipelines.ingest.uncurated`."""
 
-
-def sample_id(image: bytes, *captions: str) -> str:
-    """Hashes an image and its captions, in order, to 32 hexadecimal digits. Stable across re-runs."""
-    digest = hashlib.sha256(hashlib.sha256(image).digest())  # hashed apart, so that no byte can move between the two
-    if len(captions) == 1:
-        digest.update(captions[0].encode())  # the same id as in data sets of schema 1
-    else:
-        for caption in captions:
-            digest.update(hashlib.sha256(caption.encode()).digest())
-    return digest.hexdigest()[:32]
-
-
-def dataset_schema(version: int) -> pa.Schema:
-    """Returns the columns of a data set of schema `version`."""
-    if version == SCHEMA_VERSION:
-        return DATASET_SCHEMA
-    return pa.schema([_ONE_CAPTION.get(field.name, field) for field in DATASET_SCHEMA])
+    @property
+    def caption_origins(self) -> tuple[str, ...]:
+        """Origins of the captions, ORIGINAL first."""
+        return (ORIGINAL, *self.metadata.get("recaptions", {}))
 
 
 def read_row_groups(file: pq.ParquetFile, row_groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads `columns` (default: all) of some row groups of a data file, in the types of DATASET_SCHEMA.
+    """Reads `columns` (default: all there are) of some row groups of a data file, in the types of DATASET_SCHEMA.
 
-    In a file of schema 1, the caption and its nouns become lists with one entry. Raises ValueError, without the file's
-    name, if they would not fit into memory.
+    In a file of schema 1, the caption and its nouns become lists with one entry. In a file without `caption_origins`,
+    every caption is an original one; who asks for them must ask for `captions`, too. Raises ValueError, without the
+    file's name, if they would not fit into memory.
     """
     check_unpacked_size(file, row_groups)
+    if columns is not None and ORIGINS.name in columns and ORIGINS.name not in file.schema_arrow.names:
+        table = read_row_groups(file, row_groups, [name for name in columns if name != ORIGINS.name])
+        lengths = pc.call_function("list_value_length", [table.column("captions")]).to_pylist()
+        origins = [[ORIGINAL] * length for length in lengths]
+        return table.append_column(ORIGINS, pa.array(origins, ORIGINS.type))
     if "captions" in file.schema_arrow.names:
         return file.read_row_groups(row_groups, columns=columns, use_threads=False)
     if columns is not None:
         columns = ["caption" if name == "captions" else name for name in columns]
     table = file.read_row_groups(row_groups, columns=columns, use_threads=False)
-    for name, old in _ONE_CAPTION.items():
+    for name, old in ONE_CAPTION.items():
         if old.name in table.column_names:
             index = table.column_names.index(old.name)
             values = table.column(index).combine_chunks()
@@ -129,21 +109,24 @@ def write_dataset(
     rows_per_group: int = DEFAULT_ROWS_PER_GROUP,
     groups_per_file: int = DEFAULT_GROUPS_PER_FILE,
     metadata: Mapping[str, Any] | None = None,
+    schema_version: int = SCHEMA_VERSION,
 ) -> DatasetInfo:
     """Writes `samples` as a new data set.
 
     Args:
-        samples: Rows of DATASET_SCHEMA, already shuffled. Nullable columns may be missing. One file is held in memory.
+        samples: Rows of `schema_version`, already shuffled. Nullable columns may be missing. One file is held in
+            memory.
 
     Raises:
         ValueError: A data set already exists at `uri`, or there are no samples.
     """
     refuse_existing(uri)
+    schema = dataset_schema(schema_version)
     manifests = [
-        write_data_file(uri, f"part-{index:06d}.parquet", _to_table(rows), rows_per_group)
+        write_data_file(uri, f"part-{index:06d}.parquet", _to_table(rows, schema), rows_per_group)
         for index, rows in enumerate(batched(samples, rows_per_group * groups_per_file))
     ]
-    return finish_dataset(uri, manifests, metadata=metadata)
+    return finish_dataset(uri, manifests, metadata=metadata, schema_version=schema_version)
 
 
 def refuse_existing(uri: str) -> None:
@@ -153,23 +136,27 @@ def refuse_existing(uri: str) -> None:
 
 
 def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int = DEFAULT_ROWS_PER_GROUP) -> pa.Table:
-    """Writes data/`name` of a data set and returns its part of the manifest. Files can be written in parallel."""
+    """Writes data/`name` of a data set and returns its part of the manifest. Files can be written in parallel. Those of
+    a data set all have the column `caption_origins`, or none has.
+    """
+    schema = dataset_schema(schema_version_of(recaptioned=ORIGINS.name in samples.column_names))
     buffer = pa.BufferOutputStream()
     metadata: list[pq.FileMetaData] = []
     with pq.ParquetWriter(
         buffer,
-        DATASET_SCHEMA,
+        schema,
         # Images are already compressed.
         compression={  # pyright: ignore[reportArgumentType]
-            column: "none" if column == "image" else "zstd" for column in DATASET_SCHEMA.names
+            column: "none" if column == "image" else "zstd" for column in schema.names
         },
         use_dictionary=["source", "license"],  # pyright: ignore[reportArgumentType]
         write_statistics=False,
         metadata_collector=metadata,
     ) as writer:
-        writer.write_table(samples.cast(DATASET_SCHEMA), row_group_size=rows_per_group)
+        writer.write_table(samples.select(schema.names).cast(schema), row_group_size=rows_per_group)
     storage.write_bytes(storage.join(uri, "data", name), memoryview(buffer.getvalue()))
     groups = [metadata[0].row_group(index) for index in range(metadata[0].num_row_groups)]
+    hashed = ["sample_id", "captions", ORIGINS.name] if ORIGINS.name in schema.names else ["sample_id"]
     return pa.table(
         {
             "file": [f"data/{name}"] * len(groups),
@@ -177,7 +164,7 @@ def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int 
             "rows": [group.num_rows for group in groups],
             "bytes": [row_group_bytes(group) for group in groups],
             "digest": [
-                digest(samples.column("sample_id").slice(start, rows_per_group).to_pylist())
+                digest(map(identity, samples.select(hashed).slice(start, rows_per_group).to_pylist()))
                 for start in range(0, samples.num_rows, rows_per_group)
             ],
         },
@@ -186,7 +173,11 @@ def write_data_file(uri: str, name: str, samples: pa.Table, rows_per_group: int 
 
 
 def finish_dataset(
-    uri: str, manifests: Iterable[pa.Table], *, metadata: Mapping[str, Any] | None = None
+    uri: str,
+    manifests: Iterable[pa.Table],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    schema_version: int = SCHEMA_VERSION,
 ) -> DatasetInfo:
     """Makes a data set visible: writes its manifest, joined from `manifests` in order, and then dataset.json."""
     manifest = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *manifests])
@@ -197,7 +188,7 @@ def finish_dataset(
     storage.write_bytes(storage.join(uri, "manifest.parquet"), memoryview(buffer.getvalue()))
     rows = manifest.column("rows").to_numpy()
     description = dict(metadata or {}) | {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": schema_version,
         "num_samples": int(rows.sum(dtype=np.int64)),
         "num_row_groups": manifest.num_rows,
         "digest": digest_of_manifest(manifest),
@@ -216,9 +207,9 @@ def open_dataset(uri: str) -> DatasetInfo:
         raise ValueError(f"{uri}: no dataset.json; give the folder of a data set whose writing has finished") from error
     source = storage.join(uri, "dataset.json")
     version = documents.parse(content, DatasetVersion, source, _WRITE_AGAIN)["schema_version"]
-    if version > SCHEMA_VERSION:
+    if version > RECAPTIONED_VERSION:
         raise ValueError(
-            f"{uri}: schema_version {version} is newer than {SCHEMA_VERSION}, which this code reads; upgrade it"
+            f"{uri}: schema_version {version} is newer than {RECAPTIONED_VERSION}, which this code reads; upgrade it"
         )
     description = documents.parse(content, DatasetDescription, source, _WRITE_AGAIN)
     manifest = read_manifest(uri)
@@ -270,22 +261,9 @@ def row_group_bytes(group: pq.RowGroupMetaData) -> int:
     return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
 
 
-def digest_of_manifest(manifest: pa.Table) -> str:
-    """Hashes a data set, from the columns `rows` and `digest`."""
-    return digest(f"{group['rows']} {group['digest']}" for group in manifest.select(["rows", "digest"]).to_pylist())
-
-
-def digest(lines: Iterable[str]) -> str:
-    """Hashes lines to 32 hexadecimal digits. For a row group, the lines are its sample ids."""
-    hasher = hashlib.sha256()
-    for line in lines:
-        hasher.update(f"{line}\n".encode())
-    return hasher.hexdigest()[:32]
-
-
-def _to_table(rows: list[Mapping[str, Any]]) -> pa.Table:
+def _to_table(rows: list[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     try:
-        return pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+        return pa.Table.from_pylist(rows, schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"samples: do not fit DATASET_SCHEMA: {error}") from error
 

@@ -106,9 +106,12 @@ def _read_samples(info: DatasetInfo, num_samples: int) -> list[Sample]:
 
 
 def _samples(info: DatasetInfo, run: Run, rows: np.ndarray) -> list[Sample]:
-    columns = ["image", "captions", "nouns", "width", "height", "source", "url"]
+    columns = ["image", "captions", "caption_origins", "nouns", "width", "height", "source", "url"]
     table = read_columns(info, run, columns).take(rows)
-    return [Sample(thumbnail=_thumbnail(row.pop("image")), **row) for row in table.to_pylist()]
+    return [
+        Sample(thumbnail=_thumbnail(row.pop("image")), origins=row.pop("caption_origins"), **row)
+        for row in table.to_pylist()
+    ]
 
 
 def _thumbnail(image: bytes) -> bytes | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.dataset.card import Chart, DatasetCard, share, shortened
+from pipelines.dataset.format import ORIGINAL
 from pipelines.provenance import redact
 
 _CHART_WIDTH, _LABEL_WIDTH, _BAR_WIDTH, _BAR_HEIGHT = 340, 112, 88, 20  # pixels; a phone shows 360 in total
@@ -55,6 +56,8 @@ class Sample:
     height: int
     source: str | None
     url: str | None
+    origins: Sequence[str] | None = None
+    """Origin of each caption. None: all are original ones."""
 
 
 def dataset_page(card: DatasetCard, samples: Sequence[Sample]) -> str:
@@ -158,5 +161,11 @@ def _sample(sample: Sample) -> str:
         nouns = dict.fromkeys(noun for of_caption in sample.nouns for noun in of_caption)
         faint.insert(0, f"nouns: {', '.join(nouns) or 'none'}")
     lines = "".join(f'<p class="faint" dir="auto">{_escape(shortened(line, _LONGEST_LINE))}</p>' for line in faint)
-    said = "".join(f'<p dir="auto">{caption}</p>' for caption in captions)
+    origins = sample.origins or [ORIGINAL] * len(captions)
+    said = "".join(_said(caption, origin) for caption, origin in zip(captions, origins, strict=False))
     return f"<li>{picture}{said}{lines}</li>"
+
+
+def _said(caption: str, origin: str) -> str:
+    faint = "" if origin == ORIGINAL else f' <span class="faint">{_escape(shortened(origin, _LONGEST_LABEL))}</span>'
+    return f'<p dir="auto">{caption}{faint}</p>'

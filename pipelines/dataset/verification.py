@@ -1,7 +1,7 @@
 """Re-reads a data set and compares it with its manifest.
 
 Does not detect changed nouns, source, url, license or sha256 in a row that is still readable, because `sample_id` only
-hashes image and captions.
+hashes image and original captions. Recaptions are in the digest of their row group.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,6 +21,8 @@ from pipelines.dataset.format import (
     dataset_schema,
     digest,
     digest_of_manifest,
+    identity,
+    original_captions,
     read_manifest,
     read_row_groups,
     row_group_bytes,
@@ -136,12 +138,16 @@ def _wrong_with_group(file: pq.ParquetFile, rows: list[dict[str, Any]], entry: M
     num_bytes = row_group_bytes(file.metadata.row_group(entry["row_group"]))
     if num_bytes != entry["bytes"]:
         yield f"has {num_bytes} bytes, the manifest counts {entry['bytes']}"
-    if digest(row["sample_id"] for row in rows) != entry["digest"]:
-        yield "its sample ids do not have the digest in the manifest"
+    if digest(map(identity, rows)) != entry["digest"]:
+        what = "sample ids and recaptions" if rows and "caption_origins" in rows[0] else "sample ids"
+        yield f"its {what} do not have the digest in the manifest"
 
 
 def _wrong_with_sample(row: Mapping[str, Any]) -> Iterable[str]:
-    if not row["captions"] or sample_id(row["image"], *row["captions"]) != row["sample_id"]:
+    if len(row.get("caption_origins", row["captions"])) != len(row["captions"]):
+        yield f"has {len(row['captions'])} captions, and origins of {len(row['caption_origins'])}"
+    captions = original_captions(row)
+    if not captions or sample_id(row["image"], *captions) != row["sample_id"]:
         yield f"image or caption changed: they do not make sample_id {row['sample_id'][:32]!r}"
     if len(row["nouns"]) != len(row["captions"]):
         yield f"has {len(row['captions'])} captions, and nouns for {len(row['nouns'])}"

@@ -18,6 +18,7 @@ from groupvit.config import (
 from pipelines.benchmarks.names import NOT_ONE_OF_SEGMENTATION
 from pipelines.errors import require_at_least
 from pipelines.experiments.amendments import check_amendments
+from pipelines.experiments.caption_mix import parse_caption_mix
 from pipelines.experiments.scoring import EvaluationConfig
 from pipelines.experiments.tracking import TrackingConfig
 from pipelines.experiments.worker_range import worker_range
@@ -37,6 +38,10 @@ class DataConfig:
     in the paper."""
     names: tuple[str, ...] | None = None
     """Names of the sources in records. None: the last part of each URI."""
+    caption_mix: tuple[str, ...] | None = None
+    """Captions by origin, as NAME:WEIGHT, e.g. original:0.5 llava:0.5: for every sample of every epoch, the origin is
+    drawn, then one of its captions. Names are `original` and those of `groupvit curate --as`. A sample without captions
+    of an origin uses the others. None: all captions of a sample take turns."""
     seed: int = 0
     """Seed of the sample order and of every random draw in augmentation and prompts."""
 
@@ -238,6 +243,7 @@ def validate(config: ExperimentConfig) -> None:
             f"data.weights={data.weights}: every weight must be above 0; leave a source out of data.sources"
         )
 
+    parse_caption_mix(data.caption_mix)
     if training.max_grad_norm_ratio is not None and not training.max_grad_norm_ratio > 1:
         raise ValueError(
             f"training.max_grad_norm_ratio={training.max_grad_norm_ratio} would skip ordinary steps: give more than 1, "

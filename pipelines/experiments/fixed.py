@@ -24,7 +24,7 @@ def fixes_the_result(config: ExperimentConfig) -> dict[str, Any]:
         name: value
         for name, value in values.items()
         if name.startswith(("model.", "loss.", "optimizer."))
-        or name in ("data.weights", "data.seed", *(f"training.{field}" for field in training))
+        or name in ("data.weights", "data.caption_mix", "data.seed", *(f"training.{field}" for field in training))
         or (name.startswith("ingest.") and name.removeprefix("ingest.") not in free_ingest)
     }
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pipelines.dataset.format import DatasetInfo
 from pipelines.experiments.amendments import weights_by_step
+from pipelines.experiments.caption_mix import parse_caption_mix
 from pipelines.ingest.sampling import SampleOrder, Source
 from pipelines.ingest.uncurated import open_source
 
@@ -54,6 +55,8 @@ class IngestPlan:
     image_size: int
     context_length: int
     num_prompts: int
+    caption_mix: dict[str, float] | None
+    """Weights of the captions by origin. None: all captions of a sample take turns."""
     options: dict[str, Any]
     """The fields of `IngestConfig`."""
 
@@ -84,5 +87,6 @@ def plan_ingest(config: "ExperimentConfig") -> IngestPlan:
         image_size=config.model.image.image_size,
         context_length=config.model.text.context_length,
         num_prompts=config.loss.num_prompts,
+        caption_mix=parse_caption_mix(config.data.caption_mix),
         options=dataclasses.asdict(config.ingest),
     )

@@ -3,7 +3,6 @@ tasks of `pipelines.ingest.loader`, and also without Ray.
 """
 
 import functools
-import hashlib
 import math
 import weakref
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from groupvit.transforms import TrainSample, TrainTransform
 from pipelines import storage
 from pipelines.dataset.format import read_row_groups
 from pipelines.experiments.config import IngestConfig
+from pipelines.ingest.caption_choice import caption_index, hash_text, mixed_caption_index
 from pipelines.ingest.plan import IngestPlan, Slice
 from pipelines.ingest.sampling import Samples
 from pipelines.ingest.uncurated import read_raw_row_group, with_captions
@@ -63,7 +63,7 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
     prompt_keys = np.empty((len(places), plan.num_prompts), dtype=np.int64)
     texts: list[str] = []
     for index, place in enumerate(places):
-        seeds = _hash(f"{plan.order.seed} {samples.epoch[place]} {rows[place]['sample_id']}", 16)
+        seeds = hash_text(f"{plan.order.seed} {samples.epoch[place]} {rows[place]['sample_id']}", 16)
         used, sample = _transform_first_good(transform, rows, place, seeds % 2**64, images[index])
         _, erase_boxes[index], noise_seeds[index], flips[index], _ = sample
         operations.append(sample.operations)
@@ -78,7 +78,7 @@ def _make_slice(plan: IngestPlan, samples: Samples, rows: Sequence[Mapping[str, 
             padding=ingest.prompt_padding,
         )
         texts += [caption, *prompts]
-        prompt_keys[index] = [_hash(key, 8) - 2**63 for key in keys]
+        prompt_keys[index] = [hash_text(key, 8) - 2**63 for key in keys]
     token_ids = _tokenizer()(texts, plan.context_length)
     window = slice(places.start, places.stop)
     for_device = {}
@@ -112,18 +112,6 @@ def _transform_first_good(
     raise ValueError(f"image: none of the {len(rows)} images of a window can be decoded; curate the data set again")
 
 
-def caption_index(num_captions: int, seed: int, epoch: int, sample_id: str) -> int:
-    """Chooses the caption that a sample shows in an epoch. Each is shown once within `num_captions` epochs. The order
-    is then drawn again.
-
-    Drawn independently of the generators for augmentation and prompts, whose results do not depend on the number of
-    captions. So runs with one caption per image resume bit for bit as before several were supported.
-    """
-    cycle, place = divmod(epoch, num_captions)
-    keys = [_hash(f"caption {seed} {cycle} {sample_id} {index}", 8) for index in range(num_captions)]
-    return sorted(range(num_captions), key=keys.__getitem__)[place]
-
-
 def _read_rows(plan: IngestPlan, samples: Samples) -> list[dict[str, Any]]:
     """Reads the rows of `samples`, in order, each with its epoch's caption and nouns. Reads every row group once."""
     rows: list[dict[str, Any]] = [{}] * len(samples.position)
@@ -134,7 +122,11 @@ def _read_rows(plan: IngestPlan, samples: Samples) -> list[dict[str, Any]]:
         if plan.is_raw[source]:
             found = with_captions(found)
         for place, row in zip(places.tolist(), found, strict=True):
-            number = caption_index(len(row["captions"]), plan.order.seed, int(samples.epoch[place]), row["sample_id"])
+            draw = (plan.order.seed, int(samples.epoch[place]), row["sample_id"])
+            if plan.caption_mix and "caption_origins" in row:
+                number = mixed_caption_index(row["caption_origins"], plan.caption_mix, *draw)
+            else:
+                number = caption_index(len(row["captions"]), *draw)
             row["caption"] = row["captions"][number]
             row["nouns"] = (row["nouns"][number] or []) if "nouns" in row else None
             rows[place] = row
@@ -152,7 +144,8 @@ def _read_row_group(plan: IngestPlan, source: int, group: int) -> pa.Table:
     def read() -> pa.Table:
         if plan.is_raw[source]:
             return read_raw_row_group(_open_parquet(uri), row_group)
-        return read_row_groups(_open_parquet(uri), [row_group], ["sample_id", "image", "captions", "nouns"])
+        columns = ["sample_id", "image", "captions", *(["caption_origins"] if plan.caption_mix else []), "nouns"]
+        return read_row_groups(_open_parquet(uri), [row_group], columns)
 
     fix = "download it again" if plan.is_raw[source] else "`groupvit inspect --verify` tells what else is"
     with storage.reporting_corruption(uri, fix):
@@ -198,7 +191,3 @@ class ReusedMemory:
 @functools.cache
 def _image_memory() -> ReusedMemory:
     return ReusedMemory()
-
-
-def _hash(text: str, num_bytes: int) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=num_bytes).digest(), "little")

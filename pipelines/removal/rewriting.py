@@ -74,7 +74,8 @@ def write_without(info: DatasetInfo, hits: Hits, out: str, on_written: Callable[
                 parts.append(part)
                 progress.add(1)
         on_written(pa.concat_tables(parts))
-        written = finish_dataset(out, parts, metadata=_metadata(info, hits))
+        version = max(info.metadata["schema_version"], SCHEMA_VERSION)
+        written = finish_dataset(out, parts, metadata=_metadata(info, hits), schema_version=version)
     storage.remove_folder(work)
     return written
 
@@ -116,7 +117,7 @@ def _write_file(
     with contextlib.suppress(FileNotFoundError):
         found = documents.read(record, _FileRecord, f"remove {record}, and its file is made again")
         return pa.Table.from_pylist(found["manifest"], schema=MANIFEST_SCHEMA)
-    if any(removed) or info.metadata["schema_version"] != SCHEMA_VERSION:
+    if any(removed) or info.metadata["schema_version"] < SCHEMA_VERSION:
         samples = _rest_of_file(info, name, removed)
         manifest = MANIFEST_SCHEMA.empty_table()
         if samples.num_rows:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.console.progress import duration
 from pipelines.dataset.format import DatasetInfo
+from pipelines.experiments.caption_mix import check_caption_mix
 from pipelines.experiments.config import ExperimentConfig, validate
 from pipelines.ingest.uncurated import open_source
 from pipelines.local.folder_lock import only_one
@@ -75,7 +76,8 @@ def _slice_size_settled(config: ExperimentConfig, run: RunFolder) -> Iterator[Ex
 
 
 def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
-    """Opens the data sets. Raises ValueError if one is missing or corrupted, or if they cannot fill a batch."""
+    """Opens the data sets. Raises ValueError if one is missing or corrupted, or if they cannot fill a batch or have not
+    the captions of `data.caption_mix`."""
     try:
         datasets = [open_source(uri) for uri in config.data.sources]
     except ValueError as error:
@@ -87,6 +89,7 @@ def open_datasets(config: ExperimentConfig) -> list[DatasetInfo]:
                 "`groupvit curate` makes a data set of them, once",
                 file=sys.stderr,
             )
+    check_caption_mix(config.data.caption_mix, {name for info in datasets for name in info.caption_origins})
     total = sum(info.num_samples for info in datasets)
     if total < config.training.global_batch_size:
         raise ValueError(

@@ -43,6 +43,29 @@ def make_dataset(
     )
 
 
+def make_recaptioned(folder: Path, num_samples, *, seed=0, num_captions=1, rows_per_group=8) -> DatasetInfo:
+    """The same samples with two captions of `llava`, but for every fourth one, which has none."""
+
+    def recaptioned(index, row):
+        texts = [] if index % 4 == 3 else [f"a wooden table, {word} of picture {index}" for word in ("left", "right")]
+        return {
+            **row,
+            "captions": row["captions"] + texts,
+            "caption_origins": ["original"] * len(row["captions"]) + ["llava"] * len(texts),
+            "nouns": row["nouns"] + [["table"]] * len(texts),
+        }
+
+    rows = make_samples(num_samples, seed=seed, num_captions=num_captions)
+    return write_dataset(
+        str(folder),
+        (recaptioned(index, row) for index, row in enumerate(rows)),
+        rows_per_group=rows_per_group,
+        groups_per_file=3,
+        metadata={"recaptions": {"llava": {"num_samples": num_samples - num_samples // 4}}},
+        schema_version=3,
+    )
+
+
 def write_schema_1(folder: Path, samples, *, rows_per_group) -> Path:
     """Write samples, with `caption` a text and `nouns` a list of texts, as data sets of schema 1 were written."""
     columns = [("sample_id", pa.string()), ("image", pa.binary()), ("caption", pa.string())]

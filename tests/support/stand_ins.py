@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from pyarrow import fs
@@ -72,6 +74,14 @@ class StandIns:
 
     def _hugging_face_parquet(self, folder: Path) -> None:
         write_hugging_face(folder, good_rows(range(40, 80)), 20)
+
+    def _recaptions(self, file: Path) -> None:
+        """Of the images of the raw shards above."""
+        raw = self._cache / "recaptioned/raw"
+        if not raw.exists():
+            self._raw_shards(raw)
+        urls = pq.read_table(raw, columns=["url"]).column("url").to_pylist()
+        pq.write_table(pa.table({"url": urls, "caption": [f"a drawn scene, at {url}" for url in urls]}), file)
 
     def _dataset(self, folder: Path) -> None:
         scenes = self._cache / "scenes"
@@ -149,6 +159,7 @@ STAND_INS: Mapping[str, Callable[[StandIns, Path], None]] = {
     r"(?P<root>runs/[a-z])$": StandIns._evaluated_run,
     r"(?P<root>runs/demo/stamps-seed-0)(/|$)": StandIns._run,
     r"(?P<root>(s3://bucket/|)runs/[\w-]+)(/|$)": StandIns._run,
+    r"(?P<root>s3://bucket/[\w-]+-llava\.parquet)$": StandIns._recaptions,
     r"(?P<root>(s3://bucket|data)/[\w-]+)$": StandIns._dataset,
     r"(?P<root>checkpoints/[\w-]+)$": StandIns._checkpoint,
     r"(?P<root>groupvit-gcc-yfcc)$": StandIns._hugging_face,

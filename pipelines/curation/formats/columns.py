@@ -107,14 +107,15 @@ def row_of(values: Mapping[str, Any], wanted: Columns) -> Row:
             names = [*islice(usual, 1)] or (_numbered_captions([*values]) if field == "caption" else [])
         found = [values.get(name if name in values else by_lower.get(name.lower(), name)) for name in names]
         if field == "caption":
-            texts = [text for value in found for text in _texts(value)]
+            texts = [text for value in found for text in caption_texts(value)]
             row["captions"] = (present(texts) if len(found) > 1 else texts) or [None]
         elif field != "image":
             row[field] = _value(field, found[0]) if found else None
     return row
 
 
-def _texts(value: object) -> list[str | None]:
+def caption_texts(value: object) -> list[str | None]:
+    """Returns the captions in a value as JSON or csv have it: a text, or a list of texts."""
     return [_text(part) for part in value[:_MOST_CAPTIONS]] if isinstance(value, list) else [_text(value)]
 
 

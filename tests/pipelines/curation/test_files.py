@@ -77,6 +77,7 @@ def marked(index):
     rows = rows.append_column(MARKS_SCHEMA.field("file"), pa.array(np.full(len(rows), 3, np.int32)))
     rows = rows.append_column(MARKS_SCHEMA.field("keeper"), rows.column("order"))
     rows = rows.append_column(MARKS_SCHEMA.field("mark"), pa.array(np.full(len(rows), KEEP, np.int8)))
+    rows = rows.append_column(MARKS_SCHEMA.field("origin"), pa.array(np.zeros(len(rows), np.int8)))
     marks = resolve(find_duplicates(duplicate_keys(rows, 4, 1), 4), 4, 10)
     return pa.concat_tables([marks, rows])
 

@@ -106,7 +106,7 @@ def damage(folder, how):
     [
         ("missing", r"no dataset\.json; give the folder"),
         ("not json", r"dataset\.json is corrupted"),
-        ("newer", "schema_version 99 is newer than 2"),
+        ("newer", "schema_version 99 is newer than 3"),
         ("other count", "counts 60 samples, dataset.json 99"),
         ("no manifest", r"manifest\.parquet: is missing"),
         ("damaged manifest", r"manifest\.parquet: is corrupted"),

@@ -12,8 +12,9 @@ from groupvit.tokenizer import Tokenizer
 from pipelines.dataset.format import write_dataset
 from pipelines.experiments.catalogue import debug
 from pipelines.experiments.config import DataConfig, IngestConfig, TrainingConfig
+from pipelines.ingest.caption_choice import caption_index
 from pipelines.ingest.plan import plan_ingest
-from pipelines.ingest.slices import ReusedMemory, caption_index, load_slices
+from pipelines.ingest.slices import ReusedMemory, load_slices
 from tests.support.dataset_folder import write_schema_1
 
 

@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.cli.main import main
 from pipelines.dataset.format import DatasetInfo, open_dataset, write_dataset
 from pipelines.dataset.verification import verify
-from tests.support.dataset_folder import make_samples, write_schema_1
+from tests.support.dataset_folder import make_recaptioned, make_samples, write_schema_1
 
 NUM_SAMPLES = 40
 
@@ -241,3 +241,16 @@ def test_a_damaged_file_is_named(data: DatasetInfo, tmp_path: Path, capsys: pyte
     file.write_bytes(file.read_bytes()[:-1])
     assert main(["forget", "--data", data.uri, "--out", str(tmp_path / "out"), "--hosts", "other.example"]) == 2
     assert f"{file}: is corrupted or incomplete" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_recaptions_stay_with_the_samples_that_are_left(tmp_path: Path) -> None:
+    data = make_recaptioned(tmp_path / "data", 24, rows_per_group=4)
+    before = [row for name in data.files for row in pq.read_table(f"{data.uri}/{name}").to_pylist()]
+    stored = hashlib.sha256(before[1]["image"]).hexdigest()
+    forget("--data", data.uri, "--out", str(tmp_path / "out"), "--sha256", stored)
+    info = open_dataset(str(tmp_path / "out"))
+    after = [row for name in info.files for row in pq.read_table(f"{info.uri}/{name}").to_pylist()]
+    assert after == [row for index, row in enumerate(before) if index != 1]
+    assert (info.metadata["schema_version"], info.caption_origins) == (3, ("original", "llava"))
+    assert verify(info).problems == () and info.digest != data.digest
+    assert Path(info.uri, info.files[1]).read_bytes() == Path(data.uri, data.files[1]).read_bytes()
