@@ -11,14 +11,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 HOME = "/home/ray"
 """The home of root on every machine, as in Ray's images."""
 _TOOLS = ("ip", "unshare", "nsenter", "setpriv", "ssh", "sshd", "ssh-keygen", "rsync")
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="machines")
+"""A process that is to end with this one ends, in truth, with the *thread* that started it. This one stays."""
 
 # What unshare leaves as it is, made the machine's own: $1 its folder, the others what has to stay where it is.
 _BOOT = """
@@ -59,10 +63,10 @@ class Machine:
         self.name, self.address, self.folder = name, address, folder
         folder.mkdir(parents=True)
         kept = {str(Path.cwd()), sys.prefix, sys.base_prefix, str(Path(sys.prefix).resolve())}
-        command = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--pid", "--fork"]
+        command = ["unshare", "--net", "--mount", "--pid", "--fork"]
         command += ["--kill-child", "--mount-proc", "bash", "-c", _BOOT, "boot", str(folder), *sorted(kept)]
         with (folder / "boot.log").open("wb") as log:
-            self._holder = subprocess.Popen(command, stdout=log, stderr=log, env=_environment(), start_new_session=True)
+            self._holder = _start(command, stdout=log, stderr=log, env=_environment(), start_new_session=True)
         deadline = time.monotonic() + 60
         while not (folder / "booted").exists():
             log_text = (folder / "boot.log").read_text()
@@ -83,8 +87,8 @@ class Machine:
         """A process on the machine, with its output in `log`, else in a pipe."""
         inside = ["nsenter", "-t", str(self.init), "--net", "--mount", "--pid", f"--wdns={cwd}", "--", *command]
         output: int | IO[bytes] = subprocess.PIPE if log is None else log.open("ab")
-        return subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *inside],
+        return _start(
+            inside,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -169,6 +173,11 @@ class Network:
     def __exit__(self, *_: object) -> None:
         for machine in [*self.machines, self._switch]:
             machine.end()
+
+
+def _start(command: Sequence[str], **options: Any) -> "subprocess.Popen[str]":
+    """Starts a process that ends with this one. The options are those of Popen."""
+    return _STARTER.submit(subprocess.Popen, ["setpriv", "--pdeathsig", "KILL", "--", *command], **options).result()
 
 
 def _environment() -> dict[str, str]:
