@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -81,11 +82,18 @@ for photo in sorted(photos.iterdir()):
 def run_program(name: str, model: Path, photos: Path, out: Path, python: str = sys.executable) -> None:
     """Write `out/NAME.png`, labels, for each photo, by a program in a process of its own."""
     command = [python, "-c", PROGRAMS[name], str(model), str(photos), str(out), *WORDS]
+    variables = {"HF_HOME": str(out.with_name(f"{out.name}-hf")), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run_outside(*command, cwd=out.parent, variables=variables)
+
+
+def run_outside(*command: str, cwd: Path, variables: Mapping[str, str] | None = None, code: int = 0) -> str:
+    """Run a command that is not told where this checkout is. Return what it writes; AssertionError for another exit
+    code."""
     hidden = ("PYTHONPATH", "VIRTUAL_ENV")
-    environment = {key: value for key, value in os.environ.items() if key not in hidden}
-    environment |= {"HF_HOME": str(out.with_name(f"{out.name}-hf")), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent, env=environment, check=False)
-    assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
+    environment = {key: value for key, value in os.environ.items() if key not in hidden} | dict(variables or {})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    assert done.returncode == code, f"{command[:3]}: {done.stderr[-3000:]}"
+    return done.stdout + done.stderr
 
 
 def label_maps(folder: Path) -> dict[str, np.ndarray]:
@@ -114,18 +122,15 @@ class CleanEnvironment:
     def __init__(self, folder: Path, *requirements: str, borrowed: "CleanEnvironment | None" = None) -> None:
         venv.create(folder, with_pip=True)
         self.folder = folder
-        self.python = str(folder / "bin/python")
+        self.python, self.groupvit = str(folder / "bin/python"), str(folder / "bin/groupvit")
         [self.packages] = folder.glob("lib/python*/site-packages")
         if borrowed is not None:
             (self.packages / "borrowed.pth").write_text(f"{borrowed.packages}\n")
         if requirements:
-            pip = [self.python, "-m", "pip", "install", "-q", *requirements]
-            done = subprocess.run(pip, capture_output=True, text=True, cwd=folder, check=False)
-            assert done.returncode == 0, done.stderr[-2000:]
+            run_outside(self.python, "-m", "pip", "install", "-q", *requirements, cwd=folder)
 
 
 def build_wheel(folder: Path) -> Path:
     """The wheel of this checkout."""
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT)]
-    subprocess.run(pip, check=True)
+    run_outside(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT), cwd=folder)
     return next(folder.glob("groupvit-*.whl"))

@@ -4,14 +4,15 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import time
 import tomllib
-import venv
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.exits import CleanEnvironment, build_wheel, run_outside
 from tests.support.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).parents[3]
@@ -93,21 +94,16 @@ def test_the_help_needs_nothing() -> None:
 @pytest.mark.timeout(1800)
 def test_a_wheel_in_a_clean_environment(checkpoint: str, tmp_path: Path) -> None:
     """Built, installed without what belongs to this checkout, and tried in another folder."""
-    pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True)
-    wheel = next(tmp_path.glob("groupvit-*.whl"))
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = str(tmp_path / "venv/bin/python")
-    for package in (["torch==2.14.1", "torchvision==0.29.1"], ["-c", str(ROOT / "constraints.txt"), str(wheel)]):
-        subprocess.run([python, "-m", "pip", "install", "-q", *package], check=True)
-    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    with_torch = CleanEnvironment(tmp_path / "torch", "torch==2.14.1", "torchvision==0.29.1")
+    requirements = ["-c", str(ROOT / "constraints.txt"), str(build_wheel(tmp_path))]
+    started = time.monotonic()
+    environment = CleanEnvironment(tmp_path / "venv", *requirements, borrowed=with_torch)
+    print(f"installed in {time.monotonic() - started:.0f} s beside torch")
+    listed = run_outside(environment.python, "-m", "pip", "list", cwd=tmp_path)
     assert not re.search(r"^(ray|mlflow|img2dataset|spacy) ", listed, re.MULTILINE)
     photo = tmp_path / "photo.png"
     Image.new("RGB", (80, 60), "red").save(photo)
-    program = str(tmp_path / "venv/bin/groupvit")
-    command = [program, "segment", str(photo), "--checkpoint", checkpoint, "--classes", "cat, dog"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
+    program = environment.groupvit
+    run_outside(program, "segment", str(photo), "--checkpoint", checkpoint, "--classes", "cat, dog", cwd=tmp_path)
     assert (tmp_path / "segmented/labels.png").exists()
-    refused = subprocess.run([program, "demo"], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert "pip install 'groupvit[pipelines]'" in refused.stderr
+    assert "pip install 'groupvit[pipelines]'" in run_outside(program, "demo", cwd=tmp_path, code=1)

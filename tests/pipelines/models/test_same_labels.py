@@ -34,6 +34,7 @@ from tests.support.exits import (
     build_wheel,
     differing_pixels,
     label_maps,
+    run_outside,
     run_program,
 )
 from tests.support.miniatures import Photo
@@ -107,10 +108,15 @@ def segmented(checkpoint: Path, pictures: Path, out: Path) -> dict[str, np.ndarr
     """What `groupvit segment` writes."""
     flags = ["--checkpoint", str(checkpoint), "--classes", ", ".join(WORDS), "--out", str(out)]
     assert main(["segment", str(pictures), *flags]) == 0
-    labels = {folder.name: np.asarray(Image.open(folder / "labels.png")) for folder in sorted(out.iterdir())}
+    labels = labels_in(out)
     assert len(labels) == len(list(pictures.iterdir()))
     assert any(len(np.unique(one)) > 1 for one in labels.values()), "else this shows little"
     return labels
+
+
+def labels_in(out: Path) -> dict[str, np.ndarray]:
+    """The labels that `groupvit segment` wrote, by the name of the photo."""
+    return {folder.name: np.asarray(Image.open(folder / "labels.png")) for folder in sorted(out.iterdir())}
 
 
 def assert_same(name: str, expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:
@@ -190,6 +196,10 @@ def test_each_exit_in_a_clean_environment(
     environment = CleanEnvironment(tmp_path / "venv", *requirements, borrowed=torch)
     run_program(name, exported / name, photographs, tmp_path / "out", environment.python)
     assert_same(name, expected_of_photographs, label_maps(tmp_path / "out"))
+    if name == "python":
+        flags = ["--checkpoint", str(exported / name), "--classes", ", ".join(WORDS), "--out", "segmented"]
+        run_outside(environment.groupvit, "segment", str(photographs), *flags, cwd=tmp_path)
+        assert_same("command", expected_of_photographs, labels_in(tmp_path / "segmented"))
 
 
 @pytest.mark.slow
@@ -204,7 +214,7 @@ def test_the_app_in_a_clean_environment(
     wheel = build_wheel(tmp_path)
     constraints = ["-c", str(ROOT / "constraints.txt")]
     environment = CleanEnvironment(tmp_path / "venv", *constraints, f"{wheel}[pipelines]", borrowed=with_torch)
-    program = (str(environment.folder / "bin/groupvit"), "app")
+    program = (environment.groupvit, "app")
     with running("--checkpoint", str(checkpoint), command=program, cwd=tmp_path) as (address, _):
         found = {
             file.stem: _labels(httpx.post(f"{address}api/labels", **_form(file), timeout=120))
