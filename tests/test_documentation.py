@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from pipelines.serving.segment import SegmentConfig
 from pipelines.sweeps.plan import plan_sweep
 from pipelines.training.cost import CostConfig
 from pipelines.training.inspect_step import InspectStepConfig
+from tests.support.exits import run_outside
 from tests.support.small_checkpoint import write_small_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -140,10 +142,20 @@ def test_the_example_of_onnx_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     checkpoint = write_small_checkpoint(tmp_path / "checkpoint")
     assert main(["export", "--checkpoint", checkpoint, "--to", "onnx", "--out", "exported/onnx"]) == 0
     write_photo(tmp_path / "photo.jpg")
-    (tmp_path / "example.py").write_text(code_of("docs/use.md", "onnxruntime"))
-    found = runpy.run_path("example.py")
-    assert found["labels"].shape == (28, 28) and set(np.unique(found["labels"])) <= {0, 1, 2}
-    assert np.allclose(found["maps"].sum(axis=1), 1, atol=1e-4)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "example.py").write_text(code_of("docs/use.md", "OnnxSegmenter"))
+    found = runpy.run_path("example.py")["found"]
+    assert found.labels.shape == (90, 120) and sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_the_example_of_transformers_runs(tmp_path: Path) -> None:
+    checkpoint = write_small_checkpoint(tmp_path / "checkpoint")
+    assert main(["export", "--checkpoint", checkpoint, "--to", "hf-auto", "--out", f"{tmp_path}/exported/hf-auto"]) == 0
+    write_photo(tmp_path / "photo.jpg")
+    example = code_of("docs/use.md", "AutoImageProcessor") + "\nprint(labels.dtype, *labels.shape)\n"
+    variables = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    shown = run_outside(sys.executable, "-c", example, cwd=tmp_path, variables=variables)
+    assert "torch.uint8 90 120\n" in shown
 
 
 def test_the_example_of_python_runs(
@@ -152,7 +164,7 @@ def test_the_example_of_python_runs(
     monkeypatch.chdir(tmp_path)
     write_small_checkpoint(tmp_path / "checkpoints/gcc_yfcc")
     write_photo(tmp_path / "photo.jpg")
-    (tmp_path / "example.py").write_text(code_of("docs/use.md", "Segmenter"))
+    (tmp_path / "example.py").write_text(code_of("docs/use.md", "from groupvit.segmenter"))
     found = runpy.run_path("example.py")["found"]
     assert found.labels.shape == (90, 120) and sum(found.shares) == pytest.approx(1)
     assert "background" in capsys.readouterr().out

@@ -39,9 +39,8 @@ class DataConfig:
     names: tuple[str, ...] | None = None
     """Names of the sources in records. None: the last part of each URI."""
     caption_mix: tuple[str, ...] | None = None
-    """Captions by origin, as NAME:WEIGHT, e.g. original:0.5 llava:0.5: for every sample of every epoch, the origin is
-    drawn, then one of its captions. Names are `original` and those of `groupvit curate --as`. A sample without captions
-    of an origin uses the others. None: all captions of a sample take turns."""
+    """Weights of origins, e.g. original:0.5 llava:0.5: for each sample of an epoch, the origin of its caption is drawn
+    among those that it has. Names are `original` and those of `curate --as`. None: all captions take turns."""
     seed: int = 0
     """Seed of the sample order and of every random draw in augmentation and prompts."""
 

@@ -198,7 +198,7 @@ def rewrite(path: Path, columns: dict[str, Any]) -> None:
     [
         (
             {"file": ["../secret/part-000000.parquet"] * 3},
-            r"names '\.\./secret/part-000000\.parquet', which is no path",
+            r"names '\.\./secret/part-000000\.parquet', which is not a path",
         ),
         ({"file": ["/etc/passwd"] * 3}, "names '/etc/passwd', which is not a path in its folder"),
         ({"file": ["s3://bucket/x.parquet"] * 3}, "which is not a path in its folder"),
