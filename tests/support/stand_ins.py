@@ -80,7 +80,7 @@ class StandIns:
         raw = self._cache / "recaptioned/raw"
         if not raw.exists():
             self._raw_shards(raw)
-        urls = pq.read_table(raw, columns=["url"]).column("url").to_pylist()
+        urls = pq.read_table(sorted(map(str, raw.glob("*.parquet"))), columns=["url"]).column("url").to_pylist()
         pq.write_table(pa.table({"url": urls, "caption": [f"a drawn scene, at {url}" for url in urls]}), file)
 
     def _dataset(self, folder: Path) -> None:
