@@ -16,7 +16,7 @@ from groupvit.model import GroupViT
 from groupvit.resizing import resize_short_side, windows
 from groupvit.segmentation import Words, label, segment_logits
 from groupvit.windows import encode_views
-from tests.support.small_model import SMALL, small_model
+from tests.support.small_model import SMALL, enlarge, small_model
 
 NUM_CLASSES = 7
 ODD = SegmentationConfig(short_side=53, max_long_side=90, window=32, stride=20, top_classes=3)
@@ -26,10 +26,7 @@ THRESHOLDS = (0.02, 0.25, None)
 @pytest.fixture(scope="module")
 def model() -> GroupViT:
     model = small_model().eval()
-    with torch.no_grad():  # larger weights than at the start of training, so that groups and classes differ
-        for parameter in model.image_encoder.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
+    enlarge(model.image_encoder.parameters())
     return model
 
 

@@ -1,5 +1,6 @@
 """The small models of all tests, and random batches. A test that needs another one replaces a field or two."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -59,11 +60,16 @@ def small_model(config: ModelConfig = SMALL, seed: int = 0) -> GroupViT:
 def distinct_model(config: ModelConfig = WORDS, seed: int = 0) -> GroupViT:
     """Larger weights than at the start of training, so that groups and classes differ."""
     model = small_model(config, seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "text" not in name:
-                parameter.mul_(6)
+    enlarge(parameter for name, parameter in model.named_parameters() if "text" not in name)
     return model
+
+
+def enlarge(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Makes weights larger than at the start of training, so that images, groups and classes differ."""
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.dim() > 1:
+                parameter.mul_(6)
 
 
 def one_stage_model() -> GroupViT:

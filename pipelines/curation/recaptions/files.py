@@ -121,7 +121,7 @@ def read_recaptions(file: RecaptionFile, *, keys_only: bool = False) -> Iterator
 
 
 def normal_key(key: str | None, join: Join) -> str | None:
-    """Returns what equal keys have in common. None: there is no key."""
+    """Returns the form in which keys are compared. None: there is no key."""
     if key is None or not (key := key.strip()):
         return None
     return url_key(key) if join == "url" else key.lower() if join == "sha256" else key

@@ -28,7 +28,7 @@ from pipelines.cli.main import main
 from pipelines.evaluation.classification import classify_images
 from pipelines.evaluation.config import EvaluateConfig
 from tests.support.miniatures import Photo
-from tests.support.small_model import one_stage_model
+from tests.support.small_model import enlarge, one_stage_model
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -41,10 +41,7 @@ RANKS = (0, 4, 5, 0, 30)
 @pytest.fixture(scope="module")
 def model() -> GroupViT:
     model = one_stage_model()
-    with torch.no_grad():  # larger weights than at the start of training, so that images and classes differ
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
+    enlarge(model.parameters())
     return model
 
 

@@ -21,7 +21,7 @@ from pipelines.cli.main import main
 from pipelines.dataset.format import sample_id, write_dataset
 from pipelines.evaluation.config import EvaluateConfig
 from pipelines.evaluation.evaluate import evaluate
-from tests.support.small_model import one_stage_model
+from tests.support.small_model import enlarge, one_stage_model
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -33,10 +33,7 @@ COLORS = ("red", "green", "blue", "black", "white")
 @pytest.fixture(scope="module")
 def model() -> GroupViT:
     model = one_stage_model()
-    with torch.no_grad():  # larger weights than at the start of training, so that images differ
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
+    enlarge(model.parameters())
     return model
 
 
