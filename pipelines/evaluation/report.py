@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupvit.config import SegmentationConfig, to_dict
-from groupvit.metrics import GroupUsage, SegmentationMetrics, mean_boundary_iou, segmentation_metrics
+from groupvit.metrics import GroupUsage, mean_boundary_iou, segmentation_metrics
 from groupvit.visualize import confusion_picture, page
 from pipelines.benchmarks.published import PUBLISHED
 from pipelines.console.tables import aligned, count_of, csv_text, markdown, number
@@ -111,6 +111,10 @@ class EvaluationReport:
             "metrics": self.metrics(),
             "class_iou": {
                 name: dict(zip(self.classes, _percent(segmentation_metrics(part.confusion).class_iou), strict=True))
+                for name, part in self.parts.items()
+            },
+            "class_share": {
+                name: dict(zip(self.classes, _percent(_shares(part.confusion)), strict=True))
                 for name, part in self.parts.items()
             },
             "words": dict(zip(self.classes[int(self.has_background) :], map(list, self.words), strict=True)),
@@ -266,18 +270,23 @@ def check_mlflow_run(run_id: str, tracking_uri: str | None) -> None:
 
 
 def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
-    """Returns the header and the rows: IoU and share of pixels found, for each class and part."""
-    metrics = {name: segmentation_metrics(part.confusion) for name, part in report.parts.items()}
-    header = ["class", *(f"{name} {what}" for name in metrics for what in ("IoU", "found"))]
+    """Returns the header and the rows, for each class and part: IoU, share of its pixels that were found, and its share
+    of all pixels, which is the IoU of labelling everything as this class."""
+    values = {}
+    for name, part in report.parts.items():
+        metrics = segmentation_metrics(part.confusion)
+        values[name] = (metrics.class_iou, metrics.class_accuracy, _shares(part.confusion))
+    header = ["class", *(f"{name} {what}" for name in values for what in ("IoU", "found", "everywhere"))]
+    rows = [
+        [label, *(number(100 * float(column[index])) for columns in values.values() for column in columns)]
+        for index, label in enumerate(report.classes)
+    ]
+    return header, rows
 
-    def row(index: int, values: Sequence[SegmentationMetrics]) -> list[str]:
-        return [
-            number(100 * float(value))
-            for item in values
-            for value in (item.class_iou[index], item.class_accuracy[index])
-        ]
 
-    return header, [[name, *row(index, list(metrics.values()))] for index, name in enumerate(report.classes)]
+def _shares(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of the labelled pixels that each class has."""
+    return confusion.sum(axis=1) / max(confusion.sum(), 1)
 
 
 def _percent(values: NDArray[np.float64]) -> list[float | None]:

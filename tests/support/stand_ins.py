@@ -75,6 +75,16 @@ class StandIns:
     def _hugging_face_parquet(self, folder: Path) -> None:
         write_hugging_face(folder, good_rows(range(40, 80)), 20)
 
+    def _flickr8k(self, folder: Path) -> None:
+        """Photographs with five captions each, in two tables beside them."""
+        folder.mkdir(parents=True)
+        for table, rows in {"train": good_rows(range(40)), "held-out": good_rows(range(40, 56))}.items():
+            lines = ["image\tcaption\n"]
+            for row in rows:
+                (folder / f"{row['key']}.jpg").write_bytes(row["jpg"])
+                lines += [f"{row['key']}.jpg\t{row['caption']} , seen {number} times .\n" for number in range(2, 7)]
+            (folder / f"{table}.tsv").write_text("".join(lines))
+
     def _recaptions(self, file: Path) -> None:
         """Of the images of the raw shards above."""
         raw = self._cache / "recaptioned/raw"
@@ -149,6 +159,8 @@ class StandIns:
 
 STAND_INS: Mapping[str, Callable[[StandIns, Path], None]] = {
     r"(?P<root>data/(stamps|shapes))(/|$)": StandIns._demo_data,
+    r"(?P<root>data/flickr8k/images)(/|$)": StandIns._flickr8k,
+    r"(?P<root>data/flickr8k/[\w-]+)$": StandIns._dataset,
     r"(?P<root>data/imagenet)$": StandIns._imagenet,
     r"(?P<root>data|s3://bucket/benchmarks)$": StandIns._benchmarks,
     r"(?P<root>(s3://bucket|data)/[\w-]*raw[\w-]*)$": StandIns._raw_shards,

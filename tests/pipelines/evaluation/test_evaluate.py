@@ -125,6 +125,24 @@ def test_baselines_oracle_and_groups_are_reported(evaluated: tuple[Path, dict[st
     assert json.loads((out / "metrics.json").read_text()) == summary
 
 
+def test_labelling_everything_as_one_class_is_beside_its_iou(
+    evaluated: tuple[Path, dict[str, Any]], scenes: str
+) -> None:
+    out, summary = evaluated
+    dataset = open_scenes(scenes)
+    all_scenes = [scene for block in dataset.blocks(range(NUM_SCENES), 8) for scene in dataset.read(block)]
+    truths = torch.cat([torch.from_numpy(scene.mask).long().flatten() for scene in all_scenes if scene.part == "seen"])
+    for index, name in enumerate(CLASSES):
+        jaccard = MulticlassJaccardIndex(len(CLASSES), average="none", ignore_index=255)
+        iou = 100 * float(jaccard(torch.full_like(truths, index), truths)[index])
+        assert summary["class_share"]["seen"][name] == pytest.approx(iou, abs=1e-3)
+    with (out / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["seen everywhere"]) for row in rows] == [
+        pytest.approx(share, abs=0.006) for share in summary["class_share"]["seen"].values()
+    ]
+
+
 def test_pictures_and_tables_are_written(
     evaluated: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

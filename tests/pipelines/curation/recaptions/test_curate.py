@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipelines import storage
 from pipelines.curation.config import CurateConfig
@@ -166,3 +167,24 @@ def test_an_interrupted_curation_by_other_workers_makes_the_same_files(
     assert curate(config)["recaptions"] == summary["recaptions"]  # nothing to do
     with pytest.raises(ValueError, match="already holds a data set"):
         curate(dataclasses.replace(config, origins=("blip", "llava")))
+
+
+def test_all_of_it_may_lie_in_an_object_store(curated: dict[str, Any], places: dict[str, Path], bucket: str) -> None:
+    ray.shutdown()  # its processes keep the environment they began with
+    there = {name: f"{bucket}/{path.name}" for name, path in places.items()}
+    for path in places.values():
+        for file in path.rglob("*.*") if path.is_dir() else [path]:
+            storage.write_bytes(f"{bucket}/{file.relative_to(path.parent)}", file.read_bytes())
+    try:
+        summary = curate(
+            dataclasses.replace(
+                config_of(places, Path("x"), "llava", "blip"),
+                raw=(there["raw"],),
+                captions_from=(there["llava"], there["blip"]),
+                out=f"{bucket}/out",
+            )
+        )
+    finally:
+        ray.init(address="local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False)
+    assert summary["digest"] == curated["both"]["digest"] and summary["recaptions"] == curated["both"]["recaptions"]
+    assert verify(open_dataset(f"{bucket}/out")).problems == ()
