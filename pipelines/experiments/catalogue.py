@@ -135,7 +135,7 @@ def flickr8k() -> ExperimentConfig:
     docs/real.md says how to get them, and what the model can do.
     """
     base = demo()
-    num_steps = 1200
+    num_steps = 1400
     return dataclasses.replace(
         base,
         name="flickr8k",
