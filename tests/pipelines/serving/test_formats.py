@@ -17,6 +17,7 @@ from pipelines.masks.brush import decode_brush
 from pipelines.masks.coco import decode_mask
 from pipelines.serving.formats.catalogue import OUTPUTS, Format
 from pipelines.serving.segment import SegmentConfig, segment
+from tests.support.exits import CleanEnvironment, run_outside
 from tests.support.rings import filled
 from tests.support.small_model import WORDS, distinct_model
 
@@ -111,6 +112,32 @@ def numbers_of_fiftyone(out: str) -> Maps:
     return {stem: np.array(label) for stem, label in labels.items()}
 
 
+OTHER_TOOLS = """
+import json, sys
+import numpy as np
+from label_studio_sdk.converter.brush import decode_rle
+from pycocotools.coco import COCO
+
+folder, classes = sys.argv[1], json.loads(sys.argv[2])
+coco, maps = COCO(f"{folder}/coco-rle/coco.json"), {}
+for number, image in enumerate(coco.loadImgs(sorted(coco.getImgIds()))):
+    maps[str(number)] = np.zeros((image["height"], image["width"]), int)
+    for annotation in coco.loadAnns(coco.getAnnIds(image["id"])):
+        maps[str(number)][coco.annToMask(annotation) > 0] = annotation["category_id"]
+np.savez(f"{folder}/coco-rle.npz", **maps)
+maps = {}
+with open(f"{folder}/label-studio/label-studio.json") as file:
+    tasks = json.load(file)
+for number, task in enumerate(tasks):
+    for region in task["predictions"][0]["result"]:
+        size = (region["original_height"], region["original_width"])
+        covered = decode_rle(region["value"]["rle"]).reshape(*size, 4)[:, :, 3] > 0
+        [word] = region["value"]["brushlabels"]
+        maps.setdefault(str(number), np.zeros(size, int))[covered] = classes.index(word) + 1
+np.savez(f"{folder}/label-studio.npz", **maps)
+"""
+"""A program that reads both with the packages of those who made the formats, and writes the number of each pixel."""
+
 READERS: dict[Format, Callable[[str], Maps]] = {
     "coco-rle": numbers_of_coco,
     "label-studio": numbers_of_label_studio,
@@ -141,6 +168,21 @@ def test_the_pixels_are_those_of_the_labels(
     assert written == set(OUTPUTS[kind].files([])) | {"segmentation.json"} | (
         {f"{stem}.geojson" for stem in STEMS} if kind == "geojson" else set()
     ) | ({f"labels/{stem}.png" for stem in STEMS} if kind == "fiftyone" else set())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_packages_of_other_tools_read_the_same_pixels(checkpoint: str, photos: Path, tmp_path: Path) -> None:
+    segment(config_of(checkpoint, photos, tmp_path / "png", background_threshold=0.25))
+    for kind in ("coco-rle", "label-studio"):
+        segment(config_of(checkpoint, photos, tmp_path / kind, format=kind, background_threshold=0.25))
+    tools = CleanEnvironment(tmp_path / "tools", "pycocotools", "label-studio-sdk")
+    run_outside(tools.python, "-c", OTHER_TOOLS, ".", json.dumps(CLASSES), cwd=tmp_path)
+    expected = labels_of_pngs(str(tmp_path / "png"))
+    for kind in ("coco-rle", "label-studio"):
+        found = np.load(tmp_path / f"{kind}.npz")
+        for number, labels in enumerate(expected.values()):
+            np.testing.assert_array_equal(found[str(number)], labels)
 
 
 def test_the_data_set_of_fiftyone_has_the_images(checkpoint: str, photos: Path, tmp_path: Path) -> None:

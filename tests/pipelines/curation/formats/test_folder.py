@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import datasets
 import pytest
 
 from pipelines.curation.config import CurateConfig, Source
@@ -27,6 +28,18 @@ def test_rows_are_read_in_pieces_from_the_middle_of_the_file(tmp_path: Path, end
     assert line == f"x: images described by metadata.{ending}, captions in text (1 file), 200 rows"
     (folder / "images/000000000.jpg").write_bytes(b"another")
     assert read_shards([source])[0].version != shard.version
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_it_is_the_folder_that_datasets_reads(tmp_path: Path, ending: str) -> None:
+    rows = good_rows(range(5), width=64, height=64)
+    folder = write_folder(tmp_path / "raw", rows, ending)
+    theirs = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    theirs = theirs.cast_column("image", datasets.Image(decode=False))
+    ours = {row["url"]: (row["jpg"], row["captions"]) for row in read_all(folder)}
+    assert ours == {row["url"]: (Path(row["image"]["path"]).read_bytes(), [row["text"]]) for row in theirs}
 
 
 def test_missing_images_and_links_out_are_rows_with_a_reason(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def refusal(path: Path, *columns: str) -> str:
 def test_rows_that_datasets_wrote_are_read_in_pieces(tmp_path: Path) -> None:
     rows = good_rows(range(230), width=64, height=64)
     folder = write_hugging_face(tmp_path / "hf", rows, 150)
+    schema = pq.read_schema(next(folder.iterdir()))
+    assert schema.field("image").type == IMAGE and json.loads(schema.metadata[b"huggingface"]) == IMAGE_FEATURE
     for rows_per_piece in (1, 1024):
         read = read_all(folder, rows_per_piece=rows_per_piece)
         assert [row["jpg"] for row in read] == [row["jpg"] for row in rows]
