@@ -177,7 +177,7 @@ def table(report: EvaluationReport) -> str:
         "",
         *aligned(["", *names], [[key, *(number(values.get(f"{name}/{key}")) for name in names)] for key in keys]),
     ]
-    lines += ["", *aligned(*_class_rows(report)), ""]
+    lines += ["", *aligned(*_class_rows(report, others=False)), ""]
     return "\n".join(lines)
 
 
@@ -203,7 +203,7 @@ def write_report(report: EvaluationReport, scores: Scores, out: Path, *, save_pr
     examples_PART.png.
     """
     out.mkdir(parents=True, exist_ok=True)
-    header, rows = _class_rows(report)
+    header, rows = _class_rows(report, others=True)
     (out / "per_class.csv").write_text(csv_text([header, *rows]), encoding="utf-8")
     (out / "per_class.md").write_text(markdown(header, rows), encoding="utf-8")
     per_image = [["scene", "sample_id", "part", "miou", "pixel_accuracy"]]
@@ -269,19 +269,23 @@ def check_mlflow_run(run_id: str, tracking_uri: str | None) -> None:
         client.set_tag(run_id, "mlflow.runName", client.get_run(run_id).info.run_name)
 
 
-def _class_rows(report: EvaluationReport) -> tuple[list[str], list[list[str]]]:
+def _class_rows(report: EvaluationReport, *, others: bool) -> tuple[list[str], list[list[str]]]:
     """Returns the header and the rows, for each class and part: IoU, share of its pixels that were found, and its share
-    of all pixels, which is the IoU of labelling everything as this class."""
-    values = {}
+    of all pixels, which is the IoU of labelling everything as this class. With `others`, also the IoU of the baselines
+    and the oracle."""
+    columns: dict[str, NDArray[np.float64]] = {}
     for name, part in report.parts.items():
         metrics = segmentation_metrics(part.confusion)
-        values[name] = (metrics.class_iou, metrics.class_accuracy, _shares(part.confusion))
-    header = ["class", *(f"{name} {what}" for name in values for what in ("IoU", "found", "everywhere"))]
+        columns |= {f"{name} IoU": metrics.class_iou, f"{name} found": metrics.class_accuracy}
+        columns[f"{name} everywhere"] = _shares(part.confusion)
+        if others:
+            matrices = part.baselines if part.oracle is None else {**part.baselines, "oracle": part.oracle}
+            columns |= {f"{name} {key}": segmentation_metrics(matrix).class_iou for key, matrix in matrices.items()}
     rows = [
-        [label, *(number(100 * float(column[index])) for columns in values.values() for column in columns)]
+        [label, *(number(100 * float(column[index])) for column in columns.values())]
         for index, label in enumerate(report.classes)
     ]
-    return header, rows
+    return ["class", *columns], rows
 
 
 def _shares(confusion: NDArray[np.int64]) -> NDArray[np.float64]:

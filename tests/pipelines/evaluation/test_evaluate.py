@@ -141,6 +141,9 @@ def test_labelling_everything_as_one_class_is_beside_its_iou(
     assert [float(row["seen everywhere"]) for row in rows] == [
         pytest.approx(share, abs=0.006) for share in summary["class_share"]["seen"].values()
     ]
+    for name in ("no_grouping", "oracle", "all_background"):
+        ious = [float(row[f"seen {name}"]) for row in rows]
+        assert np.mean(ious) == pytest.approx(summary["metrics"][f"seen/{name}_miou"], abs=0.006)
 
 
 def test_pictures_and_tables_are_written(
