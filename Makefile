@@ -44,9 +44,9 @@ test-fast: $(INSTALLED)
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest -m "not ($(SLOW))" $(PARALLEL)
 
-# What is promised whatever happens: processes and nodes killed, storage that fails, the chain from end to end
+# What is promised whatever happens, each once: processes and nodes killed, storage that fails, the chain from end to end
 test-promises: $(INSTALLED)
-	@$(BIN)/python -m pytest -m "chaos or end_to_end"
+	@$(BIN)/python -m pytest -m "(chaos or end_to_end) and not slow"
 
 # All slow tests: those of test-promises, clusters, browsers, benchmarks, every command of the documentation
 test-slow: $(INSTALLED)

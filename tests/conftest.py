@@ -24,6 +24,8 @@ for name, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     # At the size of tests, threads wait more than they compute: up to 40 times the CPU time on 2 cores.
     "OMP_NUM_THREADS": "1",
+    # Or whatever else this machine does lets Ray's workers wait, and tests with them.
+    "RAY_worker_niceness": "0",
 }.items():
     os.environ.setdefault(name, value)
 # A shell lets what it starts in the background ignore Ctrl-C, and the commands that tests start would inherit that.

@@ -25,7 +25,7 @@ from tests.support.small_run import (
     write_noise,
 )
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_CPUS = 5
 AMENDMENTS = ("from 18: data.weights=3,1", "from 18: optimizer.learning_rate=0.002", "skip 20:22")

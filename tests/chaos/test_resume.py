@@ -45,6 +45,7 @@ def test_every_epoch_sees_every_sample_once(runs: Path, undisturbed: Path) -> No
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_change_the_result(
     data: str, runs: Path, undisturbed: Path, num_workers: int
 ) -> None:
@@ -54,6 +55,7 @@ def test_the_number_of_workers_does_not_change_the_result(
     assert_same_result(runs / name, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_worker(data: str, runs: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "killed-worker"
     step, victim = random.randint(9, NUM_STEPS - 8), random.randrange(2)

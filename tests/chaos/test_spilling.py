@@ -18,7 +18,7 @@ from pipelines.runs.folder import RunFolder
 from tests.support.small_disk import small_disk
 from tests.support.small_run import NUM_STEPS, as_flags, assert_same_result, consumed, make_config, write_noise
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LARGE = ["--model.image.image-size", "128", "--model.image.patch-size", "32", "--ingest.slice-size", "16"]
 """A slice has 0.8 MB. Ray keeps objects below 0.1 MB elsewhere."""

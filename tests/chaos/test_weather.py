@@ -106,8 +106,9 @@ def command(shared: Path, name: str, num_workers: str, num_steps: int) -> list[s
     return [PYTHON, "-m", "pipelines.cli", "pretrain", "debug", *flags_of(values)]
 
 
+@pytest.mark.slow
 def test_a_drained_node_costs_no_step_and_a_new_one_is_taken(cluster: Cluster, shared: Path, tmp_path: Path) -> None:
-    num_steps, log = 120, tmp_path / "log"
+    num_steps, log = 240, tmp_path / "log"  # more than pass while a machine joins
     nodes = [cluster.add_node(), cluster.add_node()]
     run = cluster.start_on_head(*command(shared, "elastic", "2:4", num_steps), log=log)
 

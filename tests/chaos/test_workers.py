@@ -104,7 +104,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("num_workers", [2, 3, 4, 5, 6, 12])
+@pytest.mark.parametrize(
+    "num_workers", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3, 4, 6, 12))]
+)
 def test_the_number_of_workers_does_not_change_a_bit(
     alone: tuple[Path, dict[str, list[float]]], tmp_path: Path, num_workers: int
 ) -> None:
@@ -118,6 +120,7 @@ def test_the_number_of_workers_does_not_change_a_bit(
         assert skipped[0] == skipped[1] and BAD_STEP in skipped[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_changes_its_number_of_workers_has_the_same_bits(
     alone: tuple[Path, dict[str, list[float]]], tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_a_data_set_is_read(data: Path, tmp_path: Path) -> None:
     assert (summary["schema_version"], summary["num_samples_verified"]) == (1, 96)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_is_finished(earlier: Path, data: Path, tmp_path: Path) -> None:
     command = ("sweep", "debug", "--base", "debug", "--max-concurrent", "1", "--data", str(data / "train"), *TRAINING)
     command += ("--evaluation.root", str(data / "validation"), "--evaluation.num-pictures", "0", "--name", "sweep")

@@ -54,7 +54,11 @@ def gradients(
 
 @pytest.mark.parametrize(
     ("config", "precision"),
-    [(SMALL, "float32"), (CHECKPOINTING, "bfloat16"), (CONVOLUTIONAL, "float32")],
+    [
+        (SMALL, "float32"),
+        pytest.param(CHECKPOINTING, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(CONVOLUTIONAL, "float32", marks=pytest.mark.slow),
+    ],
     ids=["hard", "checkpointing in bfloat16", "convolutional"],
 )
 def test_towers_compile_whole_in_few_graphs(config: ModelConfig, precision: Precision) -> None:

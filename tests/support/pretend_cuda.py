@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-import torch.utils._pytree as pytree
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -139,7 +138,7 @@ class _Mode(TorchDispatchMode):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.split("::")[1]
-    flat = pytree.tree_leaves((args, kwargs))
+    flat = list(_leaves((*args, *kwargs.values())))
     pretend = [x for x in flat if isinstance(x, Pretend)]
     plain = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, Pretend)]
     device = kwargs.get("device")
@@ -153,7 +152,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check_generator(name, flat, on_cuda)
     if pretend or on_cuda:
         _note_waits(name, pretend, plain, args, kwargs, on_cuda)
-    real_args, real_kwargs = pytree.tree_map_only(Pretend, lambda x: x.held, (args, kwargs))
+    real_args, real_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
     if on_cuda and device is not None:
         real_kwargs["device"] = torch.device("cpu")
     pins = bool(real_kwargs.pop("pin_memory", False))
@@ -172,7 +171,29 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return result
     if name == "_to_copy" and not pretend:
         result = result.clone()  # not the memory of the CPU's tensor
-    return pytree.tree_map_only(torch.Tensor, lambda x: x if isinstance(x, Pretend) else Pretend(x), result)
+    return _pretended(result)
+
+
+# Arguments and results of operations are numbers, tensors, and sequences of them, for which torch's pytree takes longer
+# than most operations.
+def _leaves(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _held(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_held, value))
+    return value.held if isinstance(value, Pretend) else value
+
+
+def _pretended(result: Any) -> Any:
+    if isinstance(result, list | tuple):
+        return type(result)(map(_pretended, result))
+    return Pretend(result) if isinstance(result, torch.Tensor) and not isinstance(result, Pretend) else result
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Any:
@@ -228,7 +249,7 @@ def _collective(func: Any, name: str, args: Any, kwargs: Any, plain: list[torch.
         _log.note("mix", f"collective {name}")
         raise RuntimeError(f"{name}: No backend type associated with device type cpu (nccl)")
     _log.note("collective", name)
-    real_args, real_kwargs = pytree.tree_map_only(Pretend, lambda x: x.held, (args, kwargs))
+    real_args, real_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
     if name == "_allgather_base_":
         real_args[0].copy_(real_args[1].repeat(len(real_args[0]) // len(real_args[1]), *[1] * (real_args[1].dim() - 1)))
     elif name == "_reduce_scatter_base_":

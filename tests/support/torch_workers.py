@@ -1,5 +1,6 @@
 """Runs a function on several real processes joined by gloo, for the tests of everything that crosses workers."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,14 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+# To import torch takes seconds. The process of which all workers are forked has done it, and holds no threads.
+multiprocessing.set_forkserver_preload(["torch", "torch.distributed", "tests.support.lone_worker"])
+
 
 def run_workers(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """`function(group, *args)` on every rank, results in rank order. Function, args and results must be picklable."""
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(_worker, (world_size, folder, function, args), nprocs=world_size, start_method="spawn")
+        start_processes(_worker, (world_size, folder, function, args), nprocs=world_size, start_method="forkserver")
         return [torch.load(Path(folder) / f"result_{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

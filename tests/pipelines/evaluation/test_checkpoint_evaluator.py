@@ -74,6 +74,7 @@ def history(folders: dict[str, str], run_id: str, metric: str) -> dict[int, set[
     return found
 
 
+@pytest.mark.slow
 def test_results_land_at_their_steps_and_the_training_is_the_same(folders: dict[str, str], tmp_path: Path) -> None:
     summary = pretrain(make_config(folders, "evaluated"))
     record = summary["evaluations"]

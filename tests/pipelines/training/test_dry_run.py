@@ -59,7 +59,8 @@ def test_no_speed_is_made_up_for_another_model(flags: str, hours: str, capsys: p
 
 
 def test_what_does_not_fit_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--training.num-workers 1 --ingest.slice-size 1024 --dry-run.gpu L4 --training.precision float32"
+    flags = "--training.num-workers 1 --training.global-batch-size 1024 --ingest.slice-size 1024 --dry-run.gpu L4"
+    flags += " --training.precision float32"
     assert main(["pretrain", "gcc_yfcc_30e", *flags.split()]) == 1
     captured = capsys.readouterr()
     assert "fault    memory" in captured.out and "give a smaller --ingest.slice-size" in captured.out

@@ -21,7 +21,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has 
 
 
 @no_gpu
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_gpu_without_a_driver_is_refused_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str], num_workers: int):
     config = make_config(write_noise(str(tmp_path / "data")), tmp_path / "runs", "gpu", num_workers=num_workers)
     config = dataclasses.replace(

@@ -59,7 +59,7 @@ def peak_of_a_real_step(config: ExperimentConfig, batch: Batch, precision: Preci
     return peak
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "config", [of_demo(), of_demo(activation_checkpointing=True, depths=(8, 0))], ids=["demo", "recomputed"]
 )
