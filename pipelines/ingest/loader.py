@@ -31,6 +31,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from pipelines.ingest.plan import IngestPlan, Slice, plan_ingest
+from pipelines.ingest.room import cpus_of_reader, free_cpus
 
 if TYPE_CHECKING:
     from pipelines.experiments.config import ExperimentConfig
@@ -63,15 +64,16 @@ def training_slices(config: "ExperimentConfig", *, first_step: int, stay_open: b
             batch_size=None,
             num_cpus=0,
         )
-        free_cpus = _free_cpus(config)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        num_processes = config.ingest.max_processes or max(free_cpus(config, nodes), 1)
         return windows.map_batches(
             _SliceLoader,  # pyright: ignore[reportArgumentType]
             fn_constructor_args=(plan,),
             batch_size=None,
-            num_cpus=min(free_cpus, 1),
+            num_cpus=cpus_of_reader(config, nodes),
             compute=ActorPoolStrategy(
                 min_size=1,
-                max_size=config.ingest.max_processes or max(free_cpus, 1),
+                max_size=num_processes,
                 # One window is made while another is handed over. Two more wait; otherwise the pool would not grow.
                 enable_true_multi_threading=True,
                 max_concurrent_calls_per_actor=2,
@@ -131,33 +133,6 @@ def _split_by_window(
         # step waits for several. Each costs Ray a task, and a slow run may wait for long.
         yield {"first": [last], "end": [last]}
         pause = min(2 * pause, 2.0)
-
-
-def _free_cpus(config: "ExperimentConfig") -> int:
-    """Number of CPUs of the cluster that neither training nor evaluation requests.
-
-    At least 1, except while workers whose number may change take all of a cluster that shrank: 0. One reading process
-    then shares the CPUs of the workers; otherwise they would wait for it for ever.
-    """
-    training, evaluation = config.training, config.evaluation
-    taken = _num_workers(config) * training.cpus_per_worker
-    if evaluation.every_n_steps is not None:
-        taken += evaluation.num_workers * evaluation.cpus_per_worker
-    free = int(ray.cluster_resources().get("CPU", 0)) - taken
-    return max(free, 0 if training.min_workers < training.max_workers else 1)
-
-
-def _num_workers(config: "ExperimentConfig") -> int:
-    """Number of workers that Ray Train starts now."""
-    training = config.training
-    if training.min_workers == training.max_workers:
-        return training.max_workers
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    each = {"CPU": float(training.cpus_per_worker)}
-    if training.device != "cpu" and any(node.get("GPU", 0) for node in nodes):
-        each["GPU"] = training.gpus_per_worker
-    room = [min(int(node.get(kind, 0) // amount) for kind, amount in each.items()) for node in nodes]
-    return min(sum(room), training.max_workers)
 
 
 class _SliceLoader:
