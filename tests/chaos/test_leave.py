@@ -26,12 +26,11 @@ from tests.support.small_run import (
     wait_for_step,
 )
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_CPUS = 5
 
 
-@pytest.mark.slow
 def test_a_worker_that_gets_sigterm(
     data: str, runs: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +53,6 @@ def test_a_worker_that_gets_sigterm(
     assert_same_result(runs / name, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_controller_that_is_killed(data: str, runs: Path, undisturbed: Path) -> None:
     """Ray Train's process that starts the workers and watches them."""
     name = "controller"
@@ -72,9 +70,7 @@ def test_a_controller_that_is_killed(data: str, runs: Path, undisturbed: Path) -
     assert_same_result(runs / name, undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_driver_that_is_told_to_stop(
     data: str, runs: Path, undisturbed: Path, number: signal.Signals, exit_code: int
 ) -> None:
@@ -103,7 +99,6 @@ def test_a_driver_that_is_told_to_stop(
     assert_same_result(runs / name, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(data: str, runs: Path) -> None:
     """While no step ends, because the workers are stopped."""
     name = "twice"
@@ -122,7 +117,6 @@ def test_a_second_ctrl_c_ends_at_once(data: str, runs: Path) -> None:
     assert (driver.returncode, said.splitlines()[-1]) == (-signal.SIGINT, "groupvit: stopped by Ctrl-C")
 
 
-@pytest.mark.slow
 def test_a_worker_that_hangs(data: str, runs: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is suspended. The others say where they wait, and all start again."""
     name = "hangs"

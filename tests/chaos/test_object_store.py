@@ -27,7 +27,7 @@ from tests.support.small_run import (
     write_noise,
 )
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,6 @@ def make_curation(raw: str, out: str) -> CurateConfig:
     return CurateConfig(raw=(raw,), out=out, rows_per_piece=50, rows_per_group=16, groups_per_file=3, num_workers=2)
 
 
-@pytest.mark.slow
 def test_store_that_is_killed_and_started_again(
     runs: Path, store: ObjectStore, from_disk: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -118,7 +117,6 @@ def test_every_twentieth_request_fails_somehow(
     assert_same_result(download_checkpoint(name, tmp_path), from_disk)
 
 
-@pytest.mark.slow
 def test_curation_from_and_to_a_store_that_fails(
     runs: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
