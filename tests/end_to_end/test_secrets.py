@@ -16,7 +16,7 @@ from tests.support.object_store import ObjectStore
 from tests.support.planted_secrets import IN_FILES, PLANTED, files_below, found, plant_in_home
 from tests.support.scenes_folder import write_scenes
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PASSWORD_OF_URI, IN_ARGUMENTS = "planted-uri-3c1f", "planted-argument-8f8f"
 
