@@ -28,8 +28,8 @@ def cpus_of_reader(config: "ExperimentConfig", nodes: Sequence[Node]) -> int:
     if not _may_change(config):
         return 1
     num_workers = _num_workers(config, nodes)
-    without_one = [nodes, *(_without(nodes, index) for index in _one_of_each_kind(nodes))]
-    may_wait = any(_num_workers(config, left) == num_workers and not free_cpus(config, left) for left in without_one)
+    may_be_left = [nodes, *([*nodes[:index], *nodes[index + 1 :]] for index in _one_of_each_kind(nodes))]
+    may_wait = any(_num_workers(config, left) == num_workers and not free_cpus(config, left) for left in may_be_left)
     return 0 if may_wait else 1
 
 
@@ -52,7 +52,3 @@ def _num_workers(config: "ExperimentConfig", nodes: Sequence[Node]) -> int:
 def _one_of_each_kind(nodes: Sequence[Node]) -> list[int]:
     """Indexes of nodes of which no two have the same CPUs and GPUs."""
     return list({(node.get("CPU", 0), node.get("GPU", 0)): index for index, node in enumerate(nodes)}.values())
-
-
-def _without(nodes: Sequence[Node], index: int) -> list[Node]:
-    return [*nodes[:index], *nodes[index + 1 :]]

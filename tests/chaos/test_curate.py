@@ -16,7 +16,7 @@ from pipelines.dataset.format import open_dataset
 from tests.support.raw_shards import good_rows, raw_row, write_shards
 
 NUM_CPUS = 2
-NUM_KILLS = 5
+NUM_KILLS = 10
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 

@@ -44,8 +44,8 @@ def test_every_epoch_sees_every_sample_once(runs: Path, undisturbed: Path) -> No
     assert_every_epoch_saw_every_sample_once(runs, "undisturbed")
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 3])
 def test_the_number_of_workers_does_not_change_the_result(
     data: str, runs: Path, undisturbed: Path, num_workers: int
 ) -> None:

@@ -20,7 +20,7 @@ import dataclasses
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -152,7 +152,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check_generator(name, flat, on_cuda)
     if pretend or on_cuda:
         _note_waits(name, pretend, plain, args, kwargs, on_cuda)
-    real_args, real_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
+    real_args, real_kwargs = _map(_held, (args, kwargs))
     if on_cuda and device is not None:
         real_kwargs["device"] = torch.device("cpu")
     pins = bool(real_kwargs.pop("pin_memory", False))
@@ -171,7 +171,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return result
     if name == "_to_copy" and not pretend:
         result = result.clone()  # not the memory of the CPU's tensor
-    return _pretended(result)
+    return _map(_pretended, result)
 
 
 # Arguments and results of operations are numbers, tensors, and sequences of them, for which torch's pytree takes longer
@@ -184,16 +184,20 @@ def _leaves(values: Any) -> Iterator[Any]:
             yield value
 
 
-def _held(value: Any) -> Any:
+def _map(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(change, part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_held, value))
+        return type(value)(_map(change, part) for part in value)
+    return change(value)
+
+
+def _held(value: Any) -> Any:
     return value.held if isinstance(value, Pretend) else value
 
 
-def _pretended(result: Any) -> Any:
-    if isinstance(result, list | tuple):
-        return type(result)(map(_pretended, result))
-    return Pretend(result) if isinstance(result, torch.Tensor) and not isinstance(result, Pretend) else result
+def _pretended(value: Any) -> Any:
+    return Pretend(value) if isinstance(value, torch.Tensor) and not isinstance(value, Pretend) else value
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> Any:
@@ -249,7 +253,7 @@ def _collective(func: Any, name: str, args: Any, kwargs: Any, plain: list[torch.
         _log.note("mix", f"collective {name}")
         raise RuntimeError(f"{name}: No backend type associated with device type cpu (nccl)")
     _log.note("collective", name)
-    real_args, real_kwargs = _held(args), {key: _held(value) for key, value in kwargs.items()}
+    real_args, real_kwargs = _map(_held, (args, kwargs))
     if name == "_allgather_base_":
         real_args[0].copy_(real_args[1].repeat(len(real_args[0]) // len(real_args[1]), *[1] * (real_args[1].dim() - 1)))
     elif name == "_reduce_scatter_base_":

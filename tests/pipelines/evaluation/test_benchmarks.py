@@ -253,7 +253,10 @@ def confusion(num_workers: int, batch_size: int, checkpoint: str, root: Path, ou
     return (out / "confusion_voc21.csv").read_text()
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size"), [(1, 8), (2, 1), (3, 8)])
+@pytest.mark.parametrize(
+    ("num_workers", "batch_size"),
+    [(1, 8), (2, 1), (3, 8), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, 8), (3, 1)))],
+)
 def test_any_number_of_workers_and_any_batch_size_count_the_same_pixels(
     num_workers: int, batch_size: int, sliding: str, checkpoint: str, root: Path, tmp_path: Path
 ) -> None:

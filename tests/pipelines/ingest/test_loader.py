@@ -60,7 +60,9 @@ def assert_same(slices, expected):
             assert np.array_equal(piece[name], column), name
 
 
-@pytest.mark.parametrize(("world_size", "first_step"), [(1, 0), (4, 0), (2, 5)])
+@pytest.mark.parametrize(
+    ("world_size", "first_step"), [(1, 0), (4, 0), (2, 5), pytest.param(2, 0, marks=pytest.mark.slow)]
+)
 def test_every_rank_gets_its_slices_bit_by_bit(cluster, config, world_size, first_step):
     # At any number of workers, and from the middle: step 5 begins within a window.
     expected = read_without_ray(config)

@@ -21,7 +21,7 @@ def config_of(num_workers: int | str, **changes: object) -> ExperimentConfig:
     ("num_workers", "changes", "nodes", "free", "each"),
     [
         (4, {}, [{"CPU": 8.0}], 4, 1),
-        (4, {}, [{"CPU": 4.0}], 0, 1),  # the run waits for room, and was checked to have it
+        (4, {}, [{"CPU": 4.0}], 0, 1),  # a fixed number: it waits for room
         ("2:4", {}, [{"CPU": 8.0}], 4, 1),  # a node that goes takes the workers along
         ("2:4", {}, [{"CPU": 2.0}, CPU_NODE, CPU_NODE], 0, 0),
         ("2:4", {}, [{"CPU": 2.0}, CPU_NODE, CPU_NODE, CPU_NODE], 1, 0),  # four workers may stay on four CPUs
