@@ -32,10 +32,10 @@ class Lag:
         self._busy_seconds, self._lap_start = 0.0, time.perf_counter()
         if self._group is None:
             return {}
-        own = torch.tensor([busy], device=self._device)
-        all_busy = [torch.empty_like(own) for _ in range(dist.get_world_size(self._group))]
-        dist.all_gather(all_busy, own, group=self._group)
-        ordered = sorted((float(value), rank) for rank, value in enumerate(all_busy))
-        *others, (most, slowest) = ordered
-        waited = most - sum(value for value, _ in others) / len(others)
+        own = torch.tensor([busy, seconds], device=self._device)
+        workers = [torch.empty_like(own) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(workers, own, group=self._group)
+        # Of the time of the slowest itself: laps begin and end at slightly different times on each worker.
+        *others, (most, seconds, slowest) = sorted((*worker.tolist(), rank) for rank, worker in enumerate(workers))
+        waited = most - sum(value for value, *_ in others) / len(others)
         return {"slowest_rank": float(slowest), "slowest_rank_wait_share": waited / max(seconds, 1e-9)}

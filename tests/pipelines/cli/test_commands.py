@@ -5,7 +5,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -198,13 +197,11 @@ def test_help_shows_the_docs_of_fields_with_the_experiments_values(capsys: pytes
 
 
 def test_general_help_does_not_wait_for_heavy_imports() -> None:
-    start = time.monotonic()
     heavy = {"torch", "ray", "mlflow"}
     code = f"import sys; from pipelines.cli.main import main; main(['--help']); print(*({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "groupvit pretrain debug" in done.stdout
     assert done.stdout.splitlines()[-1] == ""
-    assert time.monotonic() - start < 10
 
 
 def test_mlflow_says_nothing_of_its_tables() -> None:

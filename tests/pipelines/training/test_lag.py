@@ -10,6 +10,7 @@ from tests.support.torch_workers import run_workers
 
 
 def measure(group: dist.ProcessGroup) -> dict[str, float]:
+    time.sleep(0.2 * (1 - dist.get_rank(group)))  # laps are not of the same length
     lag = Lag(group, torch.device("cpu"))
     for _ in range(2):
         lag.start_step()
@@ -20,9 +21,9 @@ def measure(group: dist.ProcessGroup) -> dict[str, float]:
 
 
 def test_the_worker_that_computes_longest_is_named() -> None:
-    found = run_workers(measure, 2)
-    assert [values["slowest_rank"] for values in found] == [1, 1]
-    assert all(0 < values["slowest_rank_wait_share"] <= 1 for values in found)
+    first, second = run_workers(measure, 2)
+    assert first == second and first["slowest_rank"] == 1
+    assert 0.5 < first["slowest_rank_wait_share"] <= 1
 
 
 def test_a_single_worker_waits_for_nobody() -> None:
