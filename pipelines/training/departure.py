@@ -6,9 +6,11 @@ after each step. Only workers import torch for it.
 """
 
 import enum
+import logging
 import os
 import signal
 import threading
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,9 +18,12 @@ import ray.train
 from ray.exceptions import RayError
 
 from pipelines.cluster.session import Terminal
+from pipelines.errors import DrainedError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_QUESTIONS = 1.0
 """Pause between two questions to Ray whether a node is about to go away."""
@@ -58,6 +63,9 @@ _process = Process()
 class Departure:
     """Agrees with the other workers when to leave. In a `with` block, this process counts as one that trains.
 
+    A block that ends by DrainedError waits for those of all workers: Ray ends all when one raises, and rank 0 must
+    have published the checkpoint by then.
+
     Args:
         group: A group of all workers for tensors on the CPU. None: a single worker.
         process: What the worker is asked.
@@ -94,7 +102,14 @@ class Departure:
         self._process.trains = True
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, DrainedError) and self._group is not None:
+            import torch.distributed as dist
+
+            try:
+                dist.barrier(self._group)
+            except RuntimeError as failure:
+                logger.warning("a worker was lost while all left: %s", failure)
         self._process.trains = False
         self._process.has_ended.set()
 

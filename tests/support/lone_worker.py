@@ -86,13 +86,19 @@ def train_alone(
     return run
 
 
-def train_as_one_of(group: dist.ProcessGroup | None, config: ExperimentConfig, runs: Path) -> list[float]:
+def train_as_one_of(
+    group: dist.ProcessGroup | None,
+    config: ExperimentConfig,
+    runs: Path,
+    leave_requested: Callable[[], bool] = lambda: False,
+) -> list[float]:
     """Trains the same as one of the workers of a group. Returns the logged losses; an empty list except on rank 0."""
     run = RunFolder(str(runs / "small"))
     losses: list[float] = []
     context = _context(config, run, group, "float32", run.latest_step())
     if group is not None:
         dist.barrier(group)  # all have seen the newest checkpoint before the next is saved
+    context = dataclasses.replace(context, leave_requested=leave_requested)
     train(config, run, dataclasses.replace(context, watch=lambda done, values: losses.append(values["loss"])))
     return losses
 

@@ -4,10 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch.distributed as dist
 
+from pipelines.errors import DrainedError
+from pipelines.runs.folder import RunFolder
 from pipelines.training.departure import Departure, Process, Wish
+from tests.support.lone_worker import SLICE, lone_config, train_as_one_of
 from tests.support.torch_workers import run_workers
 
 CASES: list[tuple[dict[int, tuple[int, Wish]], tuple[int, Wish]]] = [
@@ -39,6 +46,32 @@ def leave_once(group: dist.ProcessGroup, asked: dict[int, tuple[int, Wish]]) -> 
 
 def test_all_workers_leave_after_the_same_step() -> None:
     assert run_workers(leave, 3) == [[(step, int(wish)) for _, (step, wish) in CASES]] * 3
+
+
+def leave_while_the_checkpoint_is_written(group: dist.ProcessGroup, runs: Path) -> list[int]:
+    """Steps with a checkpoint when this worker's error reaches Ray, which then ends the others."""
+    process = Process()
+    process.ask(Wish.MOVE)
+    save_checkpoint = RunFolder.save_checkpoint
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(2)
+        save_checkpoint(*arguments)
+
+    def train() -> None:
+        config = lone_config(runs, num_steps=9, global_batch_size=2 * SLICE, checkpoint_every_n_steps=9)
+        with Departure(group, process) as departure:
+            train_as_one_of(group, config, runs, leave_requested=departure.is_due)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", slow)
+        with pytest.raises(DrainedError, match="left after step 2, with a"):
+            train()
+    return RunFolder(str(runs / "small")).checkpoint_steps()
+
+
+def test_no_worker_raises_before_the_checkpoint_is_published(tmp_path: Path) -> None:
+    assert run_workers(leave_while_the_checkpoint_is_written, 2, tmp_path) == [[2], [2]]
 
 
 SIGTERM = """
