@@ -98,8 +98,10 @@ def train_as_one_of(
     context = _context(config, run, group, "float32", run.latest_step())
     if group is not None:
         dist.barrier(group)  # all have seen the newest checkpoint before the next is saved
-    context = dataclasses.replace(context, leave_requested=leave_requested)
-    train(config, run, dataclasses.replace(context, watch=lambda done, values: losses.append(values["loss"])))
+    watched = dataclasses.replace(
+        context, leave_requested=leave_requested, watch=lambda done, values: losses.append(values["loss"])
+    )
+    train(config, run, watched)
     return losses
 
 
